@@ -1,0 +1,1 @@
+"""Host tier: KV pages in host memory and decode attention over them."""

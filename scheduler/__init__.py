@@ -1,0 +1,1 @@
+"""Requests, page accounting, plans and the scheduler: plain data, no JAX."""

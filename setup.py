@@ -1,0 +1,31 @@
+"""Builds the native host-attention library; everything else is declared in pyproject.toml.
+
+The extension is optional: where no C++17 compiler is found the install succeeds and the pure-JAX attention is used.
+"""
+
+import importlib.util
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+
+def ffi_include_dir() -> str:
+    """Return the folder of the XLA FFI headers that jaxlib ships, without importing jaxlib."""
+    spec = importlib.util.find_spec("jaxlib")
+    if spec is None or spec.origin is None:
+        raise RuntimeError("jaxlib is needed to build: install it first or build with isolation")
+    return str(Path(spec.origin).parent / "include")
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "apex_jax.host_offload._native",
+            sources=["host_offload/native/attention.cc"],
+            include_dirs=[ffi_include_dir()],
+            extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden", "-fno-exceptions", "-Wall"],
+            language="c++",
+            optional=True,
+        )
+    ]
+)
