@@ -1,0 +1,209 @@
+"""What a LLaMA model is: its sizes and settings, read from a Hugging Face `config.json` or given by hand."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from .rope import RopeConfig
+
+_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+_OPTIONAL = (
+    "num_key_value_heads",
+    "head_dim",
+    "rms_norm_eps",
+    "max_position_embeddings",
+    "tie_word_embeddings",
+    "attention_bias",
+    "mlp_bias",
+    "bos_token_id",
+    "eos_token_id",
+)
+
+_READ_BY_ROPE = (
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "partial_rotary_factor",
+    "original_max_position_embeddings",
+)
+
+# Attributes whose other values change the computation and are not implemented.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("llama",),
+    "hidden_act": ("silu", "swish"),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "is_decoder": (True, False),
+    "chunk_size_feed_forward": (0,),
+    "rope_interleaved": (False, None),
+    "quantization_config": (None,),
+    "sliding_window": (None,),
+    "auto_map": (None,),
+    "pruned_heads": ({}, None),
+    "per_layer_config": ({}, None),
+}
+
+# Attributes that training, saving or other programs use; inference gives the same logits whatever they say.
+_IRRELEVANT = frozenset(
+    """
+    _name_or_path _commit_hash _attn_implementation _attn_implementation_autoset attn_implementation
+    _flash_attn_2_enabled architectures torch_dtype dtype transformers_version transformers.js_config unsloth_version
+    unsloth_fixed use_cache initializer_range attention_dropout pretraining_tp pad_token_id sep_token_id
+    decoder_start_token_id id2label label2id num_labels problem_type finetuning_task task_specific_params
+    output_attentions output_hidden_states output_scores return_dict return_dict_in_generate torchscript
+    use_bfloat16 tf_legacy_loss tie_encoder_decoder cross_attention_hidden_size tokenizer_class prefix
+    is_llama_config max_sequence_length bad_words_ids begin_suppress_tokens suppress_tokens diversity_penalty do_sample
+    early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id
+    forced_eos_token_id length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams
+    num_return_sequences remove_invalid_values repetition_penalty temperature top_k top_p typical_p
+    tie_last_hidden_states
+    """.split()  # noqa: SIM905 a list of sixty quoted words would hide what is in it
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    """Sizes and settings of a LLaMA decoder; hashable, so that it can be a static argument of a compiled function.
+
+    Args:
+        vocab_size: V, tokens in the vocabulary.
+        hidden_size: D, width of the residual stream.
+        intermediate_size: F, width inside the feed-forward block.
+        num_hidden_layers: L.
+        num_attention_heads: N query heads.
+        num_key_value_heads: K key/value heads; divides N.
+        head_dim: H, even; N * H need not equal D.
+        rms_norm_eps: added to the mean square inside RMSNorm.
+        rope: how positions enter.
+        max_position_embeddings: longest sequence, in tokens.
+        tie_word_embeddings: the output head is the embedding matrix.
+        attention_bias: biases on the query, key, value and output projections.
+        mlp_bias: biases on the three feed-forward projections.
+        bos_token_id: begins a sequence; None where the model has no such token.
+        eos_token_ids: any of them ends a generation.
+
+    Raises:
+        ValueError: a size is not a positive integer, heads do not divide, H is odd, or a token id lies outside of V.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float = 1e-5
+    rope: RopeConfig = dataclasses.field(default_factory=RopeConfig)
+    max_position_embeddings: int = 2048
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        sizes = (*_REQUIRED, "num_key_value_heads", "head_dim", "max_position_embeddings")
+        for name in sizes:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads must divide num_attention_heads={self.num_attention_heads}, "
+                f"got {self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even for RoPE, got {self.head_dim}")
+        if not self.rms_norm_eps > 0:
+            raise ValueError(f"rms_norm_eps must be positive, got {self.rms_norm_eps}")
+        if self.rope.frequency_factors and len(self.rope.frequency_factors) != self.head_dim // 2:
+            raise ValueError(
+                f"RoPE needs head_dim / 2 = {self.head_dim // 2} frequency factors, "
+                f"got {len(self.rope.frequency_factors)}"
+            )
+        for token in (*self.eos_token_ids, *(() if self.bos_token_id is None else (self.bos_token_id,))):
+            if not 0 <= token < self.vocab_size:
+                raise ValueError(f"token id {token} lies outside of the vocabulary of {self.vocab_size}")
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> "LlamaConfig":
+        """Read the mapping of a Hugging Face `config.json`; absent optional entries take transformers' defaults.
+
+        Raises:
+            ValueError: an entry this package does not implement, by name, a needed entry that is absent, or a value
+                outside of what is allowed.
+        """
+        _refuse_unknown(config)
+        missing = [name for name in _REQUIRED if config.get(name) is None]
+        if missing:
+            raise ValueError(f"the model configuration lacks {', '.join(missing)}")
+        heads, width = config["num_attention_heads"], config["hidden_size"]
+        if config.get("head_dim") is None and width % heads:
+            raise ValueError(
+                f"hidden_size {width} is no multiple of num_attention_heads {heads}, and head_dim is absent"
+            )
+        return cls(
+            **{name: config[name] for name in _REQUIRED},
+            num_key_value_heads=config.get("num_key_value_heads") or heads,
+            head_dim=config.get("head_dim") or width // heads,
+            rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+            rope=RopeConfig.from_hf(config),
+            max_position_embeddings=config.get("max_position_embeddings", 2048),
+            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+            attention_bias=bool(config.get("attention_bias", False)),
+            mlp_bias=bool(config.get("mlp_bias", False)),
+            bos_token_id=config.get("bos_token_id", 1),
+            eos_token_ids=token_ids(config.get("eos_token_id", 2)),
+        )
+
+    def replace(self, **changes: Any) -> "LlamaConfig":
+        """Return a copy with other values, for example fewer layers; validated like the original."""
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def group_size(self) -> int:
+        """G = N / K, query heads a key/value head serves."""
+        return self.num_attention_heads // self.num_key_value_heads
+
+    @property
+    def query_size(self) -> int:
+        """N * H."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """K * H, width of a token's keys (or values) in one layer."""
+        return self.num_key_value_heads * self.head_dim
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the model, a tied head counted once."""
+        qkv = self.query_size + 2 * self.kv_size
+        attention = self.hidden_size * (qkv + self.query_size)
+        mlp = 3 * self.hidden_size * self.intermediate_size
+        biases = self.attention_bias * (qkv + self.hidden_size) + self.mlp_bias * (
+            2 * self.intermediate_size + self.hidden_size
+        )
+        tables = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
+        return tables + self.hidden_size + self.num_hidden_layers * (attention + mlp + biases + 2 * self.hidden_size)
+
+
+def token_ids(value: int | list[int] | tuple[int, ...] | None) -> tuple[int, ...]:
+    """Return the one, several or no token ids of a configuration entry as a tuple."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _refuse_unknown(config: Mapping[str, Any]) -> None:
+    """Refuse what would change the computation without being implemented: silence would give wrong logits."""
+    known = {*_REQUIRED, *_OPTIONAL, *_READ_BY_ROPE, *_FIXED, *_IRRELEVANT}
+    problems = [f"{name} = {config[name]!r} is unknown" for name in sorted(set(config) - known)]
+    for name, allowed in _FIXED.items():
+        if name in config and config[name] not in allowed:
+            options = " or ".join(repr(value) for value in allowed)
+            problems.append(f"{name} = {config[name]!r}, only {options} is implemented")
+    if problems:
+        raise ValueError(f"model configuration not implemented: {'; '.join(problems)}")

@@ -1,0 +1,224 @@
+"""Rotary position embedding: its settings, its frequencies and its application.
+
+The settings cover what LLaMA checkpoints use: `default`, `linear`, `llama3` and `yarn`. Frequencies are computed once,
+in float32 steps in the order of the original implementation, so that angles at long positions equal those the model
+was trained with; angles, cosines and sines are float32 whatever the dtype of the weights.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+_FIELDS_OF_TYPE = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": (
+        "factor",
+        "original_max_position_embeddings",
+        "beta_fast",
+        "beta_slow",
+        "attention_factor",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+    ),
+}
+_REQUIRED_OF_TYPE = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor", "original_max_position_embeddings"),
+}
+_LABELS = ("rope_type", "type", "rope_theta", "finetuned")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeConfig:
+    """How positions turn queries and keys. Fields carry the names of a Hugging Face `config.json`.
+
+    Args:
+        rope_type: one of `ROPE_TYPES`.
+        theta: base of the geometric series of wavelengths.
+        factor: by how much the context is stretched (linear, llama3, yarn).
+        low_freq_factor, high_freq_factor: limits of the blended band, in turns over the original context (llama3).
+        original_max_position_embeddings: context before stretching, in tokens (llama3, yarn).
+        beta_fast, beta_slow: limits of the blended band, in turns over the original context (yarn).
+        attention_factor: multiplies cosines and sines; None computes it from `factor` (yarn).
+        mscale, mscale_all_dim: how `attention_factor` is computed where it is None (yarn).
+        truncate: round the blended band outwards to whole dimensions (yarn).
+        frequency_factors: divisors of the H/2 frequencies, applied last; empty for none. GGUF files store llama3
+            scaling in this form.
+
+    Raises:
+        ValueError: unknown type, a setting the type needs is missing, or one that belongs to another type is given.
+    """
+
+    rope_type: str = "default"
+    theta: float = 10_000.0
+    factor: float | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    original_max_position_embeddings: int | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool | None = None
+    frequency_factors: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        if self.rope_type not in ROPE_TYPES:
+            raise ValueError(f"RoPE type {self.rope_type!r} is not implemented; implemented: {', '.join(ROPE_TYPES)}")
+        if not self.theta > 1:
+            raise ValueError(f"RoPE theta must be above 1, got {self.theta}")
+        missing = [name for name in _REQUIRED_OF_TYPE[self.rope_type] if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"RoPE type {self.rope_type!r} needs {', '.join(missing)}")
+        known = ("rope_type", "theta", "frequency_factors", *_FIELDS_OF_TYPE[self.rope_type])
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in known and value is not None:
+                raise ValueError(f"RoPE type {self.rope_type!r} has no setting {field.name} (got {value!r})")
+        if self.factor is not None and self.factor < 1:
+            raise ValueError(f"RoPE factor must be at least 1, got {self.factor}")
+        if self.rope_type == "llama3" and not (self.low_freq_factor or 0) < (self.high_freq_factor or 0):
+            raise ValueError(
+                f"RoPE low_freq_factor must be below high_freq_factor, got {self.low_freq_factor} and "
+                f"{self.high_freq_factor}"
+            )
+        if any(factor <= 0 for factor in self.frequency_factors):
+            raise ValueError("RoPE frequency_factors must be positive")
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> "RopeConfig":
+        """Read the settings from a `config.json`, in either form.
+
+        Transformers 5 writes one mapping `rope_parameters`; older files hold `rope_theta` and `rope_scaling`. Where
+        both stand, `rope_scaling` wins, and a theta inside the mapping wins over one outside, as in transformers.
+
+        Raises:
+            ValueError: an unknown type, or a setting that is not implemented, by name.
+        """
+        settings = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+        rope_type = settings.get("rope_type", settings.get("type")) or "default"
+        if rope_type not in ROPE_TYPES:
+            raise ValueError(f"RoPE type {rope_type!r} is not implemented; implemented: {', '.join(ROPE_TYPES)}")
+        theta = settings.get("rope_theta") or config.get("rope_theta") or 10_000.0
+        if settings.get("partial_rotary_factor", config.get("partial_rotary_factor")) not in (None, 1, 1.0):
+            raise ValueError("RoPE partial_rotary_factor other than 1 is not implemented")
+        settings.pop("partial_rotary_factor", None)
+        for label in _LABELS:
+            settings.pop(label, None)
+        unknown = sorted(set(settings) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"RoPE settings not implemented: {', '.join(unknown)}")
+
+        longest = config.get("max_position_embeddings", 2048)
+        if "original_max_position_embeddings" in _FIELDS_OF_TYPE[rope_type]:
+            outer = config.get("original_max_position_embeddings")
+            inner = settings.get("original_max_position_embeddings")
+            settings["original_max_position_embeddings"] = outer or inner or longest
+        if rope_type == "yarn" and settings.get("factor") is None:
+            settings["factor"] = longest / settings["original_max_position_embeddings"]
+        return cls(rope_type=rope_type, theta=float(theta), **settings)
+
+    @property
+    def attention_scaling(self) -> float:
+        """Factor on cosines and sines: 1 except for yarn (arXiv 2309.00071, section 3.4)."""
+        if self.rope_type != "yarn" or self.factor is None:
+            return 1.0
+        if self.attention_factor is not None:
+            return self.attention_factor
+
+        def scale(mscale: float) -> float:
+            return 1.0 if self.factor is None or self.factor <= 1 else 0.1 * mscale * math.log(self.factor) + 1.0
+
+        if self.mscale and self.mscale_all_dim:
+            return scale(self.mscale) / scale(self.mscale_all_dim)
+        return scale(1.0)
+
+
+def inverse_frequencies(rope: RopeConfig, head_dim: int) -> np.ndarray:
+    """Return the float32 [H/2] angles a position advances by, in radians a token."""
+    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    base_frequencies = np.power(rope.theta, exponent.astype(np.float64)).astype(np.float32)
+    frequencies = np.float32(1.0) / base_frequencies
+    if rope.rope_type == "linear":
+        frequencies = frequencies / np.float32(rope.factor)
+    elif rope.rope_type == "llama3":
+        frequencies = _llama3(rope, frequencies)
+    elif rope.rope_type == "yarn":
+        frequencies = _yarn(rope, base_frequencies, head_dim)
+    if rope.frequency_factors:
+        if len(rope.frequency_factors) != head_dim // 2:
+            raise ValueError(
+                f"RoPE needs {head_dim // 2} frequency factors for heads of width {head_dim}, "
+                f"got {len(rope.frequency_factors)}"
+            )
+        frequencies = frequencies / np.asarray(rope.frequency_factors, np.float32)
+    return frequencies.astype(np.float32)
+
+
+def _llama3(rope: RopeConfig, frequencies: np.ndarray) -> np.ndarray:
+    """Slow the long wavelengths by `factor`, keep the short ones, blend in between (Llama 3.1's own code)."""
+    assert rope.factor is not None
+    assert rope.low_freq_factor is not None
+    assert rope.high_freq_factor is not None
+    assert rope.original_max_position_embeddings is not None
+    context = rope.original_max_position_embeddings
+    wavelengths = np.float32(2 * math.pi) / frequencies
+    turns = np.float32(context) / wavelengths
+    blend = (turns - np.float32(rope.low_freq_factor)) / np.float32(rope.high_freq_factor - rope.low_freq_factor)
+    slowed = frequencies / np.float32(rope.factor)
+    blended = (1 - blend) * slowed + blend * frequencies
+    result = np.where(wavelengths > context / rope.low_freq_factor, slowed, blended)
+    return np.where(wavelengths < context / rope.high_freq_factor, frequencies, result)
+
+
+def _yarn(rope: RopeConfig, base_frequencies: np.ndarray, head_dim: int) -> np.ndarray:
+    """Interpolate the slow dimensions, keep the fast ones, ramp in between (arXiv 2309.00071, section 3.2)."""
+    assert rope.factor is not None
+    assert rope.original_max_position_embeddings is not None
+    context = rope.original_max_position_embeddings
+
+    def dimension_of(turns: float) -> float:
+        return head_dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low, high = dimension_of(rope.beta_fast or 32), dimension_of(rope.beta_slow or 1)
+    if rope.truncate is None or rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001
+    ramp = np.clip((np.arange(head_dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
+    interpolated = np.float32(1.0) / (np.float32(rope.factor) * base_frequencies)
+    return interpolated * ramp + (np.float32(1.0) / base_frequencies) * (1 - ramp)
+
+
+def rotate(rope: RopeConfig, heads: jax.Array, positions: jax.Array) -> jax.Array:
+    """Turn each head by its position's angles: pairs are dimension i and i + H/2, as in Hugging Face checkpoints.
+
+    Args:
+        heads: float32 [T, heads, H].
+        positions: int32 [T], from 0.
+
+    Returns:
+        float32 [T, heads, H].
+    """
+    half = heads.shape[-1] // 2
+    frequencies = jnp.asarray(inverse_frequencies(rope, heads.shape[-1]))
+    angles = positions.astype(jnp.float32)[:, None] * frequencies[None, :]
+    scaling = jnp.float32(rope.attention_scaling)
+    cos = (jnp.cos(angles) * scaling)[:, None, :]
+    sin = (jnp.sin(angles) * scaling)[:, None, :]
+    first, second = heads[..., :half], heads[..., half:]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
