@@ -1,0 +1,61 @@
+"""The shapes that programs are compiled for: batches are padded up to one of a few sizes, so that none compiles
+late."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True, kw_only=True)
+class Buckets:
+    """Batch shapes of an executor.
+
+    Args:
+        max_num_seqs: decode rows at most.
+        max_prefill_pages: prompt tiles in one iteration at most; a tile is a page of tokens.
+        page_size: tokens a page holds.
+        table_width: pages of the longest sequence.
+        ragged_attention: decode attention's cost follows each row's length, so page tables are never cut short.
+    """
+
+    max_num_seqs: int
+    max_prefill_pages: int
+    page_size: int
+    table_width: int
+    ragged_attention: bool
+
+    @cached_property
+    def decode_rows(self) -> tuple[int, ...]:
+        """Row counts of an iteration that only decodes: powers of two."""
+        return _steps(self.max_num_seqs, 2)
+
+    @cached_property
+    def mixed_rows(self) -> tuple[int, ...]:
+        """Decode rows beside a prefill: few, since the tiles' work hides padding rows."""
+        return (0, *(_steps(self.max_num_seqs, 8)[1:] if self.max_num_seqs > 1 else (1,)))
+
+    @cached_property
+    def tiles(self) -> tuple[int, ...]:
+        """Prompt tiles of an iteration."""
+        return _steps(self.max_prefill_pages, 2)
+
+    @cached_property
+    def table_widths(self) -> tuple[int, ...]:
+        """Page table widths of decode rows."""
+        return (self.table_width,) if self.ragged_attention else _steps(self.table_width, 4, start=4)
+
+    @staticmethod
+    def fit(sizes: tuple[int, ...], count: int) -> int:
+        """Return the smallest of the sizes that holds `count`."""
+        return sizes[bisect_left(sizes, count)]
+
+
+def _steps(largest: int, factor: int, start: int = 1) -> tuple[int, ...]:
+    sizes = []
+    size = start
+    while size < largest:
+        sizes.append(size)
+        size *= factor
+    return (*sizes, largest)

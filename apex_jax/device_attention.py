@@ -1,0 +1,128 @@
+"""Attention over the paged KV cache in plain XLA, for any device.
+
+The cache of a layer is one array `[P, K, 2, S, H]`: P pages of S tokens, K heads, index 0 the keys and 1 the values.
+Token t of a sequence lies in page `table[t // S]` at offset `t % S`. Letters: B rows, T query tokens, S page size or
+cached length, N query heads, K key/value heads, G = N/K, H head width, W pages of a page table row.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+MASKED = -1e30
+"""Score of a key that a query may not see; finite, so that a row without any key gives zeros and not NaN."""
+
+
+def write_tiles(kv: Array, pages: Array, k: Array, v: Array) -> Array:
+    """Write whole pages of new keys and values.
+
+    Args:
+        kv: cache of one layer, [P, K, 2, S, H].
+        pages: int32 [M], the page each tile fills; P or more drops the tile.
+        k, v: [M, S, K, H].
+    """
+    tiles = jnp.stack([k, v], axis=2).transpose(0, 3, 2, 1, 4).astype(kv.dtype)
+    return kv.at[pages].set(tiles, mode="drop")
+
+
+def write_tokens(kv: Array, table: Array, lengths: Array, k: Array, v: Array) -> Array:
+    """Append one token a row at position `lengths - 1`; rows of length 0 write nothing.
+
+    Args:
+        kv: cache of one layer, [P, K, 2, S, H].
+        table: int32 [B, W].
+        lengths: int32 [B], the new token included.
+        k, v: [B, K, H].
+    """
+    page_size = kv.shape[3]
+    position = jnp.maximum(lengths - 1, 0)
+    page = jnp.take_along_axis(table, (position // page_size)[:, None], axis=1)[:, 0]
+    page = jnp.where(lengths > 0, page, kv.shape[0])
+    token = jnp.stack([k, v], axis=2).astype(kv.dtype)
+    return kv.at[page, :, :, position % page_size].set(token, mode="drop")
+
+
+def decode_attention(q: Array, kv: Array, table: Array, lengths: Array) -> Array:
+    """Attention of one query token a row over its first `lengths` cached tokens.
+
+    Args:
+        q: [B, N, H].
+        kv: cache of one layer, [P, K, 2, S, H].
+        table: int32 [B, W]; entries past a row's length are read and ignored, so they must be valid ids.
+        lengths: int32 [B]; 0 gives a row of zeros.
+
+    Returns:
+        [B, N, H] in the dtype of q.
+    """
+    rows, heads, width = q.shape
+    _, kv_heads, _, page_size, _ = kv.shape
+    grouped = q.reshape(rows, kv_heads, heads // kv_heads, width)
+    pages = kv[table]
+    scores = jnp.einsum("BKGH,BWKSH->BKGWS", grouped, pages[:, :, :, 0], preferred_element_type=jnp.float32)
+    position = jnp.arange(table.shape[1] * page_size).reshape(table.shape[1], page_size)
+    visible = position < lengths[:, None, None]
+    scores = jnp.where(visible[:, None, None], scores * width**-0.5, MASKED)
+    weights = jnp.exp(scores - scores.max(axis=(3, 4), keepdims=True)) * visible[:, None, None]
+    total = jnp.maximum(weights.sum(axis=(3, 4)), jnp.finfo(jnp.float32).tiny)
+    out = jnp.einsum(
+        "BKGWS,BWKSH->BKGH", weights.astype(kv.dtype), pages[:, :, :, 1], preferred_element_type=jnp.float32
+    )
+    return (out / total[..., None]).reshape(rows, heads, width).astype(q.dtype)
+
+
+def prefill_attention(q: Array, kv: Array, table: Array, starts: Array, *, block_tokens: int = 512) -> Array:
+    """Causal attention of tiles of prompt tokens over the cache, which holds the tiles' own keys and values already.
+
+    A tile is a page of consecutive tokens of one request. Keys are walked in blocks with an online softmax, up to the
+    end of the tile only, so that the cost follows the true context and no shape depends on it.
+
+    Args:
+        q: [M, S, N, H], M tiles of S query tokens.
+        kv: cache of one layer, [P, K, 2, S, H].
+        table: int32 [M, W], the page table row of each tile's request; entries must be valid ids.
+        starts: int32 [M], position of each tile's first token.
+        block_tokens: keys taken at a time, rounded up to whole pages.
+
+    Returns:
+        [M, S, N, H] in the dtype of q.
+    """
+    block_pages = min(-(-block_tokens // kv.shape[3]), table.shape[1])
+    padding = -table.shape[1] % block_pages
+    table = jnp.pad(table, ((0, 0), (0, padding)))
+
+    def tile(operands: tuple[Array, Array, Array]) -> Array:
+        return _tile_attention(*operands, kv=kv, block_pages=block_pages)
+
+    return lax.map(tile, (q, table, starts))
+
+
+def _tile_attention(q: Array, table: Array, start: Array, *, kv: Array, block_pages: int) -> Array:
+    page_size, heads, width = q.shape
+    kv_heads = kv.shape[1]
+    group = heads // kv_heads
+    # [K, G*S, H]: one matrix product a key head serves its whole group of query heads.
+    grouped = q.reshape(page_size, kv_heads, group, width).transpose(1, 2, 0, 3)
+    grouped = (grouped * jnp.asarray(width**-0.5, q.dtype)).reshape(kv_heads, group * page_size, width)
+    query_position = jnp.tile(start + jnp.arange(page_size), group)[None, :, None]
+    block = block_pages * page_size
+
+    def step(i: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        peak, total, out = state
+        pages = kv[lax.dynamic_slice_in_dim(table, i * block_pages, block_pages)]
+        keys, values = pages.transpose(2, 1, 0, 3, 4).reshape(2, kv_heads, block, width)
+        scores = jnp.einsum("KTH,KSH->KTS", grouped, keys, preferred_element_type=jnp.float32)
+        visible = i * block + jnp.arange(block)[None, None, :] <= query_position
+        scores = jnp.where(visible, scores, MASKED)
+        new_peak = jnp.maximum(peak, scores.max(axis=-1, keepdims=True))
+        weights = jnp.exp(scores - new_peak)
+        shrink = jnp.exp(peak - new_peak)
+        update = jnp.einsum("KTS,KSH->KTH", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+        return new_peak, total * shrink + weights.sum(axis=-1, keepdims=True), out * shrink + update
+
+    shape = (kv_heads, group * page_size)
+    state = (jnp.full((*shape, 1), MASKED), jnp.zeros((*shape, 1)), jnp.zeros((*shape, width)))
+    blocks = (start + page_size + block - 1) // block
+    _, total, out = lax.fori_loop(0, blocks, step, state)
+    out = (out / total).reshape(kv_heads, group, page_size, width).transpose(2, 0, 1, 3)
+    return out.reshape(page_size, heads, width).astype(q.dtype)

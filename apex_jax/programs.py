@@ -1,0 +1,171 @@
+"""The device programs of an iteration: pure functions over weights, caches and packed integer batches.
+
+An iteration that only decodes is one whole-step program, so that Python dispatches once. An iteration with prompt
+tokens runs `embed_mixed`, then `layer_mixed` once per layer (one compilation serves all layers), since its compute
+hides the dispatch. Both end in `sample_rows`, which takes the rows that may need a token through the head and the
+sampler and leaves the tokens on the device, where the next iteration reads them.
+
+Letters beside the project's: M tiles of S prompt tokens (a tile fills one KV page), R = M + B rows that may sample, W
+page table width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from .device_attention import prefill_attention, write_tiles
+from .models import llama
+from .models.config import LlamaConfig
+from .models.llama import Weights
+from .sampling import Sampled, SamplingMode, SamplingRows, sample
+
+LayerWeights = Any
+Caches = tuple[Array, ...]
+
+ROW_COLUMNS = 3
+"""Columns of a decode batch before the page table."""
+
+TILE_COLUMNS = 5
+"""Columns of a tile batch before the tokens and the page table."""
+
+DecodeAttention = Callable[[Array, Array, Array, Array, Array, Array], tuple[Array, Array]]
+"""(q [B, N, H], k [B, K, H], v [B, K, H], kv [P, K, 2, S, H], table [B, W], lengths [B]) -> (attention [B, N, H], kv).
+
+Appends k and v at position `lengths - 1` and attends over `lengths` tokens; rows of length 0 are padding."""
+
+
+class DecodeBatch(NamedTuple):
+    """Columns of int32 [B, 3 + W]; padding rows have length 0 and the spare slot."""
+
+    slots: Array
+    lengths: Array
+    steps: Array
+    table: Array
+
+    @classmethod
+    def unpack(cls, packed: Array) -> DecodeBatch:
+        return cls(packed[:, 0], packed[:, 1], packed[:, 2], packed[:, ROW_COLUMNS:])
+
+
+class TileBatch(NamedTuple):
+    """Columns of int32 [M, 5 + S + W]; padding tiles have page P, which is not there, and the spare slot.
+
+    `slots` is the spare slot too for a tile that does not end its prompt, so that its sample goes nowhere; `last` is
+    the offset of the tile's last prompt token.
+    """
+
+    starts: Array
+    pages: Array
+    last: Array
+    slots: Array
+    steps: Array
+    tokens: Array
+    table: Array
+
+    @classmethod
+    def unpack(cls, packed: Array, page_size: int) -> TileBatch:
+        end = TILE_COLUMNS + page_size
+        return cls(*(packed[:, i] for i in range(TILE_COLUMNS)), packed[:, TILE_COLUMNS:end], packed[:, end:])
+
+
+@dataclass(frozen=True)
+class Programs:
+    """Jitted programs for one model, device attention and page size; each compiles once for every shape of its
+    batch."""
+
+    decode_step: Callable[..., tuple[Array, Caches]]
+    embed_mixed: Callable[..., Array]
+    layer_mixed: Callable[..., tuple[Array, Array]]
+    sample: Callable[..., tuple[Sampled, Array, Array | None]]
+    mark_prompt: Callable[[Array, Any, Any], Array]
+
+
+def build_programs(config: LlamaConfig, attention: DecodeAttention, page_size: int) -> Programs:
+    """Return the device programs.
+
+    Args:
+        config: the model.
+        attention: append and decode attention over the paged cache.
+        page_size: tokens a KV page and a prompt tile hold.
+    """
+
+    def attend_rows(layer: LayerWeights, x: Array, cache: Array, rows: DecodeBatch) -> tuple[Array, Array]:
+        q, k, v = llama.pre_attention(config, layer, x, jnp.maximum(rows.lengths - 1, 0))
+        return attention(q, k, v, cache, rows.table, rows.lengths)
+
+    def decode_step(weights: Weights, caches: Caches, last_token: Array, packed: Array) -> tuple[Array, Caches]:
+        rows = DecodeBatch.unpack(packed)
+        x = llama.embed(config, weights, last_token[rows.slots])
+        new_caches = []
+        for layer, cache in zip(weights.layers, caches, strict=True):
+            out, cache = attend_rows(layer, x, cache, rows)
+            x = llama.post_attention(config, layer, x, out)
+            new_caches.append(cache)
+        return x, tuple(new_caches)
+
+    def embed_mixed(weights: Weights, last_token: Array, packed_tiles: Array, packed_rows: Array) -> Array:
+        tiles = TileBatch.unpack(packed_tiles, page_size)
+        rows = DecodeBatch.unpack(packed_rows)
+        tokens = jnp.concatenate([tiles.tokens.reshape(-1), last_token[rows.slots]])
+        return llama.embed(config, weights, tokens)
+
+    def layer_mixed(
+        layer: LayerWeights, cache: Array, x: Array, packed_tiles: Array, packed_rows: Array
+    ) -> tuple[Array, Array]:
+        tiles = TileBatch.unpack(packed_tiles, page_size)
+        rows = DecodeBatch.unpack(packed_rows)
+        num_tiles = tiles.starts.shape[0]
+        prompt = num_tiles * page_size
+        positions = (tiles.starts[:, None] + jnp.arange(page_size)).reshape(-1)
+        positions = jnp.concatenate([positions, jnp.maximum(rows.lengths - 1, 0)])
+        q, k, v = llama.pre_attention(config, layer, x, positions)
+
+        def tiled(a: Array) -> Array:
+            return a[:prompt].reshape(num_tiles, page_size, *a.shape[1:])
+
+        cache = write_tiles(cache, tiles.pages, tiled(k), tiled(v))
+        out = prefill_attention(tiled(q), cache, tiles.table, tiles.starts).reshape(prompt, *q.shape[1:])
+        if rows.slots.shape[0]:
+            decoded, cache = attention(q[prompt:], k[prompt:], v[prompt:], cache, rows.table, rows.lengths)
+            out = jnp.concatenate([out, decoded])
+        return llama.post_attention(config, layer, x, out), cache
+
+    def sample_rows(
+        weights: Weights,
+        x: Array,
+        packed_tiles: Array | None,
+        packed_rows: Array,
+        last_token: Array,
+        seen: Array | None,
+        settings: SamplingRows | None,
+        mode: SamplingMode,
+    ) -> tuple[Sampled, Array, Array | None]:
+        rows = DecodeBatch.unpack(packed_rows)
+        slots, steps = rows.slots, rows.steps
+        if packed_tiles is not None:
+            tiles = TileBatch.unpack(packed_tiles, page_size)
+            num_tiles = tiles.starts.shape[0]
+            ends = jnp.arange(num_tiles) * page_size + tiles.last
+            x = jnp.concatenate([x[ends], x[num_tiles * page_size :]])
+            slots = jnp.concatenate([tiles.slots, slots])
+            steps = jnp.concatenate([tiles.steps, steps])
+        if settings is not None:
+            settings = replace(settings, step=steps, seen=None if seen is None else seen[slots])
+        sampled = sample(llama.logits(config, weights, x), settings, mode=mode)
+        if seen is not None:
+            seen = seen.at[slots, sampled.tokens].set(True)
+        return sampled, last_token.at[slots].set(sampled.tokens), seen
+
+    return Programs(
+        decode_step=jax.jit(decode_step, donate_argnames=("caches",)),
+        embed_mixed=jax.jit(embed_mixed),
+        layer_mixed=jax.jit(layer_mixed, donate_argnames=("cache", "x")),
+        sample=jax.jit(sample_rows, donate_argnames=("last_token", "seen"), static_argnames=("mode",)),
+        mark_prompt=jax.jit(lambda seen, slot, row: seen.at[slot].set(row), donate_argnums=0),
+    )
