@@ -8,6 +8,11 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
+SOURCES = ("handlers", "attention", "select", "portable", "avx2", "avx512", "avx512_bf16")
+HEADERS = ("attention", "convert", "kernel", "parallel", "tile", "vector_avx512")
+# GCC's own headers of vector instructions set off -Wuninitialized.
+WARNINGS = ("-Wall", "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-psabi")
+
 
 def ffi_include_dir() -> str:
     """Return the folder of the XLA FFI headers that jaxlib ships, without importing jaxlib."""
@@ -21,9 +26,10 @@ setup(
     ext_modules=[
         Extension(
             "apex_jax.host_offload._native",
-            sources=["host_offload/native/attention.cc"],
+            sources=[f"host_offload/native/{name}.cc" for name in SOURCES],
+            depends=[f"host_offload/native/{name}.h" for name in HEADERS],
             include_dirs=[ffi_include_dir()],
-            extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden", "-fno-exceptions", "-Wall"],
+            extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden", "-fno-exceptions", *WARNINGS],
             language="c++",
             optional=True,
         )

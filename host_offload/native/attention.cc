@@ -1,1 +1,180 @@
-// Decode attention over paged KV in host memory, as an XLA FFI handler.
+#include "attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "convert.h"
+
+namespace apex {
+namespace {
+
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr double kLn2 = 0.6931471805599453;
+// A chunk smaller than this costs more in start-up than it gains in balance.
+constexpr int64_t kMinChunkBytes = 256 << 10;
+constexpr int64_t kChunksPerWorker = 8;
+
+// Grows and stays with its thread: allocating per call would fault in fresh pages every time.
+struct Scratch {
+  std::vector<char> bytes;
+  char* Reserve(size_t size) {
+    if (bytes.size() < size + 64) bytes.resize(size + 64);
+    return bytes.data() + (64 - reinterpret_cast<uintptr_t>(bytes.data()) % 64) % 64;
+  }
+};
+
+Scratch& ThreadScratch() {
+  thread_local Scratch scratch;
+  return scratch;
+}
+
+char* PageAt(const Problem& p, int64_t row, int64_t index) {
+  return p.cache + p.table[row * p.W + index] * p.PageBytes();
+}
+
+void Append(const Problem& p, int64_t row) {
+  const int64_t token = p.lengths[row] - 1;
+  const int64_t width = p.H * p.ElementBytes();
+  char* page = PageAt(p, row, token / p.S);
+  for (int64_t k = 0; k < p.K; ++k) {
+    char* key = page + (2 * k * p.S + token % p.S) * width;
+    std::memcpy(key, p.new_key + (row * p.K + k) * width, width);
+    std::memcpy(key + p.S * width, p.new_value + (row * p.K + k) * width, width);
+  }
+}
+
+void Attend(const Problem& p, const Chunk& chunk, const char* query, float* max, float* denominator, float* sum) {
+  const int64_t group = p.N / p.K, tile_bytes = p.S * p.H * p.ElementBytes();
+  const Scaling scaling{p.scale * kLog2E, p.softcap * kLog2E};
+  const int64_t last = (chunk.end - 1) / p.S;
+  for (int64_t index = chunk.begin / p.S; index <= last; ++index) {
+    const char* page = PageAt(p, chunk.row, index);
+    const char* next = PageAt(p, chunk.row, std::min(index + 1, last));
+    const int begin = static_cast<int>(std::max(chunk.begin - index * p.S, int64_t{0}));
+    const int end = static_cast<int>(std::min(chunk.end - index * p.S, p.S));
+    for (int64_t k = 0; k < p.K; ++k) {
+      const char* key = page + 2 * k * tile_bytes;
+      const Tile tile{key, key + tile_bytes, begin, end, Stream{page, page + p.PageBytes(), next}};
+      const int64_t head = k * group;
+      const State state{query + head * p.H * p.kernel->query_bytes, max + head, denominator + head, sum + head * p.H};
+      p.kernel->tile(tile, scaling, static_cast<int>(group), static_cast<int>(p.H), state);
+    }
+  }
+}
+
+void WriteHead(const Problem& p, int64_t row, int64_t head, float max, float denominator, const float* sum) {
+  const int64_t index = row * p.N + head;
+  p.kernel->ordered_sum(sum, static_cast<int>(p.H), 1.0f / denominator, p.out + index * p.H);
+  p.lse[index] = static_cast<float>((max + std::log2(static_cast<double>(denominator))) * kLn2);
+}
+
+void Merge(const Problem& p, int64_t row, Partials& partials) {
+  const int first = partials.first[row], count = partials.count[row];
+  for (int64_t head = 0; head < p.N; ++head) {
+    float max = -std::numeric_limits<float>::infinity();
+    for (int i = 0; i < count; ++i) max = std::max(max, partials.Max(first + i)[head]);
+    float* sum = partials.Sum(first) + head * p.H;
+    float denominator = 0.0f;
+    for (int i = 0; i < count; ++i) {
+      const float part_max = partials.Max(first + i)[head];
+      const float factor = part_max == max ? 1.0f : std::exp2(part_max - max);
+      denominator += factor * partials.Denominator(first + i)[head];
+      const float* part = partials.Sum(first + i) + head * p.H;
+      for (int64_t h = 0; h < p.H; ++h) sum[h] = i == 0 ? factor * part[h] : sum[h] + factor * part[h];
+    }
+    WriteHead(p, row, head, max, denominator, sum);
+  }
+}
+
+}  // namespace
+
+std::string CheckRows(const Problem& p) {
+  for (int64_t row = 0; row < p.B; ++row) {
+    const int64_t length = p.lengths[row];
+    if (length < 0 || length > p.W * p.S) {
+      return "row " + std::to_string(row) + " has length " + std::to_string(length) + ", allowed are 0 to " +
+             std::to_string(p.W * p.S) + " (" + std::to_string(p.W) + " pages of " + std::to_string(p.S) + " tokens)";
+    }
+    if (length == 0) continue;
+    for (int64_t index = p.FirstToken(row) / p.S; index <= (length - 1) / p.S; ++index) {
+      const int64_t page = p.table[row * p.W + index];
+      if (page < 0 || page >= p.P) {
+        return "row " + std::to_string(row) + " has page id " + std::to_string(page) + " at position " +
+               std::to_string(index) + " of its page table, allowed are 0 to " + std::to_string(p.P - 1);
+      }
+    }
+  }
+  return {};
+}
+
+Plan MakePlan(const Problem& p, int workers) {
+  const int64_t token_bytes = p.PageBytes() / p.S;
+  int64_t tokens = 0;
+  for (int64_t row = 0; row < p.B; ++row) tokens += p.lengths[row] - p.FirstToken(row);
+  Plan plan;
+  plan.bytes = tokens * token_bytes;
+  const int64_t share = workers > 1 ? tokens / (workers * kChunksPerWorker) : tokens;
+  const int64_t target = std::max({share, kMinChunkBytes / token_bytes, p.S});
+  for (int64_t row = 0; row < p.B; ++row) {
+    const int64_t end = p.lengths[row], begin = p.FirstToken(row);
+    if (end == 0) continue;
+    const int64_t pieces = std::max((end - begin + target / 2) / target, int64_t{1});
+    const int64_t step = ((end - begin + pieces - 1) / pieces + p.S - 1) / p.S * p.S;
+    const bool whole = begin / p.S * p.S + step >= end;
+    for (int64_t at = begin; at < end;) {
+      const int64_t stop = std::min((at / p.S) * p.S + step, end);
+      plan.chunks.push_back({static_cast<int>(row), whole ? -1 : plan.parts++, at, stop});
+      at = stop;
+    }
+  }
+  return plan;
+}
+
+Partials::Partials(const Problem& p, const Plan& plan)
+    : heads(p.N),
+      stride((p.N * (p.H + 2) + 15) / 16 * 16),
+      floats(plan.parts * stride),
+      open(p.B),
+      first(p.B, 0),
+      count(p.B, 0) {
+  for (const Chunk& chunk : plan.chunks) {
+    if (chunk.part < 0) continue;
+    if (count[chunk.row]++ == 0) first[chunk.row] = chunk.part;
+  }
+  for (int64_t row = 0; row < p.B; ++row) open[row].store(count[row], std::memory_order_relaxed);
+}
+
+void RunChunk(const Problem& p, const Chunk& chunk, Partials& partials) {
+  if (p.new_key != nullptr && chunk.end == p.lengths[chunk.row]) Append(p, chunk.row);
+  const int64_t elements = p.N * p.H;
+  char* scratch = ThreadScratch().Reserve(elements * (2 * sizeof(float) + 4) + 2 * p.N * sizeof(float));
+  float* floats = reinterpret_cast<float*>(scratch);
+  char* query = scratch + elements * sizeof(float);
+  ToFloat(p.query_type, p.query, chunk.row * elements, elements, floats);
+  p.kernel->prepare_query(floats, static_cast<int>(p.N), static_cast<int>(p.H), query);
+
+  const bool whole = chunk.part < 0;
+  float* sum = whole ? reinterpret_cast<float*>(query + elements * 4) : partials.Sum(chunk.part);
+  float* max = whole ? sum + elements : partials.Max(chunk.part);
+  float* denominator = whole ? max + p.N : partials.Denominator(chunk.part);
+  std::fill_n(sum, elements, 0.0f);
+  std::fill_n(max, p.N, -std::numeric_limits<float>::infinity());
+  std::fill_n(denominator, p.N, 0.0f);
+  Attend(p, chunk, query, max, denominator, sum);
+
+  if (whole) {
+    for (int64_t head = 0; head < p.N; ++head)
+      WriteHead(p, chunk.row, head, max[head], denominator[head], sum + head * p.H);
+  } else if (partials.open[chunk.row].fetch_sub(1, std::memory_order_acq_rel) == 1) {
+    Merge(p, chunk.row, partials);
+  }
+}
+
+void WriteEmptyRow(const Problem& p, int64_t row) {
+  std::fill_n(p.out + row * p.N * p.H, p.N * p.H, 0.0f);
+  std::fill_n(p.lse + row * p.N, p.N, -std::numeric_limits<float>::infinity());
+}
+
+}  // namespace apex

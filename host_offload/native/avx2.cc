@@ -1,0 +1,83 @@
+// Kernels for machines with AVX2, FMA and F16C.
+#include "kernel.h"
+
+#if defined(__x86_64__)
+#pragma GCC target("avx2,fma,f16c")
+#include <immintrin.h>
+
+#include "tile.h"
+
+namespace apex {
+namespace {
+
+struct Avx2 {
+  using F = __m256;
+  static constexpr int kLanes = 8;
+  static constexpr int kAccumulators = 8;
+  static constexpr int kMaxHeads = 2;
+
+  static inline F Set(float x) { return _mm256_set1_ps(x); }
+  static inline F Load(const float* p) { return _mm256_loadu_ps(p); }
+  static inline void Store(float* p, F x) { _mm256_storeu_ps(p, x); }
+  static inline F Add(F a, F b) { return _mm256_add_ps(a, b); }
+  static inline F Sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  static inline F Mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static inline F MulAdd(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  // The second operand wins where either is NaN.
+  static inline F Max(F a, F b) { return _mm256_max_ps(a, b); }
+  static inline F Round(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  // Below the smallest normal number the result is zero.
+  static inline F ScaleByPowerOfTwo(F x, F n) {
+    const __m256i power = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+    const F scaled = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), power));
+    const F normal = _mm256_or_ps(_mm256_cmp_ps(n, Set(-125.0f), _CMP_GE_OQ), _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    return _mm256_and_ps(_mm256_blendv_ps(scaled, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q)), normal);
+  }
+  static inline float HorizontalSum(F x) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+  }
+  static inline float HorizontalMax(F x) {
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_shuffle_ps(s, s, 1)));
+  }
+
+  // out[i] = scale * (sum of lanes of the i-th vector)
+  static inline void Store4Sums(float* out, F a, F b, F c, F d, float scale) {
+    const F ab = _mm256_hadd_ps(a, b), cd = _mm256_hadd_ps(c, d), abcd = _mm256_hadd_ps(ab, cd);
+    const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1));
+    _mm_storeu_ps(out, _mm_mul_ps(sums, _mm_set1_ps(scale)));
+  }
+
+  static inline void Load2(const float* p, F& a, F& b) {
+    a = _mm256_loadu_ps(p);
+    b = _mm256_loadu_ps(p + 8);
+  }
+  static inline void Load2(const BFloat16* p, F& a, F& b) {
+    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    a = _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
+    b = _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+  }
+  static inline void Load2(const Float16* p, F& a, F& b) {
+    a = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    b = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)));
+  }
+
+  // Which column the j-th float of a loaded pair of vectors is.
+  template <class T>
+  static constexpr int Column(int j) {
+    return IsInterleaved<T>() ? (j < 8 ? 2 * j : 2 * (j - 8) + 1) : j;
+  }
+};
+
+}  // namespace
+
+const Kernel* Avx2Kernel(Type type) { return FloatKernelTable<Avx2>(Instructions::kAvx2, type); }
+}  // namespace apex
+#else
+namespace apex {
+const Kernel* Avx2Kernel(Type) { return nullptr; }
+}  // namespace apex
+#endif

@@ -1,0 +1,151 @@
+// The XLA FFI entry points.
+#include <string>
+
+#include "attention.h"
+#include "parallel.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace apex {
+namespace {
+
+namespace ffi = xla::ffi;
+
+// One thread reads this much in the time a second one needs to wake up.
+constexpr int64_t kBytesPerWorker = 512 << 10;
+
+ffi::Error Invalid(const std::string& message) {
+  return ffi::Error(ffi::ErrorCode::kInvalidArgument, "decode_attention: " + message);
+}
+
+bool TypeOf(ffi::DataType dtype, Type* type) {
+  if (dtype == ffi::DataType::F32) *type = Type::kFloat32;
+  else if (dtype == ffi::DataType::BF16) *type = Type::kBFloat16;
+  else if (dtype == ffi::DataType::F16) *type = Type::kFloat16;
+  else return false;
+  return true;
+}
+
+struct Options {
+  float scale;
+  float softcap;
+  int64_t window;
+  int64_t max_workers;   // 0: as many as the pool has threads
+  int64_t instructions;  // upper limit, in the order of Instructions
+};
+
+int Workers(const Problem& problem, const Options& options, int64_t threads) {
+  const int64_t most = options.max_workers > 0 ? std::min(options.max_workers, threads) : threads;
+  int64_t tokens = 0;
+  for (int64_t row = 0; row < problem.B; ++row) tokens += problem.lengths[row] - problem.FirstToken(row);
+  const int64_t useful = tokens * (problem.PageBytes() / problem.S) / kBytesPerWorker;
+  return static_cast<int>(std::max(std::min(most, useful), int64_t{1}));
+}
+
+ffi::Error Run(ffi::ThreadPool& pool, Problem& problem, const Options& options) {
+  std::string wrong = CheckRows(problem);
+  if (!wrong.empty()) return Invalid(wrong);
+  for (int64_t row = 0; row < problem.B; ++row)
+    if (problem.lengths[row] == 0) WriteEmptyRow(problem, row);
+  const int workers = Workers(problem, options, pool.num_threads());
+  const Plan plan = MakePlan(problem, workers);
+  Partials partials(problem, plan);
+  Pieces::Run(
+      static_cast<int>(plan.chunks.size()), workers - 1,
+      [&](int i) { RunChunk(problem, plan.chunks[i], partials); },
+      [&](auto&& task) { pool.Schedule(std::forward<decltype(task)>(task)); });
+  return ffi::Error::Success();
+}
+
+ffi::Error Describe(Problem* problem, ffi::AnyBuffer query, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> table,
+                    ffi::Buffer<ffi::S32> lengths, const Options& options) {
+  const auto q = query.dimensions(), kv = cache.dimensions(), pages = table.dimensions();
+  if (q.size() != 3 || kv.size() != 5 || pages.size() != 2) return Invalid("wrong rank of q, kv or page_table");
+  if (!TypeOf(query.element_type(), &problem->query_type) || !TypeOf(cache.element_type(), &problem->cache_type))
+    return Invalid("q and kv must be float32, bfloat16 or float16");
+  problem->B = q[0], problem->N = q[1], problem->H = q[2];
+  problem->P = kv[0], problem->K = kv[1], problem->S = kv[3], problem->W = pages[1];
+  if (kv[2] != 2 || kv[4] != q[2] || problem->K == 0 || q[1] % kv[1] != 0 || pages[0] != q[0] ||
+      lengths.dimensions().size() != 1 || lengths.dimensions()[0] != q[0] || problem->S > kMaxPageSize ||
+      problem->S % 16 != 0 || problem->H > kMaxHeadWidth)
+    return Invalid("shapes of q, kv, page_table and lengths do not fit together");
+  problem->query = static_cast<const char*>(query.untyped_data());
+  problem->cache = static_cast<char*>(cache.untyped_data());
+  problem->table = table.typed_data();
+  problem->lengths = lengths.typed_data();
+  problem->scale = options.scale, problem->softcap = options.softcap, problem->window = options.window;
+  const bool exact = problem->query_type == Type::kFloat32;
+  problem->kernel = SelectKernel(problem->cache_type, static_cast<int>(problem->H), exact,
+                                 static_cast<Instructions>(options.instructions));
+  if (problem->kernel == nullptr) return Invalid("no kernel for head width " + std::to_string(problem->H));
+  return ffi::Error::Success();
+}
+
+ffi::Error Attend(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> table,
+                  ffi::Buffer<ffi::S32> lengths, ffi::ResultBuffer<ffi::F32> out, ffi::ResultBuffer<ffi::F32> lse,
+                  float scale, float softcap, int64_t window, int64_t max_workers, int64_t instructions) {
+  const Options options{scale, softcap, window, max_workers, instructions};
+  Problem problem{};
+  if (ffi::Error error = Describe(&problem, query, cache, table, lengths, options); error.failure()) return error;
+  problem.out = out->typed_data();
+  problem.lse = lse->typed_data();
+  return Run(pool, problem, options);
+}
+
+ffi::Error AppendAttend(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> table,
+                        ffi::Buffer<ffi::S32> lengths, ffi::AnyBuffer new_key, ffi::AnyBuffer new_value,
+                        ffi::ResultBuffer<ffi::F32> out, ffi::ResultBuffer<ffi::F32> lse,
+                        ffi::Result<ffi::AnyBuffer> cache_out, float scale, float softcap, int64_t window,
+                        int64_t max_workers, int64_t instructions) {
+  const Options options{scale, softcap, window, max_workers, instructions};
+  Problem problem{};
+  if (ffi::Error error = Describe(&problem, query, cache, table, lengths, options); error.failure()) return error;
+  if (cache.untyped_data() != cache_out->untyped_data())
+    return Invalid("the updated cache does not share the memory of the old one");
+  const size_t appended = problem.B * problem.K * problem.H;
+  if (new_key.element_type() != cache.element_type() || new_value.element_type() != cache.element_type() ||
+      new_key.element_count() != appended || new_value.element_count() != appended)
+    return Invalid("new keys and values must be [B, K, H] in the type of the cache");
+  problem.new_key = static_cast<const char*>(new_key.untyped_data());
+  problem.new_value = static_cast<const char*>(new_value.untyped_data());
+  problem.out = out->typed_data();
+  problem.lse = lse->typed_data();
+  return Run(pool, problem, options);
+}
+
+}  // namespace
+}  // namespace apex
+
+#define APEX_ATTRIBUTES                                                                                  \
+  Attr<float>("scale").Attr<float>("softcap").Attr<int64_t>("window").Attr<int64_t>("max_workers").Attr< \
+      int64_t>("instructions")
+
+#pragma GCC visibility push(default)
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexDecodeAttention, apex::Attend,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .APEX_ATTRIBUTES);
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexAppendDecodeAttention, apex::AppendAttend,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .APEX_ATTRIBUTES);
+
+extern "C" int ApexMachineInstructions() { return static_cast<int>(apex::MachineInstructions()); }
+
+#pragma GCC visibility pop
