@@ -1,19 +1,28 @@
 """Choosing the next tokens, inside the compiled program.
 
 The order is vLLM's: banned tokens and repetition penalty on the model's logits, temperature, min-p, top-k, top-p, draw;
-logprobs are those of the model's own distribution. Every filter keeps the tokens at or above some logit, so a filter is
-one threshold a row and nothing is ever sorted. Tokens of equal logit stay or go together (in vLLM, top-p splits them).
+logprobs are those of the model's own distribution. Every filter keeps the tokens whose probability is at or above some
+floor, so a filter is one float a row and nothing is ever sorted. Tokens of equal float32 probability stay or go
+together (in vLLM, top-p splits them).
 
 A row's token depends on its own logits, parameters, seed and step alone. There is no data-dependent control flow: on
 a GPU a `cond` or an open-ended `while` makes the dispatching thread wait for the device.
 
-What decided the forms (2 Zen 4 cores, JAX 0.10.2, XLA CPU, 16 rows, ms a call, V = 49,152 / 128,256):
+What decided the forms (XLA CPU of JAX 0.10.2, 2 Zen 4 cores, 16 rows; milliseconds at V = 49,152 and 128,256):
 
-    greedy       jnp.argmax 3.7 / 4.6                      first index of the maximum 0.5 / 1.3
-    draw         Gumbel noise by threefry 8.0 / 22.5       inverse CDF, flat 2.5 / 5.1, in two levels 0.6 / 1.0
-    threshold    sort 154 / 420, top_k(1024) 7.6 / 10.3    bisection of the logit's bits, 31 passes:
-                                                           top-k 3.1 / 8.0, top-p 4.4 / 11.4
-                 (two bits in 16 passes: 8.0 / 39.6)
+    greedy   jnp.argmax                             3.7    4.6
+             first index of the maximum             0.5    1.3
+    draw     Gumbel noise by threefry               8.0   22.5
+             inverse CDF                            2.5    5.1
+             inverse CDF in two levels              0.6    1.0
+    floor    sort                                 154    420
+             lax.top_k(1024)                        7.6   10.3
+             bisection of the floor's 30 bits       4.4   12     (top-k; top-p the same again)
+             bisection, two bits a pass             8.0   29-40
+    sample   greedy                                 0.5    1.2
+             sampled                                0.8    1.7
+             with filters, or with penalties        7-8   16-19
+             logprobs, in addition                  1.5    4
 """
 
 import dataclasses
@@ -37,7 +46,6 @@ NOT_BANNED = 2**31 - 1
 """Fills the unused places of `SamplingRows.banned`."""
 
 _CHUNK = 256
-_KEEP_ALL = np.int32(2**31 - 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -190,20 +198,35 @@ def mark_seen(seen: Array, tokens: Array) -> Array:
     return seen.at[rows, jnp.where(tokens < 0, NOT_BANNED, tokens)].set(True, mode="drop")
 
 
-def sample(logits: Array, rows: SamplingRows, *, mode: SamplingMode) -> Sampled:
+def sample(logits: Array, rows: SamplingRows | None, *, mode: SamplingMode) -> Sampled:
     """Choose one token a row.
 
     Args:
         logits: float32 [B, V], of the model.
-        rows: parameters of the B rows.
+        rows: parameters of the B rows; None will do for a mode without `sampled`.
         mode: must cover all rows (`SamplingMode.covering`); what it leaves out is not applied.
     """
     adjusted = _adjust(logits, rows) if mode.penalties else logits
     # XLA's maximum may skip a NaN; infinity is not skipped.
     peak = jnp.where(jnp.isnan(adjusted), jnp.inf, adjusted).max(-1)
-    tokens = _draw(adjusted, peak, rows, mode) if mode.sampled else _first(adjusted == peak[:, None])
+    if mode.sampled:
+        # The barrier makes both levels of the draw see the same rounding of the weights.
+        weight = lax.optimization_barrier(_weights(adjusted, peak, rows, mode))
+        greedy = rows.temperature < GREEDY_BELOW
+        tokens = _inverse_cdf(weight, jnp.where(greedy[:, None], 0.0, _uniforms(rows.seed, rows.step)))
+    else:
+        tokens = _first(adjusted == peak[:, None])
     tokens = jnp.where(jnp.isfinite(peak), tokens, INVALID_TOKEN)
     return _with_logprobs(logits, tokens) if mode.logprobs else Sampled(tokens=tokens)
+
+
+def token_weights(logits: Array, rows: SamplingRows, *, mode: SamplingMode) -> Array:
+    """Return float32 [B, V] in [0, 1], what `sample` draws each token in proportion to; 0 where a filter drops it.
+
+    Greedy rows have 1 at each greatest logit, of which `sample` takes the first. Arguments as for `sample`.
+    """
+    adjusted = _adjust(logits, rows) if mode.penalties else logits
+    return _weights(adjusted, adjusted.max(-1), rows, mode)
 
 
 def _adjust(logits: Array, rows: SamplingRows) -> Array:
@@ -226,50 +249,45 @@ def _first(mask: Array) -> Array:
     return jnp.where(mask, lax.broadcasted_iota(jnp.int32, mask.shape, 1), size).min(-1)
 
 
-def _draw(logits: Array, peak: Array, rows: SamplingRows, mode: SamplingMode) -> Array:
-    """Return int32 [B], a token drawn from each row's filtered distribution; the first of the greatest if greedy."""
-    greedy = rows.temperature < GREEDY_BELOW
-    temperature = jnp.where(greedy, 1.0, rows.temperature)
-    # Distance below the peak: never negative, so its bits compare like integers, and never overflows.
-    distance = (peak[:, None] - logits) / temperature[:, None]
-    threshold = _key(-jnp.log(rows.min_p))
-    if mode.filters:
-        threshold = _top_k_top_p(distance, threshold, rows.top_k, rows.top_p)
-    threshold = jnp.where(greedy, 0, threshold)
-    uniform = jnp.where(greedy[:, None], 0.0, _uniforms(rows.seed, rows.step))
-    return _inverse_cdf(distance, threshold, uniform)
+def _weights(logits: Array, peak: Array, rows: SamplingRows, mode: SamplingMode) -> Array:
+    """Return float32 [B, V], `token_weights` of adjusted logits whose greatest is `peak` float32 [B]."""
+    greedy = (rows.temperature < GREEDY_BELOW)[:, None]
+    temperature = jnp.where(greedy, 1.0, rows.temperature[:, None])
+    # Relative to the peak nothing overflows, however small the temperature.
+    weight = jnp.exp((logits - peak[:, None]) / temperature)
+    weight = jnp.where(greedy, (logits == peak[:, None]).astype(jnp.float32), weight)
+    floor = _floor(weight, rows) if mode.filters else rows.min_p
+    return jnp.where(weight >= floor[:, None], weight, 0.0)
 
 
-def _key(distance: Array) -> Array:
-    """Return int32 that orders like these non-negative floats."""
-    return lax.bitcast_convert_type(jnp.abs(distance), jnp.int32)
+def _floor(weight: Array, rows: SamplingRows) -> Array:
+    """Return float32 [B], the least weight that min-p, then top-k, then top-p keep, of float32 [B, V] in [0, 1]."""
+
+    def count(floor: Array) -> Array:
+        return (weight >= floor[:, None]).astype(jnp.int32).sum(-1)
+
+    def mass(floor: Array) -> Array:
+        return jnp.where(weight >= floor[:, None], weight, 0.0).sum(-1)
+
+    by_count = _greatest_floor(lambda floor: count(floor) >= rows.top_k, rows.top_k.shape)
+    floor = jnp.maximum(rows.min_p, jnp.where(rows.top_k > 0, by_count, 0.0))
+    wanted = rows.top_p * mass(floor)
+    by_mass = _greatest_floor(lambda floor: mass(floor) >= wanted, rows.top_p.shape)
+    return jnp.maximum(floor, jnp.where(rows.top_p < 1, by_mass, 0.0))
 
 
-def _top_k_top_p(distance: Array, threshold: Array, top_k: Array, top_p: Array) -> Array:
-    """Return int32 [B], the greatest key kept by top-k, then top-p, among those that `threshold` keeps."""
-    key, weight = _key(distance), jnp.exp(-distance)
+def _greatest_floor(enough: Callable[[Array], Array], shape: tuple[int, ...]) -> Array:
+    """Return the greatest float32 in [0, 1] of each row for which `enough` holds, true up to some floor; 0 if never.
 
-    def count(bound: Array) -> Array:
-        return (key <= bound[:, None]).astype(jnp.int32).sum(-1)
+    Floats that are not negative order like their bits, so each pass settles one bit, exactly.
+    """
 
-    def mass(bound: Array) -> Array:
-        return jnp.where(key <= bound[:, None], weight, 0.0).sum(-1)
+    def settle_bit(step: Array, bits: Array) -> Array:
+        candidate = bits | (jnp.int32(1) << (29 - step))
+        return jnp.where(enough(lax.bitcast_convert_type(candidate, jnp.float32)), candidate, bits)
 
-    by_count = _least_key(lambda bound: count(bound) >= top_k, top_k.shape)
-    threshold = jnp.minimum(threshold, jnp.where(top_k > 0, by_count, _KEEP_ALL))
-    wanted = top_p * mass(threshold)
-    by_mass = _least_key(lambda bound: mass(bound) >= wanted, top_p.shape)
-    return jnp.minimum(threshold, jnp.where(top_p < 1, by_mass, _KEEP_ALL))
-
-
-def _least_key(enough: Callable[[Array], Array], shape: tuple[int, ...]) -> Array:
-    """Return the least int32 key of each row for which the monotone `enough` holds; the greatest int32 where none."""
-
-    def settle_bit(step: Array, key: Array) -> Array:
-        bit = jnp.int32(1) << (30 - step)
-        return jnp.where(enough(key | (bit - 1)), key, key | bit)
-
-    return lax.fori_loop(0, 31, settle_bit, jnp.zeros(shape, jnp.int32))
+    bits = lax.fori_loop(0, 30, settle_bit, jnp.zeros(shape, jnp.int32))
+    return jnp.minimum(lax.bitcast_convert_type(bits, jnp.float32), 1.0)
 
 
 def _uniforms(seed: Array, step: Array) -> Array:
@@ -284,23 +302,18 @@ def _uniforms(seed: Array, step: Array) -> Array:
     return (jax.vmap(one)(seed, step) >> 8).astype(jnp.float32) * 2.0**-24
 
 
-def _inverse_cdf(distance: Array, threshold: Array, uniform: Array) -> Array:
-    """Return int32 [B], drawn with weights exp(-distance) of the kept tokens: first a chunk, then a token in it.
+def _inverse_cdf(weight: Array, uniform: Array) -> Array:
+    """Return int32 [B], an index drawn by float32 [B, V] with two uniforms a row: first a chunk, then an index in it.
 
-    Two levels, because a sum over chunks vectorises and a running sum over the vocabulary does not; and a token's
+    In two levels because a sum over chunks vectorises and a running sum over the vocabulary does not; and a
     probability is resolved to 2**-24 of its chunk, not of the whole.
     """
-    size = distance.shape[1]
+    size = weight.shape[1]
     chunks = -(-size // _CHUNK)
-
-    def weigh(distance: Array) -> Array:
-        return jnp.where(_key(distance) <= threshold[:, None], jnp.exp(-distance), 0.0)
-
-    weight = jnp.pad(weigh(distance), ((0, 0), (0, chunks * _CHUNK - size)))
-    chunk = _pick(weight.reshape(-1, chunks, _CHUNK).sum(-1), uniform[:, 0])
-    index = chunk[:, None] * _CHUNK + jnp.arange(_CHUNK)
-    inside = weigh(jnp.take_along_axis(distance, jnp.minimum(index, size - 1), axis=1))
-    return chunk * _CHUNK + _pick(jnp.where(index < size, inside, 0.0), uniform[:, 1])
+    padded = jnp.pad(weight, ((0, 0), (0, chunks * _CHUNK - size))).reshape(-1, chunks, _CHUNK)
+    chunk = _pick(padded.sum(-1), uniform[:, 0])
+    inside = jnp.take_along_axis(padded, chunk[:, None, None], axis=1)[:, 0]
+    return chunk * _CHUNK + _pick(inside, uniform[:, 1])
 
 
 def _pick(weight: Array, uniform: Array) -> Array:

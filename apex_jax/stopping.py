@@ -94,6 +94,7 @@ class OutputStream:
     Attributes:
         token_ids: accepted tokens, with the one that ended the completion.
         finish_reason, stop_reason: as in `CompletionOutput`.
+        max_tokens: the most tokens it accepts.
 
     Args:
         params: the request's.
@@ -115,15 +116,13 @@ class OutputStream:
     ):
         limits = [limit for limit in (params.max_tokens, max_tokens) if limit is not None]
         if not limits or min(limits) < 1:
-            raise ValueError(
-                f"max_tokens must be at least 1, got {params.max_tokens} and, from the context, {max_tokens}"
-            )
+            raise ValueError(f"max_tokens must be at least 1, got {params.max_tokens}, and {max_tokens} of the context")
         if detokenizer is None and params.stop_strings:
             raise ValueError(f"stop strings need a tokenizer, got {params.stop_strings!r} and none")
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
-        self._limit = min(limits)
+        self.max_tokens = min(limits)
         self._min_tokens = params.min_tokens
         self._eos = frozenset() if params.ignore_eos else frozenset(eos_token_ids)
         self._stop_ids = frozenset(params.stop_token_ids or ())
@@ -176,7 +175,7 @@ class OutputStream:
             return
         if stops:
             self._end("stop", None if eos else token)
-        elif len(self.token_ids) >= self._limit:
+        elif len(self.token_ids) >= self.max_tokens:
             self._end("length", None)
 
     def _end(self, finish_reason: FinishReason, stop_reason: str | int | None) -> None:
