@@ -1,1 +1,22 @@
 """LLaMA in Flax NNX, its configurations, checkpoint readers and tokenizers."""
+
+from .config import LlamaConfig as LlamaConfig
+from .detokenize import Detokenizer as Detokenizer
+from .errors import CheckpointError as CheckpointError
+from .errors import ModelNotFoundError as ModelNotFoundError
+from .initialise import random_weights as random_weights
+from .llama import LayerWeights as LayerWeights
+from .llama import Weights as Weights
+from .llama import abstract_weights as abstract_weights
+from .llama import embed as embed
+from .llama import logits as logits
+from .llama import post_attention as post_attention
+from .llama import pre_attention as pre_attention
+from .loading import LoadedModel as LoadedModel
+from .loading import load_model as load_model
+from .params import weights_from_params as weights_from_params
+from .presets import PRESETS as PRESETS
+from .presets import preset as preset
+from .reference import forward as forward
+from .rope import RopeConfig as RopeConfig
+from .tokenizer import Tokenizer as Tokenizer
