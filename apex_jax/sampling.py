@@ -19,10 +19,10 @@ What decided the forms (XLA CPU of JAX 0.10.2, 2 Zen 4 cores, 16 rows; milliseco
              lax.top_k(1024)                        7.6   10.3
              bisection of the floor's 30 bits       4.4   12     (top-k; top-p the same again)
              bisection, two bits a pass             8.0   29-40
-    sample   greedy                                 0.5    1.2
-             sampled                                0.8    1.7
-             with filters, or with penalties        7-8   16-19
-             logprobs, in addition                  1.5    4
+    sample   greedy                                 0.5    1.0
+             sampled                                0.8    2
+             with filters, or with penalties        8     16-22
+             logprobs, in addition                  1.5-2  4
 """
 
 import dataclasses
@@ -206,17 +206,12 @@ def sample(logits: Array, rows: SamplingRows | None, *, mode: SamplingMode) -> S
         rows: parameters of the B rows; None will do for a mode without `sampled`.
         mode: must cover all rows (`SamplingMode.covering`); what it leaves out is not applied.
     """
-    adjusted = _adjust(logits, rows) if mode.penalties else logits
-    # XLA's maximum may skip a NaN; infinity is not skipped.
-    peak = jnp.where(jnp.isnan(adjusted), jnp.inf, adjusted).max(-1)
-    if mode.sampled:
-        # The barrier makes both levels of the draw see the same rounding of the weights.
-        weight = lax.optimization_barrier(_weights(adjusted, peak, rows, mode))
-        greedy = rows.temperature < GREEDY_BELOW
-        tokens = _inverse_cdf(weight, jnp.where(greedy[:, None], 0.0, _uniforms(rows.seed, rows.step)))
+    if not mode.sampled:
+        tokens = _greedy(logits)
+    elif rows is None:
+        raise ValueError(f"rows must be given in a mode with sampled, got None for {mode}")
     else:
-        tokens = _first(adjusted == peak[:, None])
-    tokens = jnp.where(jnp.isfinite(peak), tokens, INVALID_TOKEN)
+        tokens = _draw(logits, rows, mode)
     return _with_logprobs(logits, tokens) if mode.logprobs else Sampled(tokens=tokens)
 
 
@@ -226,7 +221,7 @@ def token_weights(logits: Array, rows: SamplingRows, *, mode: SamplingMode) -> A
     Greedy rows have 1 at each greatest logit, of which `sample` takes the first. Arguments as for `sample`.
     """
     adjusted = _adjust(logits, rows) if mode.penalties else logits
-    return _weights(adjusted, adjusted.max(-1), rows, mode)
+    return _weights(adjusted, _peak(adjusted), rows, mode)
 
 
 def _adjust(logits: Array, rows: SamplingRows) -> Array:
@@ -238,6 +233,28 @@ def _adjust(logits: Array, rows: SamplingRows) -> Array:
     logits = jnp.where(rows.seen, penalised, logits)
     banned = jnp.where((rows.step < rows.min_tokens)[:, None], rows.banned, NOT_BANNED)
     return logits.at[jnp.arange(logits.shape[0])[:, None], banned].set(-jnp.inf, mode="drop")
+
+
+def _peak(logits: Array) -> Array:
+    """Return float32 [B], the greatest logit of each row; infinite if one is NaN (XLA's maximum may skip a NaN)."""
+    return jnp.where(jnp.isnan(logits), jnp.inf, logits).max(-1)
+
+
+def _greedy(logits: Array) -> Array:
+    """Return int32 [B], the first of each row's greatest logits, or INVALID_TOKEN."""
+    peak = _peak(logits)
+    return jnp.where(jnp.isfinite(peak), _first(logits == peak[:, None]), INVALID_TOKEN)
+
+
+def _draw(logits: Array, rows: SamplingRows, mode: SamplingMode) -> Array:
+    """Return int32 [B], a token of each row's `token_weights`, or INVALID_TOKEN."""
+    adjusted = _adjust(logits, rows) if mode.penalties else logits
+    peak = _peak(adjusted)
+    # The barrier makes both levels of the draw see the same rounding of the weights.
+    weight = lax.optimization_barrier(_weights(adjusted, peak, rows, mode))
+    greedy = (rows.temperature < GREEDY_BELOW)[:, None]
+    tokens = _inverse_cdf(weight, jnp.where(greedy, 0.0, _uniforms(rows.seed, rows.step)))
+    return jnp.where(jnp.isfinite(peak), tokens, INVALID_TOKEN)
 
 
 def _first(mask: Array) -> Array:

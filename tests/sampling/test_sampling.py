@@ -319,6 +319,12 @@ def test_mark_seen_skips_ids_outside_the_vocabulary():
     assert marked.astype(int).tolist() == [[0, 1, 0, 1, 0], [1, 0, 0, 0, 1]]
 
 
+def test_only_a_greedy_mode_needs_no_rows():
+    assert sample(jnp.eye(3), None, mode=MODES[0]).tokens.tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="rows must be given"):
+        sample(jnp.eye(3), None, mode=MODES[2])
+
+
 def test_penalties_need_seen():
     with pytest.raises(ValueError, match=r"needs rows\.seen"):
         sample(jnp.eye(3), pack_rows([None] * 3, eos_token_ids=EOS), mode=EVERYTHING)
