@@ -27,20 +27,56 @@ class Generation:
     """One completion under way: what the scheduler counts, what the sampler needs, what the user will see."""
 
     request: Request
+    index: int
     params: SamplingParams
     seed: np.ndarray
     stream: OutputStream
     arrival: float
     started: float | None = None
     first_token: float | None = None
+    last_token: float | None = None
     ended: float | None = None
     cumulative_logprob: float = 0.0
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
     error: BaseException | None = None
+    _news: list[str] = field(default_factory=list)
+    _tokens_told: int = 0
+    _end_told: bool = False
 
     @property
     def finished(self) -> bool:
         return self.stream.finished
+
+    @property
+    def has_news(self) -> bool:
+        """Whether tokens, text or the end have come since `take_news` was last called."""
+        unheard = len(self.stream.token_ids) > self._tokens_told or bool(self._news)
+        return unheard or (self.finished and not self._end_told)
+
+    def take_news(self) -> tuple[str, int]:
+        """Return the text that came since the last call, and the index of the first token that did."""
+        text, first = "".join(self._news), self._tokens_told
+        self._news.clear()
+        self._tokens_told = len(self.stream.token_ids)
+        self._end_told = self.finished
+        return text, first
+
+    def push(self, token: int, now: float) -> None:
+        """Take in a token that has arrived."""
+        if self.first_token is None:
+            self.first_token = now
+        self.last_token = now
+        self._hear(self.stream.push((token,)), now)
+
+    def abort(self, reason: str | None, now: float) -> None:
+        """End from outside, unless it has ended."""
+        self._hear(self.stream.abort(reason), now)
+
+    def _hear(self, text: str, now: float) -> None:
+        if text:
+            self._news.append(text)
+        if self.finished and self.ended is None:
+            self.ended = now
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,42 +103,26 @@ class EngineStats:
 
 
 class Engine:
-    """Runs requests to their ends.
+    """Runs requests to their ends on an executor."""
 
-    Args:
-        executor: device state and programs.
-        max_num_seqs: requests that run at once.
-        max_prefill_tokens: prompt tokens computed in one iteration.
-    """
-
-    def __init__(self, executor: Executor, *, max_num_seqs: int, max_prefill_tokens: int) -> None:
+    def __init__(self, executor: Executor) -> None:
         self.executor = executor
-        self._max_num_seqs = max_num_seqs
-        self._max_prefill_tokens = max_prefill_tokens
         self._iterations = self._prompt_tokens = self._output_tokens = self._past_preemptions = 0
         self._next_id = 0
         self._start_empty()
 
     def _start_empty(self) -> None:
-        executor = self.executor
+        buckets = self.executor.buckets
         self._scheduler = Scheduler(
-            PageTable(executor.num_pages, executor.buckets.page_size),
-            max_num_seqs=self._max_num_seqs,
-            max_prefill_tokens=self._max_prefill_tokens,
+            PageTable(self.executor.num_pages, buckets.page_size),
+            max_num_seqs=buckets.max_num_seqs,
+            max_prefill_tokens=buckets.max_prefill_pages * buckets.page_size,
         )
         self._generations: dict[int, Generation] = {}
         self._pending: deque[Submitted] = deque()
-        self._inside_step = False
 
     def add(
-        self,
-        prompt: Sequence[int],
-        params: SamplingParams,
-        stream: OutputStream,
-        *,
-        seed: int,
-        index: int,
-        max_tokens: int,
+        self, prompt: Sequence[int], params: SamplingParams, stream: OutputStream, *, seed: int, index: int
     ) -> Generation:
         """Queue one completion.
 
@@ -110,18 +130,22 @@ class Engine:
             prompt: token ids.
             params: how to sample.
             stream: takes the tokens and decides where they end.
-            seed: of the request; `index` tells its completions apart.
-            max_tokens: output tokens for which the scheduler plans.
+            seed: of the user's request; `index` tells its completions apart.
 
         Raises:
             ValueError: the device KV cache can never hold the request.
         """
-        request = Request(id=self._next_id, prompt=tuple(prompt), max_tokens=max_tokens)
-        self._scheduler.add(request)
-        self._next_id += 1
+        request = Request(id=self._next_id, prompt=tuple(prompt), max_tokens=stream.max_tokens)
         generation = Generation(
-            request=request, params=params, seed=seed_words(seed, index), stream=stream, arrival=time.monotonic()
+            request=request,
+            index=index,
+            params=params,
+            seed=seed_words(seed, index),
+            stream=stream,
+            arrival=time.monotonic(),
         )
+        self._next_id += 1
+        self._scheduler.add(request)
         self._generations[request.id] = generation
         return generation
 
@@ -136,7 +160,6 @@ class Engine:
             Exception: whatever the device raised. All requests have been aborted then and carry the exception; the
                 engine is empty and usable.
         """
-        self._inside_step = True
         try:
             plan = self._scheduler.schedule()
             if plan is not None:
@@ -145,18 +168,25 @@ class Engine:
                 self._receive(self._pending.popleft())
             elif plan is None and self._generations:
                 raise RuntimeError(f"{len(self._generations)} requests are unfinished, but none can be scheduled")
-        except BaseException as error:
-            self._abandon(error)
+        except Exception as error:
+            self.abandon(error)
             raise
-        self._inside_step = False
 
     def abort(self, generation: Generation, reason: str | None = None) -> None:
         """End a completion now; what it holds is free for others. One that has ended already is left as it is."""
         if self._generations.pop(generation.request.id, None) is not None:
             self._scheduler.finish(generation.request.id)
-        if not generation.finished:
-            generation.stream.abort(reason)
-            generation.ended = time.monotonic()
+        generation.abort(reason, time.monotonic())
+
+    def abandon(self, error: BaseException) -> None:
+        """Drop all requests and start empty, after an exception that left unknown what has been submitted."""
+        reason = f"{type(error).__name__}: {error}"
+        for generation in self._generations.values():
+            generation.error = error
+            generation.abort(reason, time.monotonic())
+        self._past_preemptions += self._scheduler.preemptions
+        self._start_empty()
+        self.executor.reset()
 
     def stats(self) -> EngineStats:
         """Return counts since the engine was made."""
@@ -190,37 +220,28 @@ class Engine:
         now = time.monotonic()
         for request, row in self._scheduler.update(submitted.plan, sampled.tokens.tolist()):
             generation = self._generations[request.id]
-            generation.first_token = generation.first_token or now
-            self._take(generation, sampled, row)
+            self._take(generation, sampled, row, now)
             self._output_tokens += 1
             if generation.finished:
-                generation.ended = now
                 del self._generations[request.id]
                 self._scheduler.finish(request.id)
 
-    def _take(self, generation: Generation, sampled: Sampled, row: int) -> None:
+    def _take(self, generation: Generation, sampled: Sampled, row: int, now: float) -> None:
         token = int(sampled.tokens[row])
-        generation.stream.push((token,))
+        generation.push(token, now)
         wanted = generation.params.logprobs
         if wanted is not None and token >= 0:
             entry = _logprobs(sampled, row, wanted)
             generation.logprobs.append(entry)
             generation.cumulative_logprob += entry[token].logprob
 
-    def _abandon(self, error: BaseException) -> None:
-        """Drop all requests after an exception in the middle of an iteration, when nobody knows what was submitted."""
-        reason = f"{type(error).__name__}: {error}"
-        for generation in self._generations.values():
-            generation.error = error
-            generation.stream.abort(reason)
-            generation.ended = time.monotonic()
-        self._past_preemptions += self._scheduler.preemptions
-        self._start_empty()
-        self.executor.reset()
-
 
 def _logprobs(sampled: Sampled, row: int, wanted: int) -> dict[int, Logprob]:
     """Return the chosen token and the `wanted` most probable ones of one row."""
+    assert sampled.logprob is not None
+    assert sampled.rank is not None
+    assert sampled.top_ids is not None
+    assert sampled.top_logprobs is not None
     token = int(sampled.tokens[row])
     entry = {token: Logprob(logprob=float(sampled.logprob[row]), rank=int(sampled.rank[row]))}
     for place in range(wanted):

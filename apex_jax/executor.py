@@ -70,6 +70,11 @@ class Executor:
         # The head's programs get a tree without layers: flattening hundreds of leaves costs more than a dispatch.
         self._ends = replace(self._weights, layers=())
 
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The type of weights and KV cache."""
+        return self._weights.dtype
+
     def reset(self) -> None:
         """Forget all requests. Arrays are made anew, because an interrupted dispatch may have consumed the old ones."""
         slots, config = self.buckets.max_num_seqs, self.config
@@ -195,7 +200,7 @@ class Executor:
         return packed
 
     def _pack_tiles(self, chunks: Sequence[PrefillChunk]) -> tuple[np.ndarray, list[int]]:
-        """Return the prompt tiles, int32 [M, 5 + S + W], padded to a bucket, and the last tile of each sampling chunk."""
+        """Return the prompt tiles, int32 [M, 5 + S + W], padded to a bucket, and the chunks' last tiles that sample."""
         size = self.buckets.page_size
         tiles = [-(-len(chunk.tokens) // size) for chunk in chunks]
         packed = self._padding_tiles(self.buckets.fit(self.buckets.tiles, sum(tiles)))

@@ -70,8 +70,9 @@ class TileBatch(NamedTuple):
 
     @classmethod
     def unpack(cls, packed: Array, page_size: int) -> TileBatch:
+        starts, pages, last, slots, steps = (packed[:, i] for i in range(TILE_COLUMNS))
         end = TILE_COLUMNS + page_size
-        return cls(*(packed[:, i] for i in range(TILE_COLUMNS)), packed[:, TILE_COLUMNS:end], packed[:, end:])
+        return cls(starts, pages, last, slots, steps, packed[:, TILE_COLUMNS:end], packed[:, end:])
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,11 @@ def decode_attention(
     return out, lse, kv
 
 
+def native_attention_available(head_dim: int) -> bool:
+    """Whether `decode_attention` runs the native kernel for heads of this width when it may choose."""
+    return _use_native("auto", head_dim)
+
+
 def _native(q, kv, page_table, lengths, new_kv, attributes) -> tuple[jax.Array, jax.Array, jax.Array]:
     results = (jax.ShapeDtypeStruct(q.shape, jnp.float32), jax.ShapeDtypeStruct(q.shape[:2], jnp.float32))
     if new_kv is None:

@@ -1,0 +1,271 @@
+"""`LLM`: a model with its engine; the interface that programs call."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+
+import jax
+import numpy as np
+from tqdm.auto import tqdm
+
+from .buckets import Buckets
+from .device import default_dtype, device_attention_for
+from .engine import Engine, EngineStats
+from .executor import Executor
+from .jobs import Job, delta, result
+from .memory import device_pages
+from .models import LlamaConfig, Tokenizer, Weights, load_model, weights_from_params
+from .options import EngineOptions
+from .outputs import RequestOutput
+from .prompts import Prompt, TokenizedPrompt, as_batch, tokenize
+from .sampling_params import SamplingParams
+from .stopping import OutputStream
+
+
+class LLM:
+    """A LLaMA model ready to generate.
+
+    Requests of all callers share the device: they are batched together iteration by iteration, and a request's tokens
+    depend on its own prompt, parameters and seed alone. May be used from several threads.
+
+    Args:
+        model: a folder in Hugging Face format, a GGUF file, a hub name, `smollm2-135m-instruct`, or with
+            `load_format="dummy"` the name of a preset, which gets random weights.
+        dtype: of weights and KV cache: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, else bfloat16, or
+            float16 where the device has no bfloat16.
+        load_format: "auto" or "dummy".
+        num_layers: with "dummy", how many layers; the model's own number if None.
+        options: see `EngineOptions`.
+
+    Attributes:
+        config: the model.
+        tokenizer: None if the model has none.
+        device: where the model runs.
+        max_model_len: longest context in tokens, prompt and output.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        dtype: str = "auto",
+        load_format: str = "auto",
+        num_layers: int | None = None,
+        **options: Any,
+    ) -> None:
+        checked = EngineOptions(**options)
+        device = checked.device or jax.devices()[0]
+        loaded = load_model(
+            os.fspath(model),
+            dtype=default_dtype(device) if dtype == "auto" else dtype,
+            load_format=load_format,
+            num_layers=num_layers,
+            device=device,
+        )
+        self._start(loaded.config, loaded.weights, loaded.tokenizer, checked, device)
+
+    @classmethod
+    def from_params(
+        cls, config: LlamaConfig, params: Any, *, tokenizer: Any = None, dtype: str = "auto", **options: Any
+    ) -> Self:
+        """Make an `LLM` of arrays that a program already holds.
+
+        Args:
+            config: the model.
+            params: `Weights`, or a mapping with Hugging Face's names, flat or nested.
+            tokenizer: a `Tokenizer`, or one of transformers; None allows token ids only.
+            dtype: "float32", "bfloat16", "float16", or "auto": the type of the arrays.
+            options: see `EngineOptions`.
+
+        Raises:
+            ValueError: arrays are missing, unknown or misshapen; all of them by name.
+        """
+        checked = EngineOptions(**options)
+        leaves = jax.tree.leaves(params)
+        wanted = leaves[0].dtype if dtype == "auto" and leaves else dtype
+        llm = cls.__new__(cls)
+        weights = weights_from_params(config, params, dtype=wanted)
+        if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+            tokenizer = Tokenizer(tokenizer)
+        llm._start(config, weights, tokenizer, checked, checked.device or jax.devices()[0])
+        return llm
+
+    def _start(
+        self,
+        config: LlamaConfig,
+        weights: Weights,
+        tokenizer: Tokenizer | None,
+        options: EngineOptions,
+        device: jax.Device,
+    ) -> None:
+        attention = device_attention_for(device, config.head_dim)
+        max_num_seqs = options.max_num_seqs or (16 if device.platform == "cpu" else 64)
+        pages = device_pages(config, weights.dtype, options, device=device, max_num_seqs=max_num_seqs)
+        limit = min(options.max_model_len or config.max_position_embeddings, config.max_position_embeddings)
+        self.config = config
+        self.tokenizer = tokenizer
+        self.device = device
+        self.max_model_len = min(limit, pages * options.page_size)
+        self.attention_name = attention.name
+        buckets = Buckets(
+            max_num_seqs=max_num_seqs,
+            max_prefill_pages=max(1, options.max_num_batched_tokens // options.page_size),
+            page_size=options.page_size,
+            table_width=-(-self.max_model_len // options.page_size),
+            ragged_attention=attention.ragged,
+        )
+        executor = Executor(
+            config,
+            weights,
+            attention=attention.append_and_attend,
+            device=device,
+            num_pages=pages,
+            buckets=buckets,
+            eos_token_ids=config.eos_token_ids,
+        )
+        self._engine = Engine(executor)
+        self._lock = threading.RLock()
+        self._seeds = np.random.default_rng(options.seed)
+        self._num_jobs = 0
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Generate completions of all prompts and return them in the prompts' order.
+
+        Args:
+            prompts: one prompt or several, each a text, chat messages or token ids.
+            sampling_params: one for all prompts or one for each; vLLM's defaults if None.
+            use_tqdm: show a progress bar.
+
+        Raises:
+            TypeError, ValueError: a prompt or its parameters cannot be served; nothing has been started then.
+            KeyboardInterrupt: the requests are aborted and the `LLM` stays usable.
+        """
+        with self._running(self._checked(prompts, sampling_params)) as jobs:
+            with tqdm(total=len(jobs), desc="Requests", unit="request", disable=not use_tqdm) as bar:
+                while bar.n < len(jobs):
+                    self._step(jobs)
+                    bar.update(sum(job.finished for job in jobs) - bar.n)
+            return [result(job, self.tokenizer) for job in jobs]
+
+    def stream(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> Iterator[RequestOutput]:
+        """Generate completions and yield what is new as it comes.
+
+        Each `RequestOutput` holds one completion whose text, token ids and logprobs are those that came since the last
+        one of the same completion; `request_id` and `outputs[0].index` tell completions apart. Closing the iterator
+        aborts its requests.
+
+        Arguments and errors are those of `generate`; bad input is reported by the call, before the first item.
+        """
+        return self._stream(self._checked(prompts, sampling_params))
+
+    def update_params(self, params: Any) -> None:
+        """Go on with other weights of the same model; nothing is compiled again.
+
+        Args:
+            params: as in `from_params`; converted to the dtype in use.
+
+        Raises:
+            ValueError: arrays are missing, unknown or misshapen.
+            RuntimeError: requests are under way, whose KV cache holds keys and values of the old weights.
+        """
+        with self._lock:
+            if self._engine.has_unfinished:
+                raise RuntimeError("update_params was called while requests are under way; let them end or close them")
+            executor = self._engine.executor
+            executor.set_weights(weights_from_params(self.config, params, dtype=executor.dtype))
+
+    def warm_up(self) -> None:
+        """Compile everything that requests can need, so that none of them waits for a compilation."""
+        with self._lock:
+            self._engine.executor.warm_up()
+
+    def stats(self) -> EngineStats:
+        """Return what the engine has done and holds."""
+        with self._lock:
+            return self._engine.stats()
+
+    def _stream(self, checked: list[tuple[TokenizedPrompt, SamplingParams]]) -> Iterator[RequestOutput]:
+        with self._running(checked) as jobs:
+            unfinished = jobs
+            while unfinished:
+                self._step(unfinished)
+                for job in unfinished:
+                    for generation in job.generations:
+                        if generation.has_news:
+                            yield delta(job, generation, self.tokenizer)
+                unfinished = [job for job in unfinished if not job.finished]
+
+    def _step(self, jobs: Sequence[Job]) -> None:
+        """Run one iteration, unless another thread's iterations have ended all these jobs meanwhile."""
+        with self._lock:
+            if not all(job.finished for job in jobs):
+                self._engine.step()
+        for job in jobs:
+            if job.error is not None:
+                raise RuntimeError("the engine failed while this request was under way") from job.error
+
+    @contextmanager
+    def _running(self, checked: list[tuple[TokenizedPrompt, SamplingParams]]) -> Iterator[list[Job]]:
+        jobs: list[Job] = []
+        try:
+            with self._lock:
+                for prompt, params in checked:
+                    jobs.append(Job(request_id=str(self._num_jobs), prompt=prompt, params=params))
+                    self._num_jobs += 1
+                    self._add_generations(jobs[-1])
+            yield jobs
+        except (KeyboardInterrupt, SystemExit) as interrupt:
+            # It may have come between any two instructions, so nothing the engine holds can be trusted.
+            with self._lock:
+                self._engine.abandon(interrupt)
+            raise
+        finally:
+            with self._lock:
+                for job in jobs:
+                    for generation in job.generations:
+                        self._engine.abort(generation)
+
+    def _add_generations(self, job: Job) -> None:
+        params, ids = job.params, job.prompt.ids
+        seed = int(self._seeds.integers(2**63)) if params.seed is None else params.seed
+        room = self.max_model_len - len(ids)
+        for index in range(params.n):
+            detokenizer = None
+            if self.tokenizer is not None:
+                detokenizer = self.tokenizer.detokenizer(skip_special_tokens=params.skip_special_tokens, context=ids)
+            stream = OutputStream(params, detokenizer, eos_token_ids=self.config.eos_token_ids, max_tokens=room)
+            job.generations.append(self._engine.add(ids, params, stream, seed=seed, index=index))
+
+    def _checked(self, prompts: Any, sampling_params: Any) -> list[tuple[TokenizedPrompt, SamplingParams]]:
+        batch = as_batch(prompts)
+        if sampling_params is None or isinstance(sampling_params, SamplingParams):
+            each = [sampling_params or SamplingParams()] * len(batch)
+        else:
+            each = list(sampling_params)
+            if len(each) != len(batch):
+                raise ValueError(
+                    f"{len(each)} sampling_params were given for {len(batch)} prompts; one for each is needed"
+                )
+        checked = []
+        for prompt, params in zip(batch, each, strict=True):
+            if not isinstance(params, SamplingParams):
+                raise TypeError(f"sampling_params must be SamplingParams, got {params!r}")
+            if params.stop_strings and self.tokenizer is None:
+                raise ValueError(f"stop strings {params.stop_strings!r} need a tokenizer and this model has none")
+            vocab_size, limit = self.config.vocab_size, self.max_model_len
+            checked.append((tokenize(prompt, self.tokenizer, vocab_size=vocab_size, max_model_len=limit), params))
+        return checked
