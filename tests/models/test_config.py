@@ -1,0 +1,95 @@
+"""Configurations: transformers' defaults, refusals by name, and the published sizes of the presets."""
+
+import jax
+import pytest
+
+from apex_jax.models import PRESETS, LlamaConfig, abstract_weights, preset
+
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+}
+
+# Parameter counts as published on the models' pages (or summed from their checkpoints' index files).
+PUBLISHED = {
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-13b": 13_015_864_320,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "tinyllama-1.1b": 1_100_048_384,
+    "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
+}
+
+
+def test_absent_entries_take_transformers_defaults():
+    from transformers import LlamaConfig as TheirConfig
+
+    theirs, ours = TheirConfig(**SMALL), LlamaConfig.from_hf(SMALL)
+    assert ours.num_key_value_heads == theirs.num_key_value_heads
+    assert ours.head_dim == theirs.head_dim
+    assert ours.rms_norm_eps == theirs.rms_norm_eps
+    assert ours.max_position_embeddings == theirs.max_position_embeddings
+    assert (ours.tie_word_embeddings, ours.attention_bias, ours.mlp_bias) == (False, False, False)
+    assert (ours.bos_token_id, ours.eos_token_ids) == (theirs.bos_token_id, (theirs.eos_token_id,))
+
+
+def test_everything_transformers_writes_is_known():
+    from transformers import LlamaConfig as TheirConfig
+
+    written = TheirConfig(**SMALL, num_key_value_heads=2, tie_word_embeddings=True).to_dict()
+    assert LlamaConfig.from_hf(written).num_key_value_heads == 2
+
+
+@pytest.mark.parametrize(
+    ("entry", "complaint"),
+    [
+        ({"clip_qkv": 8.0}, "clip_qkv = 8.0 is unknown"),
+        ({"model_type": "qwen3"}, "model_type = 'qwen3', only 'llama' is implemented"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu', only 'silu'"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"rope_interleaved": True}, "rope_interleaved = True"),
+        ({"sliding_window": 4096}, "sliding_window = 4096"),
+        ({"num_key_value_heads": 3}, "must divide num_attention_heads=4, got 3"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers must be a positive integer, got 0"),
+        ({"vocab_size": 64.0}, "vocab_size must be a positive integer, got 64.0"),
+        ({"head_dim": 7}, "head_dim must be even for RoPE, got 7"),
+        ({"rms_norm_eps": 0.0}, "rms_norm_eps must be positive"),
+        ({"eos_token_id": [2, 64]}, "token id 64 lies outside"),
+        ({"hidden_size": None}, "lacks hidden_size"),
+        ({"num_attention_heads": 5}, "hidden_size 32 is no multiple of num_attention_heads 5"),
+    ],
+)
+def test_refusals_name_the_entry(entry, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        LlamaConfig.from_hf(SMALL | entry)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_have_the_published_size(name):
+    config = preset(name)
+    assert config.num_parameters == PUBLISHED[name]
+    described = jax.tree.leaves(abstract_weights(config, "bfloat16"))
+    assert sum(leaf.size for leaf in described) == PUBLISHED[name]
+
+
+def test_every_preset_is_checked():
+    assert set(PUBLISHED) == set(PRESETS)
+
+
+def test_preset_with_other_layers_and_unknown_preset():
+    assert preset("llama-3.1-70b", num_layers=3).num_hidden_layers == 3
+    with pytest.raises(ValueError, match=r"unknown preset 'llama-4'; presets: llama-2-7b"):
+        preset("llama-4")
+
+
+def test_biases_are_counted():
+    config = LlamaConfig.from_hf(SMALL | {"attention_bias": True, "mlp_bias": True})
+    described = jax.tree.leaves(abstract_weights(config, "float32"))
+    assert sum(leaf.size for leaf in described) == config.num_parameters
