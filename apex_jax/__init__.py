@@ -1,11 +1,18 @@
 """Hybrid LLaMA inference in JAX: KV cache in device and host memory, attention on both."""
 
-from .engine import EngineStats
-from .llm import LLM
-from .models import LlamaConfig
-from .options import EngineOptions
-from .outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
-from .sampling_params import SamplingParams
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .engine import EngineStats as EngineStats
+    from .llm import LLM as LLM
+    from .models import LlamaConfig as LlamaConfig
+    from .options import EngineOptions as EngineOptions
+    from .outputs import CompletionOutput as CompletionOutput
+    from .outputs import Logprob as Logprob
+    from .outputs import RequestMetrics as RequestMetrics
+    from .outputs import RequestOutput as RequestOutput
+    from .sampling_params import SamplingParams as SamplingParams
 
 __version__ = "0.1.0"
 
@@ -20,3 +27,28 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
 ]
+
+_HOMES = {
+    "LLM": ".llm",
+    "CompletionOutput": ".outputs",
+    "EngineOptions": ".options",
+    "EngineStats": ".engine",
+    "LlamaConfig": ".models",
+    "Logprob": ".outputs",
+    "RequestMetrics": ".outputs",
+    "RequestOutput": ".outputs",
+    "SamplingParams": ".sampling_params",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: the scheduler works without JAX, and `apex-jax --help` need not wait for it.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

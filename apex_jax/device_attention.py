@@ -10,6 +10,10 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array, lax
 
+LARGE_BLOCK = 512
+SMALL_BLOCK = 128
+"""Tokens of keys that prefill attention takes at a time."""
+
 MASKED = -1e30
 """Score of a key that a query may not see; finite, so that a row without any key gives zeros and not NaN."""
 
@@ -71,33 +75,33 @@ def decode_attention(q: Array, kv: Array, table: Array, lengths: Array) -> Array
     return (out / total[..., None]).reshape(rows, heads, width).astype(q.dtype)
 
 
-def prefill_attention(q: Array, kv: Array, table: Array, starts: Array, *, block_tokens: int = 512) -> Array:
+def prefill_attention(q: Array, kv: Array, table: Array, starts: Array) -> Array:
     """Causal attention of tiles of prompt tokens over the cache, which holds the tiles' own keys and values already.
 
-    A tile is a page of consecutive tokens of one request. Keys are walked in blocks with an online softmax, up to the
-    end of the tile only, so that the cost follows the true context and no shape depends on it.
+    A tile is a page of consecutive tokens of one request. Keys are walked in blocks with an online softmax up to the
+    end of the tile only, so that the cost follows the true context and no shape depends on it: first in large blocks,
+    which matrix products like, then in small ones, which waste little at the end.
 
     Args:
         q: [M, S, N, H], M tiles of S query tokens.
         kv: cache of one layer, [P, K, 2, S, H].
         table: int32 [M, W], the page table row of each tile's request; entries must be valid ids.
-        starts: int32 [M], position of each tile's first token.
-        block_tokens: keys taken at a time, rounded up to whole pages.
+        starts: int32 [M], position of each tile's first token, a multiple of S.
 
     Returns:
         [M, S, N, H] in the dtype of q.
     """
-    block_pages = min(-(-block_tokens // kv.shape[3]), table.shape[1])
-    padding = -table.shape[1] % block_pages
-    table = jnp.pad(table, ((0, 0), (0, padding)))
+    large, small = max(1, LARGE_BLOCK // kv.shape[3]), max(1, SMALL_BLOCK // kv.shape[3])
+    table = jnp.pad(table, ((0, 0), (0, -table.shape[1] % small)))
+    large = min(large, table.shape[1])
 
     def tile(operands: tuple[Array, Array, Array]) -> Array:
-        return _tile_attention(*operands, kv=kv, block_pages=block_pages)
+        return _tile_attention(*operands, kv=kv, large=large, small=small)
 
     return lax.map(tile, (q, table, starts))
 
 
-def _tile_attention(q: Array, table: Array, start: Array, *, kv: Array, block_pages: int) -> Array:
+def _tile_attention(q: Array, table: Array, start: Array, *, kv: Array, large: int, small: int) -> Array:
     page_size, heads, width = q.shape
     kv_heads = kv.shape[1]
     group = heads // kv_heads
@@ -105,15 +109,14 @@ def _tile_attention(q: Array, table: Array, start: Array, *, kv: Array, block_pa
     grouped = q.reshape(page_size, kv_heads, group, width).transpose(1, 2, 0, 3)
     grouped = (grouped * jnp.asarray(width**-0.5, q.dtype)).reshape(kv_heads, group * page_size, width)
     query_position = jnp.tile(start + jnp.arange(page_size), group)[None, :, None]
-    block = block_pages * page_size
 
-    def step(i: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def attend(first_page: Array, pages: int, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         peak, total, out = state
-        pages = kv[lax.dynamic_slice_in_dim(table, i * block_pages, block_pages)]
-        keys, values = pages.transpose(2, 1, 0, 3, 4).reshape(2, kv_heads, block, width)
+        ids = lax.dynamic_slice_in_dim(table, first_page, pages)
+        keys, values = kv[ids].transpose(2, 1, 0, 3, 4).reshape(2, kv_heads, pages * page_size, width)
         scores = jnp.einsum("KTH,KSH->KTS", grouped, keys, preferred_element_type=jnp.float32)
-        visible = i * block + jnp.arange(block)[None, None, :] <= query_position
-        scores = jnp.where(visible, scores, MASKED)
+        position = first_page * page_size + jnp.arange(pages * page_size)
+        scores = jnp.where(position[None, None, :] <= query_position, scores, MASKED)
         new_peak = jnp.maximum(peak, scores.max(axis=-1, keepdims=True))
         weights = jnp.exp(scores - new_peak)
         shrink = jnp.exp(peak - new_peak)
@@ -122,7 +125,10 @@ def _tile_attention(q: Array, table: Array, start: Array, *, kv: Array, block_pa
 
     shape = (kv_heads, group * page_size)
     state = (jnp.full((*shape, 1), MASKED), jnp.zeros((*shape, 1)), jnp.zeros((*shape, width)))
-    blocks = (start + page_size + block - 1) // block
-    _, total, out = lax.fori_loop(0, blocks, step, state)
+    pages = start // page_size + 1
+    whole = pages // large
+    state = lax.fori_loop(0, whole, lambda i, s: attend(i * large, large, s), state)
+    rest = (pages - whole * large + small - 1) // small
+    _, total, out = lax.fori_loop(0, rest, lambda i, s: attend(whole * large + i * small, small, s), state)
     out = (out / total).reshape(kv_heads, group, page_size, width).transpose(2, 0, 1, 3)
     return out.reshape(page_size, heads, width).astype(q.dtype)

@@ -152,10 +152,10 @@ class Executor:
     def _run_mixed(self, tiles: np.ndarray, rows: np.ndarray, mode: SamplingMode) -> Sampled:
         settings = self._settings_of(np.concatenate([tiles[:, 3], rows[:, 0]]), mode)
         packed_tiles, packed_rows = jax.device_put((tiles, rows), self.device)
-        x = self._programs.embed_mixed(self._ends, self._last_token, packed_tiles, packed_rows)
+        x, turn = self._programs.embed_mixed(self._ends, self._last_token, packed_tiles, packed_rows)
         caches = list(self._caches)
         for index, layer in enumerate(self._weights.layers):
-            x, caches[index] = self._programs.layer_mixed(layer, caches[index], x, packed_tiles, packed_rows)
+            x, caches[index] = self._programs.layer_mixed(layer, caches[index], x, turn, packed_tiles, packed_rows)
         self._caches = tuple(caches)
         return self._sample(x, packed_tiles, packed_rows, settings, mode)
 

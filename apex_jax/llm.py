@@ -26,6 +26,12 @@ from .sampling_params import SamplingParams
 from .stopping import OutputStream
 
 
+class _Bar(tqdm):
+    """A progress bar without tqdm's monitor thread, which would outlive it."""
+
+    monitor_interval = 0
+
+
 class LLM:
     """A LLaMA model ready to generate.
 
@@ -151,10 +157,12 @@ class LLM:
             KeyboardInterrupt: the requests are aborted and the `LLM` stays usable.
         """
         with self._running(self._checked(prompts, sampling_params)) as jobs:
-            with tqdm(total=len(jobs), desc="Requests", unit="request", disable=not use_tqdm) as bar:
-                while bar.n < len(jobs):
+            with _Bar(total=len(jobs), desc="Requests", unit="request", disable=not use_tqdm) as bar:
+                finished = 0
+                while finished < len(jobs):
                     self._step(jobs)
-                    bar.update(sum(job.finished for job in jobs) - bar.n)
+                    before, finished = finished, sum(job.finished for job in jobs)
+                    bar.update(finished - before)
             return [result(job, self.tokenizer) for job in jobs]
 
     def stream(

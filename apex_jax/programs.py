@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from .device_attention import prefill_attention, write_tiles
 from .models import llama
@@ -81,7 +81,7 @@ class Programs:
     batch."""
 
     decode_step: Callable[..., tuple[Array, Caches]]
-    embed_mixed: Callable[..., Array]
+    embed_mixed: Callable[..., tuple[Array, Array]]
     layer_mixed: Callable[..., tuple[Array, Array]]
     sample: Callable[..., tuple[Sampled, Array, Array | None]]
     mark_prompt: Callable[[Array, Any, Any], Array]
@@ -96,45 +96,48 @@ def build_programs(config: LlamaConfig, attention: DecodeAttention, page_size: i
         page_size: tokens a KV page and a prompt tile hold.
     """
 
-    def attend_rows(layer: LayerWeights, x: Array, cache: Array, rows: DecodeBatch) -> tuple[Array, Array]:
-        q, k, v = llama.pre_attention(config, layer, x, jnp.maximum(rows.lengths - 1, 0))
-        return attention(q, k, v, cache, rows.table, rows.lengths)
-
     def decode_step(weights: Weights, caches: Caches, last_token: Array, packed: Array) -> tuple[Array, Caches]:
         rows = DecodeBatch.unpack(packed)
         x = llama.embed(config, weights, last_token[rows.slots])
+        turn = llama.rotation(config, jnp.maximum(rows.lengths - 1, 0))
         new_caches = []
         for layer, cache in zip(weights.layers, caches, strict=True):
-            out, cache = attend_rows(layer, x, cache, rows)
+            q, k, v = llama.pre_attention(config, layer, x, turn)
+            out, cache = attention(q, k, v, cache, rows.table, rows.lengths)
             x = llama.post_attention(config, layer, x, out)
             new_caches.append(cache)
         return x, tuple(new_caches)
 
-    def embed_mixed(weights: Weights, last_token: Array, packed_tiles: Array, packed_rows: Array) -> Array:
+    def embed_mixed(
+        weights: Weights, last_token: Array, packed_tiles: Array, packed_rows: Array
+    ) -> tuple[Array, Array]:
         tiles = TileBatch.unpack(packed_tiles, page_size)
         rows = DecodeBatch.unpack(packed_rows)
         tokens = jnp.concatenate([tiles.tokens.reshape(-1), last_token[rows.slots]])
-        return llama.embed(config, weights, tokens)
+        positions = (tiles.starts[:, None] + jnp.arange(page_size)).reshape(-1)
+        positions = jnp.concatenate([positions, jnp.maximum(rows.lengths - 1, 0)])
+        return llama.embed(config, weights, tokens), llama.rotation(config, positions)
 
     def layer_mixed(
-        layer: LayerWeights, cache: Array, x: Array, packed_tiles: Array, packed_rows: Array
+        layer: LayerWeights, cache: Array, x: Array, turn: Array, packed_tiles: Array, packed_rows: Array
     ) -> tuple[Array, Array]:
         tiles = TileBatch.unpack(packed_tiles, page_size)
         rows = DecodeBatch.unpack(packed_rows)
         num_tiles = tiles.starts.shape[0]
         prompt = num_tiles * page_size
-        positions = (tiles.starts[:, None] + jnp.arange(page_size)).reshape(-1)
-        positions = jnp.concatenate([positions, jnp.maximum(rows.lengths - 1, 0)])
-        q, k, v = llama.pre_attention(config, layer, x, positions)
+        q, k, v = llama.pre_attention(config, layer, x, turn)
 
         def tiled(a: Array) -> Array:
             return a[:prompt].reshape(num_tiles, page_size, *a.shape[1:])
 
+        decoded = q[prompt:]
+        if rows.slots.shape[0]:
+            decoded, cache = attention(decoded, k[prompt:], v[prompt:], cache, rows.table, rows.lengths)
+            # Without an order between reading the cache here and writing to it below, XLA would copy the cache.
+            decoded, cache = lax.optimization_barrier((decoded, cache))
         cache = write_tiles(cache, tiles.pages, tiled(k), tiled(v))
         out = prefill_attention(tiled(q), cache, tiles.table, tiles.starts).reshape(prompt, *q.shape[1:])
-        if rows.slots.shape[0]:
-            decoded, cache = attention(q[prompt:], k[prompt:], v[prompt:], cache, rows.table, rows.lengths)
-            out = jnp.concatenate([out, decoded])
+        out = jnp.concatenate([out, decoded.astype(out.dtype)])
         return llama.post_attention(config, layer, x, out), cache
 
     def sample_rows(

@@ -12,6 +12,7 @@ from .llama import embed as embed
 from .llama import logits as logits
 from .llama import post_attention as post_attention
 from .llama import pre_attention as pre_attention
+from .llama import rotation as rotation
 from .loading import LoadedModel as LoadedModel
 from .loading import load_model as load_model
 from .params import weights_from_params as weights_from_params

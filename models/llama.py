@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from . import rope
 from .config import LlamaConfig
-from .rope import rotate
 
 LayerWeights = dict[str, Any]
 
@@ -114,11 +114,11 @@ class DecoderLayer(nnx.Module):
         self.gate_up = Linear(d, 2 * f, dtype, bias=config.mlp_bias)
         self.down = Linear(f, d, dtype, bias=config.mlp_bias)
 
-    def pre_attention(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def pre_attention(self, x: jax.Array, turn: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Norm, project and rotate [T, D]; return q [T, N, H], k and v [T, K, H] in the dtype of x."""
         n, k, h = self.config.num_attention_heads, self.config.num_key_value_heads, self.config.head_dim
         heads = self.qkv(self.attention_norm(x)).reshape(x.shape[0], n + 2 * k, h)
-        rotated = rotate(self.config.rope, heads[:, : n + k], positions).astype(x.dtype)
+        rotated = rope.rotate(heads[:, : n + k], turn).astype(x.dtype)
         return rotated[:, :n], rotated[:, n:], heads[:, n + k :].astype(x.dtype)
 
     def post_attention(self, x: jax.Array, attention: jax.Array) -> jax.Array:
@@ -172,20 +172,32 @@ def embed(config: LlamaConfig, weights: Weights, tokens: jax.Array) -> jax.Array
     return _merge(config, "embed", weights.embed)(tokens)
 
 
+def rotation(config: LlamaConfig, positions: jax.Array) -> jax.Array:
+    """Return what `pre_attention` turns queries and keys by, one for all layers.
+
+    Args:
+        positions: int32 [T], each token's index in its own sequence.
+
+    Returns:
+        float32 [T, 2, H/2], cosines and sines.
+    """
+    return rope.rotation(config.rope, config.head_dim, positions)
+
+
 def pre_attention(
-    config: LlamaConfig, layer: LayerWeights, x: jax.Array, positions: jax.Array
+    config: LlamaConfig, layer: LayerWeights, x: jax.Array, turn: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """First half of a layer: norm, QKV, RoPE.
 
     Args:
         layer: one entry of `Weights.layers`.
         x: [T, D], the residual stream.
-        positions: int32 [T], each token's index in its own sequence.
+        turn: float32 [T, 2, H/2], of `rotation`.
 
     Returns:
         q [T, N, H] (unscaled), k [T, K, H], v [T, K, H] in the dtype of x.
     """
-    return _merge(config, "layer", layer).pre_attention(x, positions)
+    return _merge(config, "layer", layer).pre_attention(x, turn)
 
 
 def post_attention(config: LlamaConfig, layer: LayerWeights, x: jax.Array, attention: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .config import LlamaConfig
-from .llama import Weights, embed, logits, post_attention, pre_attention
+from .llama import Weights, embed, logits, post_attention, pre_attention, rotation
 
 
 def forward(config: LlamaConfig, weights: Weights, tokens: jax.Array) -> jax.Array:
@@ -19,10 +19,10 @@ def forward(config: LlamaConfig, weights: Weights, tokens: jax.Array) -> jax.Arr
 
 
 def _sequence(config: LlamaConfig, weights: Weights, tokens: jax.Array) -> jax.Array:
-    positions = jnp.arange(tokens.shape[0], dtype=jnp.int32)
+    turn = rotation(config, jnp.arange(tokens.shape[0], dtype=jnp.int32))
     x = embed(config, weights, tokens)
     for layer in weights.layers:
-        q, k, v = pre_attention(config, layer, x, positions)
+        q, k, v = pre_attention(config, layer, x, turn)
         x = post_attention(config, layer, x, causal_attention(q, k, v))
     return logits(config, weights, x)
 

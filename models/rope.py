@@ -204,21 +204,31 @@ def _yarn(rope: RopeConfig, base_frequencies: np.ndarray, head_dim: int) -> np.n
     return interpolated * ramp + (np.float32(1.0) / base_frequencies) * (1 - ramp)
 
 
-def rotate(rope: RopeConfig, heads: jax.Array, positions: jax.Array) -> jax.Array:
+def rotation(rope: RopeConfig, head_dim: int, positions: jax.Array) -> jax.Array:
+    """Return the cosines and sines by which heads at these positions turn; the same in every layer, so computed once.
+
+    Args:
+        positions: int32 [T], from 0.
+
+    Returns:
+        float32 [T, 2, H/2]: cosine and sine of each pair's angle, with the scaling that yarn puts on them.
+    """
+    frequencies = jnp.asarray(inverse_frequencies(rope, head_dim))
+    angles = positions.astype(jnp.float32)[:, None] * frequencies[None, :]
+    return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1) * jnp.float32(rope.attention_scaling)
+
+
+def rotate(heads: jax.Array, turn: jax.Array) -> jax.Array:
     """Turn each head by its position's angles: pairs are dimension i and i + H/2, as in Hugging Face checkpoints.
 
     Args:
         heads: float32 [T, heads, H].
-        positions: int32 [T], from 0.
+        turn: float32 [T, 2, H/2], of `rotation`.
 
     Returns:
         float32 [T, heads, H].
     """
     half = heads.shape[-1] // 2
-    frequencies = jnp.asarray(inverse_frequencies(rope, heads.shape[-1]))
-    angles = positions.astype(jnp.float32)[:, None] * frequencies[None, :]
-    scaling = jnp.float32(rope.attention_scaling)
-    cos = (jnp.cos(angles) * scaling)[:, None, :]
-    sin = (jnp.sin(angles) * scaling)[:, None, :]
+    cos, sin = turn[:, :1], turn[:, 1:]
     first, second = heads[..., :half], heads[..., half:]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

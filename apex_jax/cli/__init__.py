@@ -1,1 +1,57 @@
-"""The `apex-jax` command."""
+"""The `apex-jax` command.
+
+Each subcommand is a module with `add_parser`. None of them imports JAX before it runs, so that help and mistyped
+options answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+from . import demo, generate, info
+from .errors import USER_ERROR_STATUS, Parser, UserError
+
+INTERRUPTED_STATUS = 130
+"""128 + SIGINT, which shells report for a command ended by Ctrl-C."""
+
+
+def build_parser() -> Parser:
+    """Return the parser of all subcommands; each sets `run`, which takes the arguments and returns the exit status."""
+    parser = Parser(
+        prog="apex-jax",
+        description="LLaMA inference in JAX with the KV cache in pages.",
+        epilog="`apex-jax COMMAND --help` lists a command's options.",
+    )
+    parser.add_argument("--version", action="version", version=f"apex-jax {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (generate, demo, info):
+        command.add_parser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit status.
+
+    Args:
+        argv: arguments after the program's name; those of the process if None.
+    """
+    # transformers would say that PyTorch is missing; only its tokenizers are used here.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    try:
+        args = build_parser().parse_args(argv)
+        status = args.run(args)
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        print(f"apex-jax: error: {error}", file=sys.stderr)
+        return USER_ERROR_STATUS
+    except KeyboardInterrupt:
+        print("\napex-jax: interrupted", file=sys.stderr)
+        return INTERRUPTED_STATUS
+    except BrokenPipeError:
+        # The reader of a pipe (`| head`) has gone; a second complaint at interpreter exit is avoided.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from apex_jax.models import PRESETS, LlamaConfig, RopeConfig
-from apex_jax.models.rope import inverse_frequencies, rotate
+from apex_jax.models.rope import inverse_frequencies, rotate, rotation
 
 SIZES = {
     "vocab_size": 64,
@@ -56,7 +56,7 @@ def test_rotation_equals_complex_multiplication():
     angles = positions[:, None] * 10_000.0 ** (-np.arange(0, 8, 2) / 8)
     turned = (heads[..., :4] + 1j * heads[..., 4:].astype(np.float64)) * np.exp(1j * angles)[:, None]
     expected = np.concatenate([turned.real, turned.imag], axis=-1)
-    found = rotate(RopeConfig(), jnp.asarray(heads), jnp.asarray(positions))
+    found = rotate(jnp.asarray(heads), rotation(RopeConfig(), 8, jnp.asarray(positions)))
     np.testing.assert_allclose(np.asarray(found), expected, atol=5e-4)
     np.testing.assert_array_equal(np.asarray(found)[0], heads[0])
 

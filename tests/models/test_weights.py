@@ -15,6 +15,7 @@ from apex_jax.models import (
     post_attention,
     pre_attention,
     random_weights,
+    rotation,
     weights_from_params,
 )
 from apex_jax.models.naming import checkpoint_shapes
@@ -89,7 +90,7 @@ def test_halves_of_a_layer_have_the_documented_shapes():
     weights = random_weights(CONFIG, 0, "bfloat16")
     tokens, positions = TOKENS[0], TOKENS[0]
     x = embed(CONFIG, weights, tokens)
-    q, k, v = pre_attention(CONFIG, weights.layers[0], x, positions)
+    q, k, v = pre_attention(CONFIG, weights.layers[0], x, rotation(CONFIG, positions))
     assert (q.shape, k.shape, v.shape) == ((10, 4, 8), (10, 2, 8), (10, 2, 8))
     assert {q.dtype, k.dtype, v.dtype, x.dtype} == {jnp.dtype("bfloat16")}
     x = post_attention(CONFIG, weights.layers[0], x, q.astype(jnp.float32))
