@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from .errors import CheckpointError
@@ -85,16 +85,18 @@ def _byte_level(file: GGUFFile, settings: dict[str, Any]) -> Tokenizer:
 
 
 def _sentence_piece(settings: dict[str, Any]) -> Tokenizer:
-    """Build what transformers' LlamaTokenizer is: BPE over characters with a byte fallback, spaces as U+2581."""
+    """Build what Llama 2's tokenizer.json holds: BPE over characters with a byte fallback, spaces as U+2581.
+
+    The space in front of a text is added even where it begins with one, as SentencePiece does.
+    """
     tokens, prefix = settings["tokens"], settings.get("add_space_prefix", True)
     vocabulary = {token: index for index, token in enumerate(tokens)}
     unknown = tokens[settings.get("unknown_token_id", 0)]
     tokenizer = Tokenizer(
         models.BPE(vocab=vocabulary, merges=_merges(settings), unk_token=unknown, fuse_unk=True, byte_fallback=True)
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
-        replacement="▁", prepend_scheme="first" if prefix else "never", split=False
-    )
+    spaces = normalizers.Replace(" ", "▁")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces] if prefix else [spaces])
     steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(content=" ", left=1)] if prefix else steps)
     return tokenizer

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -85,17 +86,17 @@ def load_model(
     _check_arguments(dtype, load_format, num_layers)
     name = str(model)
     if load_format == "dummy" and name in PRESETS:
-        config, tokenizer, source, stated = PRESETS[name], None, None, None
+        checkpoint = _Checkpoint(config=PRESETS[name])
     else:
-        config, tokenizer, source, stated = _open(resolve(model), dtype)
-    chosen = jnp.dtype(dtype if dtype != "auto" else stated or "float32")
-    if load_format == "dummy" or source is None:
+        checkpoint = _open(resolve(model))
+    config, chosen = checkpoint.config, jnp.dtype(dtype if dtype != "auto" else checkpoint.dtype)
+    if load_format == "dummy" or checkpoint.source is None:
         if num_layers is not None:
             config = config.replace(num_hidden_layers=num_layers)
         weights = random_weights(config, seed, chosen, device=device)
     else:
-        weights = read_weights(config, source, dtype=chosen, device=device)
-    return LoadedModel(name=name, config=config, weights=weights, tokenizer=tokenizer)
+        weights = read_weights(config, checkpoint.source(chosen), dtype=chosen, device=device)
+    return LoadedModel(name=name, config=config, weights=weights, tokenizer=checkpoint.tokenizer)
 
 
 def _check_arguments(dtype: str, load_format: str, num_layers: int | None) -> None:
@@ -145,16 +146,25 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
-def _open(path: Path, dtype: str) -> tuple[LlamaConfig, Tokenizer | None, TensorSource, str | None]:
-    """Return configuration, tokenizer, tensors and the dtype the checkpoint states."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Checkpoint:
+    """What stands in the files, the tensors not opened yet: random weights need none."""
+
+    config: LlamaConfig
+    tokenizer: Tokenizer | None = None
+    source: Callable[[np.dtype], TensorSource] | None = None
+    dtype: str = "float32"
+
+
+def _open(path: Path) -> _Checkpoint:
     if path.is_dir():
         return _open_folder(path)
     if path.suffix == ".gguf":
-        return _open_gguf(path, dtype)
+        return _open_gguf(path)
     raise CheckpointError(f"{path} is neither a folder nor a .gguf file")
 
 
-def _open_folder(folder: Path) -> tuple[LlamaConfig, Tokenizer | None, TensorSource, str | None]:
+def _open_folder(folder: Path) -> _Checkpoint:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json: not a model in Hugging Face format")
     settings = read_json(folder / "config.json")
@@ -166,10 +176,15 @@ def _open_folder(folder: Path) -> tuple[LlamaConfig, Tokenizer | None, TensorSou
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     stated = settings.get("dtype", settings.get("torch_dtype"))
-    return config, Tokenizer.from_folder(folder), SafetensorsSource(folder), stated if stated in DTYPES else None
+    return _Checkpoint(
+        config=config,
+        tokenizer=Tokenizer.from_folder(folder),
+        source=lambda dtype: SafetensorsSource(folder),
+        dtype=stated if stated in DTYPES else "float32",
+    )
 
 
-def _open_gguf(path: Path, dtype: str) -> tuple[LlamaConfig, Tokenizer | None, TensorSource, str | None]:
+def _open_gguf(path: Path) -> _Checkpoint:
     try:
         from .gguf_file import open_gguf
         from .gguf_source import GGUFSource, config_from_gguf
@@ -180,8 +195,11 @@ def _open_gguf(path: Path, dtype: str) -> tuple[LlamaConfig, Tokenizer | None, T
         raise ModuleNotFoundError("GGUF files need the gguf package: pip install 'apex-jax[gguf]'") from error
     file = open_gguf(path)
     config = config_from_gguf(file)
-    source = GGUFSource(file, config, jnp.dtype("float32" if dtype == "auto" else dtype))
-    return config, Tokenizer(tokenizer_from_gguf(file)), source, None
+    return _Checkpoint(
+        config=config,
+        tokenizer=Tokenizer(tokenizer_from_gguf(file)),
+        source=lambda dtype: GGUFSource(file, config, dtype),
+    )
 
 
 def read_weights(config: LlamaConfig, source: TensorSource, *, dtype: np.dtype, device: Any = None) -> Weights:

@@ -109,15 +109,16 @@ def _read_header(file: Path) -> dict[str, _Entry]:
 def _entry(file: Path, size: int, start: int, name: str, fields: Any) -> _Entry:
     try:
         label, shape, (begin, end) = fields["dtype"], tuple(fields["shape"]), fields["data_offsets"]
-        elements = math.prod(shape)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file} has a damaged header at tensor {name}") from error
+    if not all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end)):
+        raise CheckpointError(f"{file} has a damaged header at tensor {name}: shape {shape}, bytes {begin} to {end}")
     if label not in _DTYPES:
         raise CheckpointError(f"{file}: tensor {name} has dtype {label}; readable: {', '.join(_DTYPES)}")
     dtype = _DTYPES[label]
     if start + end > size:
         raise CheckpointError(f"{file} is truncated: {size} bytes, tensor {name} ends at {start + end}")
-    if begin < 0 or end - begin != elements * dtype.itemsize:
+    if end - begin != math.prod(shape) * dtype.itemsize:
         raise CheckpointError(
             f"{file} has a damaged header: tensor {name} {list(shape)} {label} in {end - begin} bytes"
         )

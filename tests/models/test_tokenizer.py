@@ -1,0 +1,159 @@
+"""Tokenizers against transformers' own, from folders and from GGUF files."""
+
+from pathlib import Path
+
+import gguf
+import pytest
+
+from apex_jax.models import CheckpointError, Tokenizer
+from apex_jax.models.gguf_file import GGUFFile, open_gguf
+from apex_jax.models.gguf_tokenizer import tokenizer_from_gguf
+from apex_jax.models.registry import REGISTERED, cache_folder
+
+STORIES = Path(__file__).parents[2].parent / "shared" / "models" / "stories260K"
+SMOLLM = cache_folder() / REGISTERED["smollm2-135m-instruct"].file
+
+TEXTS = [
+    "Once upon a time, there was a little girl.",
+    "  leading and  double   spaces ",
+    "Tabs\tand\nnewlines\r\n\n\n  indented",
+    "I'm sure they've said it's 3.14159, or 2,718 in 2024 — isn't it?",
+    "def f(x):\n    return x**2  # power",
+    "Ünïcödé, 漢字, العربية, हिन्दी, 😀👨\u200d👩\u200d👧",
+    "<|im_start|>user\nhi<|im_end|>\n<s>inner</s>",
+    "",
+]
+
+
+@pytest.fixture(scope="module")
+def stories_folder():
+    if not STORIES.is_dir():
+        pytest.skip("the shared stories260K model is not beside the repository")
+    return STORIES
+
+
+@pytest.fixture(scope="module")
+def smollm():
+    """The file's header and our tokenizer of it."""
+    if not SMOLLM.is_file():
+        pytest.skip(f"{SMOLLM.name} is not in the cache folder {SMOLLM.parent}")
+    file = open_gguf(SMOLLM)
+    return file, Tokenizer(tokenizer_from_gguf(file))
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_folder_equals_transformers(stories_folder, text):
+    from transformers import AutoTokenizer
+
+    ours, theirs = Tokenizer.from_folder(stories_folder), AutoTokenizer.from_pretrained(stories_folder)
+    ids = ours.encode(text)
+    assert ids == theirs(text)["input_ids"]
+    assert ids[0] == 1
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+    assert ours.vocab_size == 512
+
+
+def test_model_without_chat_template(stories_folder):
+    tokenizer = Tokenizer.from_folder(stories_folder)
+    assert tokenizer.chat_template is None
+    with pytest.raises(ValueError, match="no chat template"):
+        tokenizer.encode_chat([{"role": "user", "content": "hi"}])
+
+
+def test_folder_without_tokenizer(tmp_path):
+    assert Tokenizer.from_folder(tmp_path) is None
+
+
+def stories_as_gguf(path: Path, folder: Path) -> GGUFFile:
+    """Write the vocabulary alone, as llama.cpp's converter takes it from tokenizer.model: pieces, scores, types."""
+    import sentencepiece
+
+    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    tests = {2: model.is_unknown, 3: model.is_control, 6: model.is_byte}
+    kinds = [next((kind for kind, test in tests.items() if test(index)), 1) for index in range(len(model))]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([model.id_to_piece(index) for index in range(len(model))])
+    writer.add_token_scores([model.get_score(index) for index in range(len(model))])
+    writer.add_token_types(kinds)
+    writer.add_bos_token_id(model.bos_id())
+    writer.add_eos_token_id(model.eos_id())
+    writer.add_unk_token_id(model.unk_id())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return open_gguf(path)
+
+
+@pytest.mark.parametrize("text", [text for text in TEXTS if "<" not in text])
+def test_sentence_piece_in_gguf_equals_sentencepiece(tmp_path, stories_folder, text):
+    sentencepiece = pytest.importorskip("sentencepiece", reason="compares with Google's own library")
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(stories_folder / "tokenizer.model"))
+    ours = Tokenizer(tokenizer_from_gguf(stories_as_gguf(tmp_path / "vocabulary.gguf", stories_folder)))
+    ids = ours.encode(text)
+    assert ids == [theirs.bos_id(), *theirs.encode(text)]
+    assert ours.decode(ids) == theirs.decode(ids[1:])
+
+
+def test_smollm_equals_transformers_reading_the_same_file(smollm):
+    """On texts with at most one space before a digit: transformers does not know this vocabulary's rule for digits."""
+    from transformers import AutoTokenizer
+
+    _, ours = smollm
+    theirs = AutoTokenizer.from_pretrained(SMOLLM.parent, gguf_file=SMOLLM.name)
+    for text in TEXTS:
+        ids = ours.encode(text)
+        assert ids == theirs(text)["input_ids"]
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+        assert ours.decode(ids, skip_special_tokens=False) == theirs.decode(ids)
+    assert ours.vocab_size == len(theirs) == 49_152
+    chat = [{"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "4"}]
+    assert ours.encode_chat(chat) == theirs.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
+
+
+def test_smollm_splits_digits_off(smollm):
+    """SmolLM2's tokenizer.json cuts each digit off first, so that two spaces before one stay together."""
+    file, ours = smollm
+    tokens = file.metadata["tokenizer.ggml.tokens"]
+    assert [tokens[token] for token in ours.encode("a  42")] == ["a", "ĠĠ", "4", "2"]
+
+
+def test_smollm_special_tokens_vanish_from_text(smollm):
+    file, ours = smollm
+    ids = ours.encode("<|im_start|>user<repo_name>x<|im_end|>")
+    assert ids[0] == 1
+    assert ids[-1] == 2
+    assert ours.decode(ids) == "userx"
+    detokenizer = ours.detokenizer()
+    assert detokenizer.push(ids) + detokenizer.finish() == "userx"
+    assert ours.chat_template == file.metadata["tokenizer.chat_template"]
+    assert ours.backend.eos_token_id == 2
+
+
+@pytest.mark.parametrize(
+    ("metadata", "complaint"),
+    [
+        ({}, "has no vocabulary"),
+        ({"model": "t5", "tokens": ["a"]}, "tokenizer of kind 't5'; implemented: 'gpt2', 'llama'"),
+        ({"model": "gpt2", "tokens": ["a"], "pre": "qwen2"}, "rule 'qwen2'; implemented: llama-bpe"),
+    ],
+)
+def test_vocabularies_not_implemented(metadata, complaint):
+    file = GGUFFile(
+        path=Path("toy.gguf"),
+        metadata={f"tokenizer.ggml.{key}": value for key, value in metadata.items()},
+        tensors={},
+    )
+    with pytest.raises(CheckpointError, match=complaint):
+        tokenizer_from_gguf(file)
+
+
+@pytest.mark.parametrize(("flag", "begins"), [(None, True), (True, True), (False, False)])
+def test_llama3_vocabulary_begins_with_bos(flag, begins):
+    alphabet = [chr(0x61 + index) for index in range(26)]
+    settings = {"model": "gpt2", "pre": "llama-bpe", "tokens": [*alphabet, "<bos>"], "token_type": [*[1] * 26, 3]}
+    settings |= {"merges": [], "bos_token_id": 26} | ({} if flag is None else {"add_bos_token": flag})
+    metadata = {f"tokenizer.ggml.{key}": value for key, value in settings.items()}
+    tokenizer = Tokenizer(tokenizer_from_gguf(GGUFFile(path=Path("toy.gguf"), metadata=metadata, tensors={})))
+    assert tokenizer.encode("abc") == [26, 0, 1, 2] if begins else [0, 1, 2]
+    assert tokenizer.encode("<bos>a")[-2:] == [26, 0]
