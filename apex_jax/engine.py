@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,10 +64,12 @@ class Generation:
 
     def push(self, token: int, now: float) -> None:
         """Take in a token that has arrived."""
-        if self.first_token is None:
-            self.first_token = now
-        self.last_token = now
-        self._hear(self.stream.push((token,)), now)
+        before = len(self.stream.token_ids)
+        text = self.stream.push((token,))
+        if len(self.stream.token_ids) > before:
+            self.first_token = now if self.first_token is None else self.first_token
+            self.last_token = now
+        self._hear(text, now)
 
     def abort(self, reason: str | None, now: float) -> None:
         """End from outside, unless it has ended."""
@@ -109,6 +112,7 @@ class Engine:
         self.executor = executor
         self._iterations = self._prompt_tokens = self._output_tokens = self._past_preemptions = 0
         self._next_id = 0
+        self._torn = False
         self._start_empty()
 
     def _start_empty(self) -> None:
@@ -121,22 +125,20 @@ class Engine:
         self._generations: dict[int, Generation] = {}
         self._pending: deque[Submitted] = deque()
 
-    def add(
+    def prepare(
         self, prompt: Sequence[int], params: SamplingParams, stream: OutputStream, *, seed: int, index: int
     ) -> Generation:
-        """Queue one completion.
+        """Return a completion for `add` to queue; the caller can note it first, so that no interrupt loses it.
 
         Args:
             prompt: token ids.
             params: how to sample.
             stream: takes the tokens and decides where they end.
             seed: of the user's request; `index` tells its completions apart.
-
-        Raises:
-            ValueError: the device KV cache can never hold the request.
         """
         request = Request(id=self._next_id, prompt=tuple(prompt), max_tokens=stream.max_tokens)
-        generation = Generation(
+        self._next_id += 1
+        return Generation(
             request=request,
             index=index,
             params=params,
@@ -144,23 +146,34 @@ class Engine:
             stream=stream,
             arrival=time.monotonic(),
         )
-        self._next_id += 1
-        self._scheduler.add(request)
-        self._generations[request.id] = generation
-        return generation
+
+    def add(self, generation: Generation) -> None:
+        """Queue a completion.
+
+        Raises:
+            ValueError: the device KV cache can never hold the request.
+        """
+        self._scheduler.check(generation.request)
+        with self._changing():
+            if not self._generations:
+                # What is still under way belongs to nobody; its failure must not reach this request.
+                self._pending.clear()
+            self._scheduler.add(generation.request)
+            self._generations[generation.request.id] = generation
 
     @property
     def has_unfinished(self) -> bool:
+        self._recover()
         return bool(self._generations)
 
     def step(self) -> None:
         """Run one iteration: submit the next plan, then take in the results of the one before it.
 
         Raises:
-            Exception: whatever the device raised. All requests have been aborted then and carry the exception; the
-                engine is empty and usable.
+            BaseException: whatever the device raised, or an interrupt. All requests have been aborted then and carry
+                the exception; the engine is empty and usable.
         """
-        try:
+        with self._changing():
             plan = self._scheduler.schedule()
             if plan is not None:
                 self._submit(plan)
@@ -168,17 +181,39 @@ class Engine:
                 self._receive(self._pending.popleft())
             elif plan is None and self._generations:
                 raise RuntimeError(f"{len(self._generations)} requests are unfinished, but none can be scheduled")
-        except Exception as error:
-            self.abandon(error)
-            raise
 
     def abort(self, generation: Generation, reason: str | None = None) -> None:
         """End a completion now; what it holds is free for others. One that has ended already is left as it is."""
-        if self._generations.pop(generation.request.id, None) is not None:
-            self._scheduler.finish(generation.request.id)
-        generation.abort(reason, time.monotonic())
+        with self._changing():
+            if self._generations.pop(generation.request.id, None) is not None:
+                self._scheduler.finish(generation.request.id)
+            generation.abort(reason, time.monotonic())
 
-    def abandon(self, error: BaseException) -> None:
+    def warm_up(self) -> None:
+        """Compile every program that requests can need; changes none of those under way."""
+        with self._changing():
+            self.executor.warm_up()
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Empty the engine if a change of its state is cut short, for then nothing that it holds can be trusted.
+
+        An interrupt may come between any two instructions, in `_abandon` too: then the next change empties it.
+        """
+        self._recover()
+        self._torn = True
+        try:
+            yield
+        except BaseException as error:
+            self._abandon(error)
+            raise
+        self._torn = False
+
+    def _recover(self) -> None:
+        if self._torn:
+            self._abandon(RuntimeError("the engine was interrupted while this request was under way"))
+
+    def _abandon(self, error: BaseException) -> None:
         """Drop all requests and start empty, after an exception that left unknown what has been submitted."""
         reason = f"{type(error).__name__}: {error}"
         for generation in self._generations.values():
@@ -187,9 +222,11 @@ class Engine:
         self._past_preemptions += self._scheduler.preemptions
         self._start_empty()
         self.executor.reset()
+        self._torn = False
 
     def stats(self) -> EngineStats:
         """Return counts since the engine was made."""
+        self._recover()
         return EngineStats(
             iterations=self._iterations,
             prompt_tokens=self._prompt_tokens,
@@ -221,7 +258,7 @@ class Engine:
         for request, row in self._scheduler.update(submitted.plan, sampled.tokens.tolist()):
             generation = self._generations[request.id]
             self._take(generation, sampled, row, now)
-            self._output_tokens += 1
+            self._output_tokens += int(sampled.tokens[row]) >= 0
             if generation.finished:
                 del self._generations[request.id]
                 self._scheduler.finish(request.id)
@@ -244,7 +281,8 @@ def _logprobs(sampled: Sampled, row: int, wanted: int) -> dict[int, Logprob]:
     assert sampled.top_logprobs is not None
     token = int(sampled.tokens[row])
     entry = {token: Logprob(logprob=float(sampled.logprob[row]), rank=int(sampled.rank[row]))}
-    for place in range(wanted):
-        other = int(sampled.top_ids[row, place])
-        entry.setdefault(other, Logprob(logprob=float(sampled.top_logprobs[row, place]), rank=place + 1))
+    top = sampled.top_logprobs[row, :wanted]
+    for place, other in enumerate(sampled.top_ids[row, :wanted].tolist()):
+        rank = 1 + int(np.count_nonzero(top > top[place]))
+        entry.setdefault(other, Logprob(logprob=float(top[place]), rank=rank))
     return entry

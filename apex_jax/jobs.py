@@ -28,6 +28,11 @@ class Job:
         return all(generation.finished for generation in self.generations)
 
     @property
+    def told(self) -> bool:
+        """Whether all completions have ended and their news has been taken."""
+        return all(generation.finished and not generation.has_news for generation in self.generations)
+
+    @property
     def error(self) -> BaseException | None:
         """What ended the job before its time, if anything did."""
         return next((generation.error for generation in self.generations if generation.error is not None), None)
@@ -38,22 +43,23 @@ def result(job: Job, tokenizer: Tokenizer | None) -> RequestOutput:
     completions = [
         _completion(generation, tokenizer, generation.stream.text, first_token=0) for generation in job.generations
     ]
-    return _request(job, completions)
+    return _request(job, completions, finished=job.finished)
 
 
 def delta(job: Job, generation: Generation, tokenizer: Tokenizer | None) -> RequestOutput:
     """Return what one completion has gained since the last call for it."""
     text, first_token = generation.take_news()
-    return _request(job, [_completion(generation, tokenizer, text, first_token=first_token)])
+    completion = _completion(generation, tokenizer, text, first_token=first_token)
+    return _request(job, [completion], finished=job.told)
 
 
-def _request(job: Job, completions: list[CompletionOutput]) -> RequestOutput:
+def _request(job: Job, completions: list[CompletionOutput], *, finished: bool) -> RequestOutput:
     return RequestOutput(
         request_id=job.request_id,
         prompt=job.prompt.text,
         prompt_token_ids=list(job.prompt.ids),
         outputs=completions,
-        finished=job.finished,
+        finished=finished,
         metrics=_metrics(job.generations),
     )
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Self
 
 import jax
@@ -16,12 +15,14 @@ from .buckets import Buckets
 from .device import default_dtype, device_attention_for
 from .engine import Engine, EngineStats
 from .executor import Executor
+from .fair_lock import FairLock
 from .jobs import Job, delta, result
 from .memory import device_pages
 from .models import LlamaConfig, Tokenizer, Weights, load_model, weights_from_params
 from .options import EngineOptions
 from .outputs import RequestOutput
 from .prompts import Prompt, TokenizedPrompt, as_batch, tokenize
+from .sampling import banned_tokens
 from .sampling_params import SamplingParams
 from .stopping import OutputStream
 
@@ -51,6 +52,9 @@ class LLM:
         config: the model.
         tokenizer: None if the model has none.
         device: where the model runs.
+        dtype: of weights and KV cache.
+        attention_name: decode attention in use, "native" or "xla".
+        device_kv_tokens: size of the device KV cache in tokens.
         max_model_len: longest context in tokens, prompt and output.
     """
 
@@ -115,8 +119,10 @@ class LLM:
         self.config = config
         self.tokenizer = tokenizer
         self.device = device
-        self.max_model_len = min(limit, pages * options.page_size)
+        self.dtype = weights.dtype
         self.attention_name = attention.name
+        self.device_kv_tokens = pages * options.page_size
+        self.max_model_len = min(limit, self.device_kv_tokens)
         buckets = Buckets(
             max_num_seqs=max_num_seqs,
             max_prefill_pages=max(1, options.max_num_batched_tokens // options.page_size),
@@ -134,7 +140,8 @@ class LLM:
             eos_token_ids=config.eos_token_ids,
         )
         self._engine = Engine(executor)
-        self._lock = threading.RLock()
+        self._lock = FairLock()
+        self._dropped: deque[list[Job]] = deque()
         self._seeds = np.random.default_rng(options.seed)
         self._num_jobs = 0
 
@@ -156,14 +163,20 @@ class LLM:
             TypeError, ValueError: a prompt or its parameters cannot be served; nothing has been started then.
             KeyboardInterrupt: the requests are aborted and the `LLM` stays usable.
         """
-        with self._running(self._checked(prompts, sampling_params)) as jobs:
+        checked = self._checked(prompts, sampling_params)
+        jobs: list[Job] = []
+        try:
+            self._begin(jobs, checked)
             with _Bar(total=len(jobs), desc="Requests", unit="request", disable=not use_tqdm) as bar:
                 finished = 0
                 while finished < len(jobs):
-                    self._step(jobs)
+                    with self._lock:
+                        self._step(jobs)
                     before, finished = finished, sum(job.finished for job in jobs)
                     bar.update(finished - before)
             return [result(job, self.tokenizer) for job in jobs]
+        finally:
+            self._dropped.append(jobs)
 
     def stream(
         self,
@@ -191,6 +204,7 @@ class LLM:
             RuntimeError: requests are under way, whose KV cache holds keys and values of the old weights.
         """
         with self._lock:
+            self._abort_dropped()
             if self._engine.has_unfinished:
                 raise RuntimeError("update_params was called while requests are under way; let them end or close them")
             executor = self._engine.executor
@@ -199,53 +213,63 @@ class LLM:
     def warm_up(self) -> None:
         """Compile everything that requests can need, so that none of them waits for a compilation."""
         with self._lock:
-            self._engine.executor.warm_up()
+            self._engine.warm_up()
 
     def stats(self) -> EngineStats:
         """Return what the engine has done and holds."""
         with self._lock:
+            self._abort_dropped()
             return self._engine.stats()
 
     def _stream(self, checked: list[tuple[TokenizedPrompt, SamplingParams]]) -> Iterator[RequestOutput]:
-        with self._running(checked) as jobs:
+        jobs: list[Job] = []
+        try:
+            self._begin(jobs, checked)
             unfinished = jobs
             while unfinished:
-                self._step(unfinished)
-                for job in unfinished:
-                    for generation in job.generations:
-                        if generation.has_news:
-                            yield delta(job, generation, self.tokenizer)
-                unfinished = [job for job in unfinished if not job.finished]
+                with self._lock:
+                    self._step(unfinished)
+                    news = [
+                        delta(job, generation, self.tokenizer)
+                        for job in unfinished
+                        for generation in job.generations
+                        if generation.has_news
+                    ]
+                    # Under the lock still: a job that another caller's step ends later has news to tell.
+                    unfinished = [job for job in unfinished if not job.finished]
+                yield from news
+        finally:
+            self._dropped.append(jobs)
+
+    def _begin(self, jobs: list[Job], checked: list[tuple[TokenizedPrompt, SamplingParams]]) -> None:
+        """Queue requests, noting each in `jobs` before the engine knows of it."""
+        with self._lock:
+            self._abort_dropped()
+            for prompt, params in checked:
+                jobs.append(Job(request_id=str(self._num_jobs), prompt=prompt, params=params))
+                self._num_jobs += 1
+                self._add_generations(jobs[-1])
 
     def _step(self, jobs: Sequence[Job]) -> None:
         """Run one iteration, unless another thread's iterations have ended all these jobs meanwhile."""
-        with self._lock:
-            if not all(job.finished for job in jobs):
-                self._engine.step()
+        self._abort_dropped()
+        if not all(job.finished for job in jobs):
+            self._engine.step()
         for job in jobs:
             if job.error is not None:
                 raise RuntimeError("the engine failed while this request was under way") from job.error
 
-    @contextmanager
-    def _running(self, checked: list[tuple[TokenizedPrompt, SamplingParams]]) -> Iterator[list[Job]]:
-        jobs: list[Job] = []
-        try:
-            with self._lock:
-                for prompt, params in checked:
-                    jobs.append(Job(request_id=str(self._num_jobs), prompt=prompt, params=params))
-                    self._num_jobs += 1
-                    self._add_generations(jobs[-1])
-            yield jobs
-        except (KeyboardInterrupt, SystemExit) as interrupt:
-            # It may have come between any two instructions, so nothing the engine holds can be trusted.
-            with self._lock:
-                self._engine.abandon(interrupt)
-            raise
-        finally:
-            with self._lock:
-                for job in jobs:
-                    for generation in job.generations:
-                        self._engine.abort(generation)
+    def _abort_dropped(self) -> None:
+        """Abort what callers have left behind.
+
+        They only note it: an interrupt may cut short whatever else they did, and an iterator may be closed by the
+        garbage collector in the middle of an iteration of the engine.
+        """
+        while self._dropped:
+            for job in self._dropped[0]:
+                for generation in job.generations:
+                    self._engine.abort(generation)
+            self._dropped.popleft()
 
     def _add_generations(self, job: Job) -> None:
         params, ids = job.params, job.prompt.ids
@@ -256,7 +280,8 @@ class LLM:
             if self.tokenizer is not None:
                 detokenizer = self.tokenizer.detokenizer(skip_special_tokens=params.skip_special_tokens, context=ids)
             stream = OutputStream(params, detokenizer, eos_token_ids=self.config.eos_token_ids, max_tokens=room)
-            job.generations.append(self._engine.add(ids, params, stream, seed=seed, index=index))
+            job.generations.append(self._engine.prepare(ids, params, stream, seed=seed, index=index))
+            self._engine.add(job.generations[-1])
 
     def _checked(self, prompts: Any, sampling_params: Any) -> list[tuple[TokenizedPrompt, SamplingParams]]:
         batch = as_batch(prompts)
@@ -274,6 +299,8 @@ class LLM:
                 raise TypeError(f"sampling_params must be SamplingParams, got {params!r}")
             if params.stop_strings and self.tokenizer is None:
                 raise ValueError(f"stop strings {params.stop_strings!r} need a tokenizer and this model has none")
+            if params.min_tokens > 0:
+                banned_tokens(params, self.config.eos_token_ids)
             vocab_size, limit = self.config.vocab_size, self.max_model_len
             checked.append((tokenize(prompt, self.tokenizer, vocab_size=vocab_size, max_model_len=limit), params))
         return checked

@@ -1,9 +1,8 @@
 """First-come-first-served continuous batching over one pool of device pages.
 
-Three verbs: `add` a request, `schedule` the next plan, `update` with the tokens of a plan that has run. Plans are
-    made one
-iteration ahead: when a plan is scheduled the tokens of the one before it have usually not arrived, so the scheduler
-    counts tokens in flight and never needs their values, except to prefill a preempted request again.
+Three verbs: `add` a request, `schedule` the next plan, `update` with the tokens of a plan that has run. Plans are made
+one iteration ahead: when a plan is scheduled the tokens of the one before it have usually not arrived, so the scheduler
+counts tokens in flight and never needs their values, except to prefill a preempted request again.
 """
 
 from __future__ import annotations
@@ -52,8 +51,8 @@ class Scheduler:
     def has_unfinished(self) -> bool:
         return bool(self._requests)
 
-    def add(self, request: Request) -> None:
-        """Queue a request.
+    def check(self, request: Request) -> None:
+        """Refuse a request that `add` could not take.
 
         Raises:
             ValueError: its id is taken, or the pool can never hold its prompt and output.
@@ -66,6 +65,14 @@ class Scheduler:
                 f"request {request.id}: prompt of {len(request.prompt)} and max_tokens={request.max_tokens} exceed "
                 f"the device KV cache of {capacity} tokens"
             )
+
+    def add(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            ValueError: see `check`; nothing has changed then.
+        """
+        self.check(request)
         self._requests[request.id] = request
         insort(self._waiting, request, key=_arrival)
 
