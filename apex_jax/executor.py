@@ -113,16 +113,12 @@ class Executor:
             self._tables[change.slot, change.first : change.first + len(change.pages)] = change.pages
         mode = SamplingMode.covering([self._params[item.slot] for item in (*plan.prefill, *plan.decode)])
         rows = self._pack_rows(plan)
-        if plan.prefill:
-            tiles, ends = self._pack_tiles(plan.prefill)
-            sampled = self._run_mixed(tiles, rows, mode)
-            first = tiles.shape[0]
-        else:
-            sampled = self._run_decode(rows, mode)
-            ends, first = [], 0
+        tiles = self._pack_tiles(plan.prefill) if plan.prefill else None
+        ends = self._padding_ends(0 if tiles is None else len(tiles), len(rows))
+        wanted = self._pack_ends(plan, ends, first_row=len(ends) - len(rows))
+        sampled = self._run_decode(rows, ends, mode) if tiles is None else self._run_mixed(tiles, rows, ends, mode)
         for leaf in jax.tree.leaves(sampled):
             leaf.copy_to_host_async()
-        wanted = np.array([*ends, *range(first, first + len(plan.decode))], np.int32)
         return Submitted(plan=plan, sampled=sampled, rows=wanted)
 
     def fetch(self, submitted: Submitted) -> Sampled:
@@ -135,48 +131,43 @@ class Executor:
         if any(mode.penalties for mode in modes):
             empty = np.zeros(self.config.vocab_size, bool)
             self._seen = self._programs.mark_prompt(self._seen_table(), np.int32(buckets.max_num_seqs), empty)
-        for mode in modes:
-            for width in buckets.table_widths:
-                for count in buckets.decode_rows:
-                    self._run_decode(self._padding_rows(count, width), mode)
-                for count in buckets.mixed_rows:
-                    for tiles in buckets.tiles:
-                        self._run_mixed(self._padding_tiles(tiles), self._padding_rows(count, width), mode)
+        narrow = buckets.table_widths[0]
+        for count in buckets.decode_rows:
+            for mode, width in _star(modes, buckets.table_widths):
+                self._run_decode(self._padding_rows(count, width), self._padding_ends(0, count), mode)
+        for tiles in buckets.tiles:
+            for count in buckets.mixed_rows:
+                for mode, width in _star(modes, buckets.table_widths if count else (narrow,)):
+                    rows, ends = self._padding_rows(count, width), self._padding_ends(tiles, count)
+                    self._run_mixed(self._padding_tiles(tiles), rows, ends, mode)
         jax.block_until_ready(self._last_token)
 
-    def _run_decode(self, rows: np.ndarray, mode: SamplingMode) -> Sampled:
-        packed = jax.device_put(rows, self.device)
-        x, self._caches = self._programs.decode_step(self._weights, self._caches, self._last_token, packed)
-        return self._sample(x, None, packed, self._settings_of(rows[:, 0], mode), mode)
+    def _run_decode(self, rows: np.ndarray, ends: np.ndarray, mode: SamplingMode) -> Sampled:
+        packed_rows, packed_ends = jax.device_put((rows, ends), self.device)
+        x, self._caches = self._programs.decode_step(self._weights, self._caches, self._last_token, packed_rows)
+        return self._sample(x, packed_ends, self._settings_of(ends, mode), mode)
 
-    def _run_mixed(self, tiles: np.ndarray, rows: np.ndarray, mode: SamplingMode) -> Sampled:
-        settings = self._settings_of(np.concatenate([tiles[:, 3], rows[:, 0]]), mode)
-        packed_tiles, packed_rows = jax.device_put((tiles, rows), self.device)
+    def _run_mixed(self, tiles: np.ndarray, rows: np.ndarray, ends: np.ndarray, mode: SamplingMode) -> Sampled:
+        packed_tiles, packed_rows, packed_ends = jax.device_put((tiles, rows, ends), self.device)
         x, turn = self._programs.embed_mixed(self._ends, self._last_token, packed_tiles, packed_rows)
         caches = list(self._caches)
         for index, layer in enumerate(self._weights.layers):
             x, caches[index] = self._programs.layer_mixed(layer, caches[index], x, turn, packed_tiles, packed_rows)
         self._caches = tuple(caches)
-        return self._sample(x, packed_tiles, packed_rows, settings, mode)
+        return self._sample(x, packed_ends, self._settings_of(ends, mode), mode)
 
-    def _sample(
-        self,
-        x: jax.Array,
-        tiles: jax.Array | None,
-        rows: jax.Array,
-        settings: SamplingRows | None,
-        mode: SamplingMode,
-    ) -> Sampled:
+    def _sample(self, x: jax.Array, ends: jax.Array, settings: SamplingRows | None, mode: SamplingMode) -> Sampled:
         seen = self._seen if mode.penalties else None
         sampled, self._last_token, seen = self._programs.sample(
-            self._ends, x, tiles, rows, self._last_token, seen, settings, mode=mode
+            self._ends, x, ends, self._last_token, seen, settings, mode=mode
         )
         if mode.penalties:
             self._seen = seen
         return sampled
 
-    def _settings_of(self, slots: np.ndarray, mode: SamplingMode) -> SamplingRows | None:
-        return jax.tree.map(lambda table: table[slots], self._settings) if mode.sampled else None
+    def _settings_of(self, ends: np.ndarray, mode: SamplingMode) -> SamplingRows | None:
+        # A copy, which a program still under way may read after a slot's settings have changed.
+        return jax.tree.map(lambda table: table[ends[:, 1]], self._settings) if mode.sampled else None
 
     def _seen_table(self) -> jax.Array:
         if self._seen is None:
@@ -185,7 +176,7 @@ class Executor:
         return self._seen
 
     def _pack_rows(self, plan: Plan) -> np.ndarray:
-        """Return the decode batch, int32 [B, 3 + W], padded to a bucket."""
+        """Return the decode batch, int32 [B, 2 + W], padded to a bucket."""
         decode, buckets = plan.decode, self.buckets
         count = buckets.fit(buckets.mixed_rows if plan.prefill else buckets.decode_rows, len(decode))
         longest = max((row.length for row in decode), default=1)
@@ -195,16 +186,15 @@ class Executor:
             slots = [row.slot for row in decode]
             packed[: len(decode), 0] = slots
             packed[: len(decode), 1] = [row.length for row in decode]
-            packed[: len(decode), 2] = [row.step for row in decode]
             packed[: len(decode), ROW_COLUMNS:] = self._tables[slots, :width]
         return packed
 
-    def _pack_tiles(self, chunks: Sequence[PrefillChunk]) -> tuple[np.ndarray, list[int]]:
-        """Return the prompt tiles, int32 [M, 5 + S + W], padded to a bucket, and the chunks' last tiles that sample."""
+    def _pack_tiles(self, chunks: Sequence[PrefillChunk]) -> np.ndarray:
+        """Return the prompt tiles, int32 [M, 2 + S + W], padded to a bucket."""
         size = self.buckets.page_size
         tiles = [-(-len(chunk.tokens) // size) for chunk in chunks]
         packed = self._padding_tiles(self.buckets.fit(self.buckets.tiles, sum(tiles)))
-        ends, tile = [], 0
+        tile = 0
         for chunk, count in zip(chunks, tiles, strict=True):
             block = packed[tile : tile + count]
             first_page = chunk.start // size
@@ -215,10 +205,20 @@ class Executor:
             block[:, TILE_COLUMNS : TILE_COLUMNS + size] = tokens.reshape(count, size)
             block[:, TILE_COLUMNS + size :] = self._tables[chunk.slot]
             tile += count
+        return packed
+
+    def _pack_ends(self, plan: Plan, ends: np.ndarray, *, first_row: int) -> np.ndarray:
+        """Fill in the rows of a sample batch that get a token; return which they are, in the plan's order."""
+        size, wanted, tile = self.buckets.page_size, [], 0
+        for chunk in plan.prefill:
+            tile += -(-len(chunk.tokens) // size)
             if chunk.samples:
-                block[-1, 2:5] = (len(chunk.tokens) - 1) % size, chunk.slot, chunk.step
-                ends.append(tile - 1)
-        return packed, ends
+                ends[tile - 1] = (tile - 1) * size + (len(chunk.tokens) - 1) % size, chunk.slot, chunk.step
+                wanted.append(tile - 1)
+        for row, item in enumerate(plan.decode, first_row):
+            ends[row, 1:] = item.slot, item.step
+            wanted.append(row)
+        return np.array(wanted, np.int32)
 
     def _padding_rows(self, count: int, width: int) -> np.ndarray:
         packed = np.zeros((count, ROW_COLUMNS + width), np.int32)
@@ -228,5 +228,18 @@ class Executor:
     def _padding_tiles(self, count: int) -> np.ndarray:
         packed = np.zeros((count, TILE_COLUMNS + self.buckets.page_size + self.buckets.table_width), np.int32)
         packed[:, 1] = self.num_pages
-        packed[:, 3] = self.buckets.max_num_seqs
         return packed
+
+    def _padding_ends(self, tiles: int, rows: int) -> np.ndarray:
+        """Return a sample batch, int32 [M + B, 3], of the last tokens of M tiles, then of B decode rows."""
+        size = self.buckets.page_size
+        packed = np.zeros((tiles + rows, 3), np.int32)
+        packed[:tiles, 0] = np.arange(1, tiles + 1) * size - 1
+        packed[tiles:, 0] = tiles * size + np.arange(rows)
+        packed[:, 1] = self.buckets.max_num_seqs
+        return packed
+
+
+def _star(modes: Sequence[SamplingMode], widths: Sequence[int]) -> list[tuple[SamplingMode, int]]:
+    """Return every mode and every width, but not each with each: no program depends on both."""
+    return [(mode, widths[0]) for mode in modes] + [(modes[0], width) for width in widths[1:]]

@@ -3,7 +3,8 @@
 An iteration that only decodes is one whole-step program, so that Python dispatches once. An iteration with prompt
 tokens runs `embed_mixed`, then `layer_mixed` once per layer (one compilation serves all layers), since its compute
 hides the dispatch. Both end in `sample_rows`, which takes the rows that may need a token through the head and the
-sampler and leaves the tokens on the device, where the next iteration reads them.
+sampler and leaves the tokens on the device, where the next iteration reads them. Its shapes do not depend on page
+tables, so the many sampling modes are compiled for few shapes.
 
 Letters beside the project's: M tiles of S prompt tokens (a tile fills one KV page), R = M + B rows that may sample, W
 page table width.
@@ -28,10 +29,10 @@ from .sampling import Sampled, SamplingMode, SamplingRows, sample
 LayerWeights = Any
 Caches = tuple[Array, ...]
 
-ROW_COLUMNS = 3
+ROW_COLUMNS = 2
 """Columns of a decode batch before the page table."""
 
-TILE_COLUMNS = 5
+TILE_COLUMNS = 2
 """Columns of a tile batch before the tokens and the page table."""
 
 DecodeAttention = Callable[[Array, Array, Array, Array, Array, Array], tuple[Array, Array]]
@@ -41,38 +42,45 @@ Appends k and v at position `lengths - 1` and attends over `lengths` tokens; row
 
 
 class DecodeBatch(NamedTuple):
-    """Columns of int32 [B, 3 + W]; padding rows have length 0 and the spare slot."""
+    """Columns of int32 [B, 2 + W]; padding rows have length 0 and the spare slot."""
 
     slots: Array
     lengths: Array
-    steps: Array
     table: Array
 
     @classmethod
     def unpack(cls, packed: Array) -> DecodeBatch:
-        return cls(packed[:, 0], packed[:, 1], packed[:, 2], packed[:, ROW_COLUMNS:])
+        return cls(packed[:, 0], packed[:, 1], packed[:, ROW_COLUMNS:])
 
 
 class TileBatch(NamedTuple):
-    """Columns of int32 [M, 5 + S + W]; padding tiles have page P, which is not there, and the spare slot.
-
-    `slots` is the spare slot too for a tile that does not end its prompt, so that its sample goes nowhere; `last` is
-    the offset of the tile's last prompt token.
-    """
+    """Columns of int32 [M, 2 + S + W]; padding tiles have page P, which is not there."""
 
     starts: Array
     pages: Array
-    last: Array
-    slots: Array
-    steps: Array
     tokens: Array
     table: Array
 
     @classmethod
     def unpack(cls, packed: Array, page_size: int) -> TileBatch:
-        starts, pages, last, slots, steps = (packed[:, i] for i in range(TILE_COLUMNS))
         end = TILE_COLUMNS + page_size
-        return cls(starts, pages, last, slots, steps, packed[:, TILE_COLUMNS:end], packed[:, end:])
+        return cls(packed[:, 0], packed[:, 1], packed[:, TILE_COLUMNS:end], packed[:, end:])
+
+
+class SampleBatch(NamedTuple):
+    """Columns of int32 [R, 3]: rows that may get a token.
+
+    `tokens` says which of the iteration's tokens each row samples after. Padding rows and tiles that do not end their
+    prompt have the spare slot, so that their sample goes nowhere.
+    """
+
+    tokens: Array
+    slots: Array
+    steps: Array
+
+    @classmethod
+    def unpack(cls, packed: Array) -> SampleBatch:
+        return cls(packed[:, 0], packed[:, 1], packed[:, 2])
 
 
 @dataclass(frozen=True)
@@ -143,28 +151,19 @@ def build_programs(config: LlamaConfig, attention: DecodeAttention, page_size: i
     def sample_rows(
         weights: Weights,
         x: Array,
-        packed_tiles: Array | None,
-        packed_rows: Array,
+        packed: Array,
         last_token: Array,
         seen: Array | None,
         settings: SamplingRows | None,
         mode: SamplingMode,
     ) -> tuple[Sampled, Array, Array | None]:
-        rows = DecodeBatch.unpack(packed_rows)
-        slots, steps = rows.slots, rows.steps
-        if packed_tiles is not None:
-            tiles = TileBatch.unpack(packed_tiles, page_size)
-            num_tiles = tiles.starts.shape[0]
-            ends = jnp.arange(num_tiles) * page_size + tiles.last
-            x = jnp.concatenate([x[ends], x[num_tiles * page_size :]])
-            slots = jnp.concatenate([tiles.slots, slots])
-            steps = jnp.concatenate([tiles.steps, steps])
+        rows = SampleBatch.unpack(packed)
         if settings is not None:
-            settings = replace(settings, step=steps, seen=None if seen is None else seen[slots])
-        sampled = sample(llama.logits(config, weights, x), settings, mode=mode)
+            settings = replace(settings, step=rows.steps, seen=None if seen is None else seen[rows.slots])
+        sampled = sample(llama.logits(config, weights, x[rows.tokens]), settings, mode=mode)
         if seen is not None:
-            seen = seen.at[slots, sampled.tokens].set(True)
-        return sampled, last_token.at[slots].set(sampled.tokens), seen
+            seen = seen.at[rows.slots, sampled.tokens].set(True)
+        return sampled, last_token.at[rows.slots].set(sampled.tokens), seen
 
     return Programs(
         decode_step=jax.jit(decode_step, donate_argnames=("caches",)),
