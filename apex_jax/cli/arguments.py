@@ -1,0 +1,143 @@
+"""Options that several commands share, and what they are turned into.
+
+An option that was not given is absent, so that every default is stated once: in the class that takes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from ..sampling_params import SamplingParams
+from .errors import as_user_errors
+
+if TYPE_CHECKING:
+    from ..llm import LLM
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+ENGINE_OPTIONS = (
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "device_kv_tokens",
+    "device_kv_bytes",
+    "memory_fraction",
+    "page_size",
+)
+_MODEL_OPTIONS = ("dtype", "load_format", "num_layers")
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which model is loaded and how."""
+    group = parser.add_argument_group("model", argument_default=argparse.SUPPRESS)
+    group.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        help="folder in Hugging Face format, GGUF file, hub name, or a name that `apex-jax info` lists "
+        "(default: %(default)s, fetched on first use)",
+    )
+    group.add_argument("--dtype", help="float32, bfloat16, float16 or auto (default: float32 on a CPU)")
+    group.add_argument("--load-format", help="auto, or dummy for random weights of a preset's sizes")
+    group.add_argument("--num-layers", type=int, metavar="L", help="layers of a dummy model")
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `EngineOptions`."""
+    group = parser.add_argument_group("engine", argument_default=argparse.SUPPRESS)
+    group.add_argument("--device-kv-tokens", type=int, metavar="N", help="tokens that the device KV cache holds")
+    group.add_argument(
+        "--device-kv-bytes", type=byte_count, metavar="SIZE", help="the same in bytes; 512M and 2G are understood"
+    )
+    group.add_argument(
+        "--memory-fraction", type=float, metavar="F", help="share of free device memory for it where neither is given"
+    )
+    group.add_argument("--page-size", type=int, metavar="S", help="tokens in a page of the cache: 16, 32, 64 or 128")
+    group.add_argument("--max-num-seqs", type=int, metavar="N", help="requests that run at once")
+    group.add_argument("--max-model-len", type=int, metavar="N", help="longest context, prompt and output, in tokens")
+    group.add_argument(
+        "--max-num-batched-tokens", type=int, metavar="N", help="prompt tokens computed in one iteration"
+    )
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
+    """Add the options of `SamplingParams`; `max_tokens` is the command's own default."""
+    group = parser.add_argument_group("sampling", argument_default=argparse.SUPPRESS)
+    group.add_argument(
+        "--max-tokens",
+        type=_count_or_none,
+        default=max_tokens,
+        metavar="N",
+        help="most tokens of a completion, or `none` for as many as fit (default: %(default)s)",
+    )
+    group.add_argument("--min-tokens", type=int, metavar="N", help="no end before this many tokens")
+    group.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: 1)")
+    group.add_argument("--top-p", type=float, metavar="P", help="keep the fewest tokens that reach this probability")
+    group.add_argument("--top-k", type=int, metavar="K", help="keep this many most probable tokens")
+    group.add_argument("--min-p", type=float, metavar="P", help="keep tokens this probable beside the most probable")
+    group.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1 avoids tokens seen before")
+    group.add_argument(
+        "--seed", type=int, help="of the random numbers (default: drawn for each request, alike in every run)"
+    )
+    group.add_argument("--n", type=int, metavar="N", help="completions of each prompt (default: 1)")
+    group.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
+    group.add_argument(
+        "--stop-token-ids", type=_token_ids, metavar="ID[,ID...]", help="end at one of these tokens, beside EOS"
+    )
+    group.add_argument("--ignore-eos", action="store_true", help="go on after the end-of-sequence token")
+    group.add_argument("--logprobs", type=int, metavar="N", help="report N alternatives of each token (with --json)")
+    group.add_argument(
+        "--no-skip-special-tokens", dest="skip_special_tokens", action="store_false", help="show special tokens"
+    )
+    group.add_argument("--include-stop-str-in-output", action="store_true", help="leave the stop text in the text")
+
+
+def sampling_params(args: argparse.Namespace) -> SamplingParams:
+    """Return the sampling parameters that were asked for.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+    names = {field.name for field in fields(SamplingParams)}
+    with as_user_errors(TypeError, ValueError):
+        return SamplingParams(**{name: value for name, value in vars(args).items() if name in names})
+
+
+def open_llm(args: argparse.Namespace) -> LLM:
+    """Load the model that was asked for.
+
+    Raises:
+        UserError: there is no such model, its files are unusable, or a value is out of range.
+    """
+    with as_user_errors(ValueError, OSError, ModuleNotFoundError):
+        from ..llm import LLM
+
+        return LLM(args.model, **_given(args, (*_MODEL_OPTIONS, *ENGINE_OPTIONS)))
+
+
+def _given(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name, value in vars(args).items() if name in names}
+
+
+def byte_count(text: str) -> int:
+    """Read a number of bytes: `4096`, `512M`, `1.5GiB` (powers of 1,024)."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write bytes, or a number with K, M, G or T")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _count_or_none(text: str) -> int | None:
+    try:
+        return None if text.lower() == "none" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor `none`") from None
+
+
+def _token_ids(text: str) -> list[int]:
+    try:
+        return [int(item) for item in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a comma-separated list of token ids") from None

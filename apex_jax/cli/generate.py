@@ -1,0 +1,81 @@
+"""`apex-jax generate`: completions in the shell."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from .arguments import add_engine_arguments, add_model_arguments, add_sampling_arguments, open_llm, sampling_params
+from .inputs import Task, add_prompt_arguments, read_tasks
+from .printing import Printer
+from .progress import Progress
+from .report import RunSummary, summarise
+from .serving import serve
+
+if TYPE_CHECKING:
+    from ..outputs import RequestOutput
+
+MAX_TOKENS = 128
+"""The API's default of 16 cuts most answers short; a person at a terminal wants to read them."""
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add the command to the parser of `apex-jax`."""
+    parser = commands.add_parser(
+        "generate",
+        help="complete prompts",
+        description="Complete prompts and print the text. What is not given has the default of `LLM`, `EngineOptions` "
+        "and `SamplingParams`.",
+    )
+    add_prompt_arguments(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    output.add_argument(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        help="print text as it comes (default: where standard output is a terminal)",
+    )
+    add_sampling_arguments(parser, max_tokens=MAX_TOKENS)
+    add_model_arguments(parser)
+    add_engine_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command.
+
+    Raises:
+        UserError: the prompts, the parameters or the model cannot be used.
+    """
+    tasks = read_tasks(args, sampling_params(args))
+    progress = Progress(sys.stderr)
+    with progress.step(f"Loading {args.model}"):
+        llm = open_llm(args)
+    printer = Printer(tasks, sys.stdout)
+    streams = not args.json and (sys.stdout.isatty() if args.stream is None else args.stream)
+    if streams:
+        served = serve(llm, tasks, printer.add)
+    else:
+        with progress.counting(len(tasks), "request") as advance:
+            served = serve(llm, tasks, lambda _, news: advance() if news.finished else None)
+    summary = summarise(llm, served, load_seconds=progress.seconds)
+    if args.json:
+        print(as_json(args.model, tasks, served.outputs, summary))
+        return 0
+    if not streams:
+        for position, output in enumerate(served.outputs):
+            printer.add(position, output)
+    print(summary.line(), file=sys.stderr)
+    return 0
+
+
+def as_json(model: str, tasks: Sequence[Task], outputs: Sequence[RequestOutput], summary: RunSummary) -> str:
+    """Return everything about a run as one JSON object."""
+    requests = [
+        {**asdict(output), "sampling_params": asdict(task.params)} for task, output in zip(tasks, outputs, strict=True)
+    ]
+    return json.dumps({"model": model, "requests": requests, "summary": summary.as_dict()}, ensure_ascii=False)

@@ -1,0 +1,46 @@
+"""Says on a terminal what is going on; writes nothing into files and pipes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+
+class Progress:
+    """Progress for a person who waits.
+
+    Args:
+        out: where it is written, if that is a terminal.
+
+    Attributes:
+        seconds: how long the last step took.
+    """
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._shown = out.isatty()
+        self.seconds = 0.0
+
+    @contextmanager
+    def step(self, what: str) -> Iterator[None]:
+        """Announce something that takes seconds, and how long it took."""
+        self._write(f"{what} ... ")
+        start = time.perf_counter()
+        yield
+        self.seconds = time.perf_counter() - start
+        self._write(f"{self.seconds:.1f} s\n")
+
+    @contextmanager
+    def counting(self, total: int, unit: str) -> Iterator[Callable[[], object]]:
+        """Show a bar; the function it gives advances it by one."""
+        from tqdm import tqdm
+
+        with tqdm(total=total, unit=unit, file=self._out, disable=not self._shown) as bar:
+            yield bar.update
+
+    def _write(self, text: str) -> None:
+        if self._shown:
+            self._out.write(text)
+            self._out.flush()

@@ -1,0 +1,108 @@
+"""What a run did, in numbers and in words."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from .serving import Served
+
+if TYPE_CHECKING:
+    from ..llm import LLM
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """Totals of one run of requests.
+
+    Attributes:
+        requests: prompts served.
+        prompt_tokens, output_tokens: tokens taken in and generated.
+        seconds: from the first request's arrival to the last one's end, model loading not included.
+        load_seconds: reading the weights and preparing the engine.
+        time_to_first_token: median over the requests, in seconds; includes compilation where a shape is new.
+        preemptions: times that a request lost its cache pages and was computed again.
+        device: where it ran, such as "cpu:0".
+        device_kind: the device's own name.
+        attention: decode attention in use.
+        dtype: of weights and KV cache.
+        device_kv_tokens: size of the device KV cache.
+    """
+
+    requests: int
+    prompt_tokens: int
+    output_tokens: int
+    seconds: float
+    load_seconds: float
+    time_to_first_token: float | None
+    preemptions: int
+    device: str
+    device_kind: str
+    attention: str
+    dtype: str
+    device_kv_tokens: int
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Generated tokens per second over the whole run."""
+        return self.output_tokens / self.seconds if self.seconds > 0 else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything for `--json`."""
+        return {**asdict(self), "tokens_per_s": self.tokens_per_s}
+
+    def line(self) -> str:
+        """Return one line for a person."""
+        parts = [
+            counted(self.requests, "request"),
+            f"{counted(self.output_tokens, 'token')} in {self.seconds:.2f} s ({self.tokens_per_s:.1f} tokens/s)",
+            f"first token after {self.first_token}",
+            f"on {self.device}, {self.dtype}, {self.attention} attention",
+        ]
+        return " · ".join(parts)
+
+    @property
+    def first_token(self) -> str:
+        """Time to the first token, for a person."""
+        return "-" if self.time_to_first_token is None else f"{self.time_to_first_token:.2f} s"
+
+
+def summarise(llm: LLM, served: Served, *, load_seconds: float) -> RunSummary:
+    """Return the totals of a run that has ended.
+
+    Args:
+        llm: what ran it.
+        served: its results.
+        load_seconds: how long it took to make `llm`.
+    """
+    times = [output.metrics.time_to_first_token for output in served.outputs if output.metrics is not None]
+    first_token_times = [seconds for seconds in times if seconds is not None]
+    return RunSummary(
+        requests=len(served.outputs),
+        prompt_tokens=sum(len(output.prompt_token_ids) for output in served.outputs),
+        output_tokens=sum(len(c.token_ids) for output in served.outputs for c in output.outputs),
+        seconds=served.seconds,
+        load_seconds=load_seconds,
+        time_to_first_token=median(first_token_times) if first_token_times else None,
+        preemptions=llm.stats().preemptions,
+        device=f"{llm.device.platform}:{llm.device.id}",
+        device_kind=llm.device.device_kind,
+        attention=llm.attention_name,
+        dtype=str(llm.dtype),
+        device_kv_tokens=llm.device_kv_tokens,
+    )
+
+
+def counted(number: int, noun: str) -> str:
+    """Return `1 token`, `2,000 tokens`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def in_bytes(number: float) -> str:
+    """Return a size for a person, in powers of 1,024."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} TiB"
