@@ -9,7 +9,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 SOURCES = ("handlers", "attention", "select", "portable", "avx2", "avx512", "avx512_bf16")
-HEADERS = ("attention", "convert", "kernel", "parallel", "tile", "vector_avx512")
+HEADERS = ("attention", "convert", "kernel", "parallel", "stream", "tile", "vector_avx512")
 # GCC's own headers of vector instructions set off -Wuninitialized.
 WARNINGS = ("-Wall", "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-psabi")
 

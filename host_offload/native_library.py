@@ -11,6 +11,7 @@ import jax
 INSTRUCTIONS = ("portable", "avx2", "avx512", "avx512_bf16")
 ATTEND = "apex_decode_attention"
 APPEND_ATTEND = "apex_append_decode_attention"
+READ_STREAM = "apex_read_stream"
 
 _logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ def load() -> ctypes.CDLL | None:
     library = ctypes.CDLL(str(path))
     jax.ffi.register_ffi_target(ATTEND, jax.ffi.pycapsule(library.ApexDecodeAttention), platform="cpu")
     jax.ffi.register_ffi_target(APPEND_ATTEND, jax.ffi.pycapsule(library.ApexAppendDecodeAttention), platform="cpu")
+    jax.ffi.register_ffi_target(READ_STREAM, jax.ffi.pycapsule(library.ApexReadStream), platform="cpu")
     return library
 
 

@@ -45,13 +45,16 @@ void Append(const Problem& p, int64_t row) {
   }
 }
 
-void Attend(const Problem& p, const Chunk& chunk, const char* query, float* max, float* denominator, float* sum) {
+void Attend(const Problem& p, const Chunk& chunk, const Chunk* following, const char* query, float* max,
+            float* denominator, float* sum) {
   const int64_t group = p.N / p.K, tile_bytes = p.S * p.H * p.ElementBytes();
   const Scaling scaling{p.scale * kLog2E, p.softcap * kLog2E};
   const int64_t last = (chunk.end - 1) / p.S;
   for (int64_t index = chunk.begin / p.S; index <= last; ++index) {
     const char* page = PageAt(p, chunk.row, index);
-    const char* next = PageAt(p, chunk.row, std::min(index + 1, last));
+    const char* next = index < last            ? PageAt(p, chunk.row, index + 1)
+                       : following != nullptr ? PageAt(p, following->row, following->begin / p.S)
+                                              : page;
     const int begin = static_cast<int>(std::max(chunk.begin - index * p.S, int64_t{0}));
     const int end = static_cast<int>(std::min(chunk.end - index * p.S, p.S));
     for (int64_t k = 0; k < p.K; ++k) {
@@ -146,7 +149,7 @@ Partials::Partials(const Problem& p, const Plan& plan)
   for (int64_t row = 0; row < p.B; ++row) open[row].store(count[row], std::memory_order_relaxed);
 }
 
-void RunChunk(const Problem& p, const Chunk& chunk, Partials& partials) {
+void RunChunk(const Problem& p, const Chunk& chunk, const Chunk* following, Partials& partials) {
   if (p.new_key != nullptr && chunk.end == p.lengths[chunk.row]) Append(p, chunk.row);
   const int64_t elements = p.N * p.H;
   char* scratch = ThreadScratch().Reserve(elements * (2 * sizeof(float) + 4) + 2 * p.N * sizeof(float));
@@ -162,7 +165,7 @@ void RunChunk(const Problem& p, const Chunk& chunk, Partials& partials) {
   std::fill_n(sum, elements, 0.0f);
   std::fill_n(max, p.N, -std::numeric_limits<float>::infinity());
   std::fill_n(denominator, p.N, 0.0f);
-  Attend(p, chunk, query, max, denominator, sum);
+  Attend(p, chunk, following, query, max, denominator, sum);
 
   if (whole) {
     for (int64_t head = 0; head < p.N; ++head)

@@ -72,8 +72,8 @@ struct Partials {
 };
 
 // Appends (if the chunk holds the row's last token), attends, and writes the row or its part. Whoever finishes the last
-// part of a row merges them.
-void RunChunk(const Problem& problem, const Chunk& chunk, Partials& partials);
+// part of a row merges them. `following` is the chunk this thread takes next, or nullptr: its first page is prefetched.
+void RunChunk(const Problem& problem, const Chunk& chunk, const Chunk* following, Partials& partials);
 
 // What a padding row gets.
 void WriteEmptyRow(const Problem& problem, int64_t row);

@@ -24,37 +24,42 @@ struct PairMath {
   using V = Avx512;
   using F = __m512;
   using Query = BFloat16;
+  static constexpr int kTokens = 2;
   static constexpr int kUnit = 32;
 
-  template <int kHeads>
-  static inline void Dot(const BFloat16* key, int width, const BFloat16* query, F (&acc)[kHeads][4]) {
-    for (int c = 0; c < width; c += kUnit) {
-      __m512bh k[4];
-      for (int t = 0; t < 4; ++t) k[t] = AsPairs(_mm512_loadu_si512(key + t * width + c));
-      for (int h = 0; h < kHeads; ++h) {
-        const __m512bh q = AsPairs(_mm512_loadu_si512(query + h * width + c));
-        for (int t = 0; t < 4; ++t) acc[h][t] = _mm512_dpbf16_ps(acc[h][t], k[t], q);
+  template <int kHeads, Prefetch kPrefetch>
+  static inline void Dot(const BFloat16* key, int width, const BFloat16* query, Feed feed, F (&acc)[kHeads][4]) {
+    for (int t = 0; t < 4; ++t) {
+      if (kPrefetch == Prefetch::kPerRow) feed.Step();
+      for (int c = 0; c < width; c += kUnit) {
+        if (kPrefetch == Prefetch::kPerUnit) feed.Step();
+        const __m512bh k = AsPairs(_mm512_loadu_si512(key + t * width + c));
+        for (int h = 0; h < kHeads; ++h)
+          acc[h][t] = _mm512_dpbf16_ps(acc[h][t], k, AsPairs(_mm512_loadu_si512(query + h * width + c)));
       }
     }
   }
 
   // Tokens go in pairs (even, odd) whose values are interleaved column by column; `weights` holds pairs of bfloat16.
-  template <int kHeads, int kUnits>
+  template <int kHeads, int kUnits, Prefetch kPrefetch>
   static inline void Accumulate(const BFloat16* value, int width, int c, int begin, int end, const float* weights,
-                                float* sum) {
+                                Feed feed, float* sum) {
     F acc[kHeads][2 * kUnits];
     for (int h = 0; h < kHeads; ++h)
       for (int i = 0; i < 2 * kUnits; ++i) acc[h][i] = V::Load(sum + h * width + c + i * 16);
     for (int t = begin & ~1; t < end; t += 2) {
+      if (kPrefetch == Prefetch::kPerRow) feed.Step();
       __m512bh p[kHeads];
       for (int h = 0; h < kHeads; ++h) p[h] = AsPairs(_mm512_set1_epi32(PairAt(weights + h * kMaxPageSize, t)));
       // A token outside [begin, end) has weight zero, but zero times NaN would not vanish.
       const bool has_even = t >= begin, has_odd = t + 1 < end;
       for (int u = 0; u < kUnits; ++u) {
+        if (kPrefetch == Prefetch::kPerUnit) feed.Step();
         const BFloat16* at = value + t * width + c + u * kUnit;
         const __m512i even = has_even ? _mm512_loadu_si512(at) : _mm512_setzero_si512();
         const __m512i odd = has_odd ? _mm512_loadu_si512(at + width) : _mm512_setzero_si512();
-        const __m512bh low = AsPairs(_mm512_unpacklo_epi16(even, odd)), high = AsPairs(_mm512_unpackhi_epi16(even, odd));
+        const __m512bh low = AsPairs(_mm512_unpacklo_epi16(even, odd));
+        const __m512bh high = AsPairs(_mm512_unpackhi_epi16(even, odd));
         for (int h = 0; h < kHeads; ++h) {
           acc[h][2 * u] = _mm512_dpbf16_ps(acc[h][2 * u], low, p[h]);
           acc[h][2 * u + 1] = _mm512_dpbf16_ps(acc[h][2 * u + 1], high, p[h]);

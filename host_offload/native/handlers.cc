@@ -1,8 +1,11 @@
 // The XLA FFI entry points.
+#include <algorithm>
+#include <atomic>
 #include <string>
 
 #include "attention.h"
 #include "parallel.h"
+#include "stream.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace apex {
@@ -49,9 +52,12 @@ ffi::Error Run(ffi::ThreadPool& pool, Problem& problem, const Options& options) 
   const int workers = Workers(problem, options, pool.num_threads());
   const Plan plan = MakePlan(problem, workers);
   Partials partials(problem, plan);
+  const int count = static_cast<int>(plan.chunks.size());
   Pieces::Run(
-      static_cast<int>(plan.chunks.size()), workers - 1,
-      [&](int i) { RunChunk(problem, plan.chunks[i], partials); },
+      count, workers - 1,
+      [&](int i, int following) {
+        RunChunk(problem, plan.chunks[i], following < count ? &plan.chunks[following] : nullptr, partials);
+      },
       [&](auto&& task) { pool.Schedule(std::forward<decltype(task)>(task)); });
   return ffi::Error::Success();
 }
@@ -112,6 +118,23 @@ ffi::Error AppendAttend(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuff
   return Run(pool, problem, options);
 }
 
+// Reads every byte of a buffer once, with the same threads and pieces as attention would: the yardstick for it.
+ffi::Error ReadStream(ffi::ThreadPool pool, ffi::AnyBuffer data, ffi::ResultBuffer<ffi::U64> checksum) {
+  constexpr int64_t kPieceBytes = 1 << 20;
+  const int64_t bytes = static_cast<int64_t>(data.size_bytes());
+  const char* from = static_cast<const char*>(data.untyped_data());
+  std::atomic<uint64_t> total{0};
+  Pieces::Run(
+      static_cast<int>((bytes + kPieceBytes - 1) / kPieceBytes), static_cast<int>(pool.num_threads()) - 1,
+      [&](int i, int) {
+        const int64_t begin = i * kPieceBytes;
+        total.fetch_xor(XorBytes(from + begin, std::min(kPieceBytes, bytes - begin)), std::memory_order_relaxed);
+      },
+      [&](auto&& task) { pool.Schedule(std::forward<decltype(task)>(task)); });
+  *checksum->typed_data() = total.load();
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace apex
 
@@ -145,6 +168,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexAppendDecodeAttention, apex::AppendAttend,
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .APEX_ATTRIBUTES);
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexReadStream, apex::ReadStream,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::U64>>());
 
 extern "C" int ApexMachineInstructions() { return static_cast<int>(apex::MachineInstructions()); }
 

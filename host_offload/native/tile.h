@@ -27,12 +27,31 @@ constexpr bool IsInterleaved<BFloat16>() {
 }
 
 // Far enough ahead to hide the latency of memory, near enough to stay in the second-level cache.
-constexpr ptrdiff_t kPrefetchBytes = 8192;
+// How a loop over tokens prefetches. With one query head there is little arithmetic between two loads: a line at a
+// time, near enough for the hardware's own prefetching to follow. With more, a row at a time from further away.
+// Measured: the wrong one of the two costs a quarter of the bandwidth.
+enum class Prefetch { kNone, kPerUnit, kPerRow };
+constexpr ptrdiff_t kNearBytes = 4096, kFarBytes = 8192;
 
-inline void PrefetchRange(const Stream& stream, const char* from, ptrdiff_t bytes) {
-  const char* target = from + kPrefetchBytes;
-  if (target >= stream.end) target = stream.next + (target - stream.end);
-  for (ptrdiff_t i = 0; i < bytes; i += 64) __builtin_prefetch(target + i, 0, 2);
+constexpr ptrdiff_t PrefetchDistance(Prefetch prefetch) {
+  return prefetch == Prefetch::kPerUnit ? kNearBytes : kFarBytes;
+}
+
+// Prefetches a stretch of the stream in order, in even steps beside the loads: in long bursts many would be dropped.
+struct Feed {
+  const char* at;
+  int bytes;  // per step
+
+  inline void Step() {
+    for (int i = 0; i < bytes; i += 64) __builtin_prefetch(at + i, 0, 2);
+    at += bytes;
+  }
+};
+
+// The place in the stream `distance` after `from`.
+inline const char* Ahead(const Stream& stream, const void* from, ptrdiff_t distance) {
+  const char* target = static_cast<const char*>(from) + distance;
+  return target < stream.end ? target : stream.next + (target - stream.end);
 }
 
 // 2^x for x <= 0, relative error below 2e-7, exact zero far below; NaN stays NaN.
@@ -57,31 +76,38 @@ template <class V, class T>
 struct FloatMath {
   using F = typename V::F;
   using Query = float;
+  static constexpr int kTokens = 1;  // per step of Accumulate
   static constexpr int kUnit = 2 * V::kLanes;  // columns in one step, held by two vectors
 
-  // acc[h][t] += q[h] . k[t], columns [0, width)
-  template <int kHeads>
-  static inline void Dot(const T* key, int width, const float* query, F (&acc)[kHeads][4]) {
-    for (int c = 0; c < width; c += kUnit) {
-      F ka[4], kb[4];
-      for (int t = 0; t < 4; ++t) V::Load2(key + t * width + c, ka[t], kb[t]);
-      for (int h = 0; h < kHeads; ++h) {
-        const F qa = V::Load(query + h * width + c), qb = V::Load(query + h * width + c + V::kLanes);
-        for (int t = 0; t < 4; ++t) acc[h][t] = V::MulAdd(kb[t], qb, V::MulAdd(ka[t], qa, acc[h][t]));
+  template <int kHeads, Prefetch kPrefetch>
+  static inline void Dot(const T* key, int width, const float* query, Feed feed, F (&acc)[kHeads][4]) {
+    for (int t = 0; t < 4; ++t) {
+      if (kPrefetch == Prefetch::kPerRow) feed.Step();
+      for (int c = 0; c < width; c += kUnit) {
+        if (kPrefetch == Prefetch::kPerUnit) feed.Step();
+        F a, b;
+        V::Load2(key + t * width + c, a, b);
+        for (int h = 0; h < kHeads; ++h) {
+          const F qa = V::Load(query + h * width + c), qb = V::Load(query + h * width + c + V::kLanes);
+          acc[h][t] = V::MulAdd(b, qb, V::MulAdd(a, qa, acc[h][t]));
+        }
       }
     }
   }
 
   // sum[h] += p[h] * v over tokens [begin, end), kUnits units of columns starting at c
-  template <int kHeads, int kUnits>
-  static inline void Accumulate(const T* value, int width, int c, int begin, int end, const float* weights, float* sum) {
+  template <int kHeads, int kUnits, Prefetch kPrefetch>
+  static inline void Accumulate(const T* value, int width, int c, int begin, int end, const float* weights,
+                                Feed feed, float* sum) {
     F acc[kHeads][2 * kUnits];
     for (int h = 0; h < kHeads; ++h)
       for (int i = 0; i < 2 * kUnits; ++i) acc[h][i] = V::Load(sum + h * width + c + i * V::kLanes);
     for (int t = begin; t < end; ++t) {
+      if (kPrefetch == Prefetch::kPerRow) feed.Step();
       F p[kHeads];
       for (int h = 0; h < kHeads; ++h) p[h] = V::Set(weights[h * kMaxPageSize + t]);
       for (int u = 0; u < kUnits; ++u) {
+        if (kPrefetch == Prefetch::kPerUnit) feed.Step();
         F a, b;
         V::Load2(value + t * width + c + u * kUnit, a, b);
         for (int h = 0; h < kHeads; ++h) {
@@ -122,18 +148,19 @@ template <class V, class T, class Math>
 struct TileKernel {
   using F = typename V::F;
   using Query = typename Math::Query;
+  static constexpr int kUnitBytes = Math::kUnit * sizeof(T);
 
-  template <int kHeads>
-  static inline void Scores(const Tile& tile, int width, const Query* query, float scale, bool prefetch, float* scores) {
+  template <int kHeads, Prefetch kPrefetch>
+  static inline void Scores(const Tile& tile, int width, const Query* query, float scale, float* scores) {
     const T* key = reinterpret_cast<const T*>(tile.key);
-    const ptrdiff_t quad_bytes = 4 * width * sizeof(T);
     for (int t = tile.begin & ~3; t < tile.end; t += 4) {
       const T* quad = key + static_cast<ptrdiff_t>(t) * width;
-      if (prefetch) PrefetchRange(tile.stream, reinterpret_cast<const char*>(quad), quad_bytes);
       F acc[kHeads][4];
       for (int h = 0; h < kHeads; ++h)
         for (int i = 0; i < 4; ++i) acc[h][i] = V::Set(0.0f);
-      Math::template Dot<kHeads>(quad, width, query, acc);
+      Feed feed{Ahead(tile.stream, quad, PrefetchDistance(kPrefetch)),
+                      kPrefetch == Prefetch::kPerUnit ? kUnitBytes : static_cast<int>(width * sizeof(T))};
+      Math::template Dot<kHeads, kPrefetch>(quad, width, query, feed, acc);
       for (int h = 0; h < kHeads; ++h)
         V::Store4Sums(scores + h * kMaxPageSize + t, acc[h][0], acc[h][1], acc[h][2], acc[h][3], scale);
     }
@@ -165,46 +192,75 @@ struct TileKernel {
     *denominator += Math::Weigh(scores, begin, end, *max == -__builtin_inff() ? 0.0f : *max);
   }
 
-  template <int kHeads>
-  static inline void Values(const Tile& tile, int width, bool prefetch, const float* weights, float* sum) {
-    constexpr int kBound = V::kAccumulators / (2 * kHeads);
-    constexpr int kUnits = kBound >= 4 ? 4 : kBound >= 2 ? 2 : 1;
+  template <int kHeads, Prefetch kPrefetch>
+  static inline void Values(const Tile& tile, int width, const float* weights, float* sum) {
+    // One pass takes as many heads as there are registers for their sums over all columns (of common head widths), so
+    // that memory is walked in order. The passes share the prefetching.
+    constexpr int kUnits = V::kAccumulators / 2 < 4 ? V::kAccumulators / 2 : 4;
+    constexpr int kPassHeads = kHeads < 2 ? kHeads : 2;
     constexpr int kStep = 16;
     const T* value = reinterpret_cast<const T*>(tile.value);
     const int units = width / Math::kUnit;
+    const int passes = (units / kUnits + units % kUnits) * ((kHeads + kPassHeads - 1) / kPassHeads);
+    const int step_bytes = (kPrefetch == Prefetch::kPerUnit ? kUnitBytes : units * kUnitBytes) * Math::kTokens / passes;
     for (int t = tile.begin; t < tile.end;) {
       // Whole steps start at multiples of the step, so that pairs of tokens stay aligned.
       int stop = (t / kStep + 1) * kStep;
       if (stop > tile.end) stop = tile.end;
-      if (prefetch) {
-        PrefetchRange(tile.stream, reinterpret_cast<const char*>(value + static_cast<ptrdiff_t>(t) * width),
-                      static_cast<ptrdiff_t>(stop - t) * width * sizeof(T));
-      }
+      const T* from = value + static_cast<ptrdiff_t>(t) * width;
+      Feed feed{Ahead(tile.stream, from, PrefetchDistance(kPrefetch)), step_bytes};
       int u = 0;
       for (; u + kUnits <= units; u += kUnits)
-        Math::template Accumulate<kHeads, kUnits>(value, width, u * Math::kUnit, t, stop, weights, sum);
+        Passes<kHeads, kPassHeads, kUnits, kPrefetch>(value, width, u * Math::kUnit, t, stop, weights, feed, sum);
       for (; u < units; ++u)
-        Math::template Accumulate<kHeads, 1>(value, width, u * Math::kUnit, t, stop, weights, sum);
+        Passes<kHeads, kPassHeads, 1, kPrefetch>(value, width, u * Math::kUnit, t, stop, weights, feed, sum);
       t = stop;
     }
   }
 
-  template <int kHeads>
-  static inline void Heads(const Tile& tile, const Scaling& scaling, int width, const State& state, int head) {
+  template <int kHeads, int kPassHeads, int kUnits, Prefetch kPrefetch>
+  static inline void Passes(const T* value, int width, int c, int begin, int end, const float* weights, Feed& feed,
+                            float* sum) {
+    constexpr int kRest = kHeads % kPassHeads;
+    const int steps = (end - begin) / Math::kTokens * (kPrefetch == Prefetch::kPerUnit ? kUnits : 1);
+    for (int h = 0; h + kPassHeads <= kHeads; h += kPassHeads) {
+      Math::template Accumulate<kPassHeads, kUnits, kPrefetch>(value, width, c, begin, end, weights + h * kMaxPageSize,
+                                                               feed, sum + h * width);
+      feed.at += steps * feed.bytes;
+    }
+    if constexpr (kRest > 0) {
+      constexpr int h = kHeads - kRest;
+      Math::template Accumulate<kRest, kUnits, kPrefetch>(value, width, c, begin, end, weights + h * kMaxPageSize, feed,
+                                                          sum + h * width);
+      feed.at += steps * feed.bytes;
+    }
+  }
+
+  template <int kHeads, Prefetch kPrefetch>
+  static inline void HeadsOf(const Tile& tile, const Scaling& scaling, int width, const State& state, int head) {
     alignas(64) float scores[kHeads * kMaxPageSize];
-    const bool prefetch = head == 0;
     const Query* query = static_cast<const Query*>(state.query) + head * width;
     float* sum = state.sum + head * width;
-    Scores<kHeads>(tile, width, query, scaling.score, prefetch, scores);
+    Scores<kHeads, kPrefetch>(tile, width, query, scaling.score, scores);
     for (int h = 0; h < kHeads; ++h) {
       float* row = scores + h * kMaxPageSize;
       if (scaling.softcap != 0.0f) {
-        for (int t = tile.begin; t < tile.end; ++t) row[t] = scaling.softcap * __builtin_tanhf(row[t] / scaling.softcap);
+        const float cap = scaling.softcap;
+        for (int t = tile.begin; t < tile.end; ++t) row[t] = cap * __builtin_tanhf(row[t] / cap);
       }
       Mask(row, tile.begin, tile.end);
       Softmax(row, tile.begin, tile.end, width, state.max + head + h, state.denominator + head + h, sum + h * width);
     }
-    Values<kHeads>(tile, width, prefetch, scores, sum);
+    Values<kHeads, kPrefetch>(tile, width, scores, sum);
+  }
+  template <int kHeads>
+  static inline void Heads(const Tile& tile, const Scaling& scaling, int width, const State& state, int head) {
+    constexpr Prefetch kFirst = kHeads == 1 ? Prefetch::kPerUnit : Prefetch::kPerRow;
+    if (head == 0) {
+      HeadsOf<kHeads, kFirst>(tile, scaling, width, state, head);
+    } else {
+      HeadsOf<kHeads, Prefetch::kNone>(tile, scaling, width, state, head);
+    }
   }
 
   // A constant width lets the compiler unroll the loops over columns.
