@@ -65,13 +65,13 @@ def decode_attention(q: Array, kv: Array, table: Array, lengths: Array) -> Array
     pages = kv[table]
     scores = jnp.einsum("BKGH,BWKSH->BKGWS", grouped, pages[:, :, :, 0], preferred_element_type=jnp.float32)
     position = jnp.arange(table.shape[1] * page_size).reshape(table.shape[1], page_size)
-    visible = position < lengths[:, None, None]
+    visible = position[None] < lengths[:, None, None]
     scores = jnp.where(visible[:, None, None], scores * width**-0.5, MASKED)
-    weights = jnp.exp(scores - scores.max(axis=(3, 4), keepdims=True)) * visible[:, None, None]
+    weights = jnp.where(visible[:, None, None], jnp.exp(scores - scores.max(axis=(3, 4), keepdims=True)), 0.0)
     total = jnp.maximum(weights.sum(axis=(3, 4)), jnp.finfo(jnp.float32).tiny)
-    out = jnp.einsum(
-        "BKGWS,BWKSH->BKGH", weights.astype(kv.dtype), pages[:, :, :, 1], preferred_element_type=jnp.float32
-    )
+    # What other requests left there may be NaN, which a weight of zero does not silence.
+    values = jnp.where(visible[:, :, None, :, None], pages[:, :, :, 1], jnp.zeros((), kv.dtype))
+    out = jnp.einsum("BKGWS,BWKSH->BKGH", weights.astype(kv.dtype), values, preferred_element_type=jnp.float32)
     return (out / total[..., None]).reshape(rows, heads, width).astype(q.dtype)
 
 
@@ -117,6 +117,8 @@ def _tile_attention(q: Array, table: Array, start: Array, *, kv: Array, large: i
         scores = jnp.einsum("KTH,KSH->KTS", grouped, keys, preferred_element_type=jnp.float32)
         position = first_page * page_size + jnp.arange(pages * page_size)
         scores = jnp.where(position[None, None, :] <= query_position, scores, MASKED)
+        # What other requests left after the tile may be NaN, which a weight of zero does not silence.
+        values = jnp.where((position < start + page_size)[None, :, None], values, jnp.zeros((), kv.dtype))
         new_peak = jnp.maximum(peak, scores.max(axis=-1, keepdims=True))
         weights = jnp.exp(scores - new_peak)
         shrink = jnp.exp(peak - new_peak)

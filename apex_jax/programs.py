@@ -122,7 +122,7 @@ def build_programs(config: LlamaConfig, attention: DecodeAttention, page_size: i
         tiles = TileBatch.unpack(packed_tiles, page_size)
         rows = DecodeBatch.unpack(packed_rows)
         tokens = jnp.concatenate([tiles.tokens.reshape(-1), last_token[rows.slots]])
-        positions = (tiles.starts[:, None] + jnp.arange(page_size)).reshape(-1)
+        positions = (tiles.starts[:, None] + jnp.arange(page_size)[None, :]).reshape(-1)
         positions = jnp.concatenate([positions, jnp.maximum(rows.lengths - 1, 0)])
         return llama.embed(config, weights, tokens), llama.rotation(config, positions)
 
