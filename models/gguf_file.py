@@ -54,7 +54,7 @@ class GGUFFile:
     def raw(self, name: str) -> np.ndarray:
         """Return a tensor's bytes, uint8, as a read-only view of the file; the mapping ends with the view."""
         info = self.tensors[name]
-        return np.memmap(self.path, np.uint8, "r", info.offset, (info.nbytes,))
+        return np.asarray(np.memmap(self.path, np.uint8, "r", info.offset, (info.nbytes,)))
 
 
 def open_gguf(path: Path) -> GGUFFile:

@@ -1,5 +1,6 @@
 """A LLaMA model in a GGUF file: its configuration, and its tensors under Hugging Face names, dequantised."""
 
+import math
 import re
 from typing import Any
 
@@ -110,11 +111,13 @@ def _rope(file: GGUFFile, settings: dict[str, Any]) -> RopeConfig:
     if kind == "none" or (kind == "linear" and factor in (0, 1)):
         return RopeConfig(**common)
     if kind == "yarn":
+        # Here the factor multiplies what yarn computes; in a config.json it takes its place.
+        extra = settings.get("rope.scaling.attn_factor", 1.0)
         return RopeConfig(
             rope_type="yarn",
             factor=factor,
             original_max_position_embeddings=settings["rope.scaling.original_context_length"],
-            attention_factor=settings.get("rope.scaling.attn_factor"),
+            attention_factor=None if extra == 1 else extra * (1 + 0.1 * math.log(factor)),
             beta_fast=settings.get("rope.scaling.yarn_beta_fast"),
             beta_slow=settings.get("rope.scaling.yarn_beta_slow"),
             **common,

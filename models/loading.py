@@ -24,6 +24,7 @@ from .tokenizer import Tokenizer
 DTYPES = ("float32", "bfloat16", "float16")
 LOAD_FORMATS = ("auto", "dummy")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+_HUB_DUPLICATES = ["*/*", "consolidated*"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,7 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_DUPLICATES))
     except (OSError, ValueError) as error:
         raise ModelNotFoundError(
             f"{name!r} is no folder here and could not be fetched from the Hugging Face hub: {error}"

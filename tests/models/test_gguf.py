@@ -1,7 +1,9 @@
 """GGUF files: written with llama.cpp's own package, read as transformers reads them; damaged ones refused."""
 
 import contextlib
+import hashlib
 import json
+import zipfile
 from pathlib import Path
 
 import gguf
@@ -16,6 +18,7 @@ from apex_jax.models import CheckpointError, LlamaConfig, forward, load_model, w
 from apex_jax.models.gguf_file import open_gguf
 from apex_jax.models.gguf_source import GGUFSource, config_from_gguf
 from apex_jax.models.naming import checkpoint_shapes
+from apex_jax.models.registry import REGISTERED, WheelModel
 from apex_jax.models.rope import inverse_frequencies
 
 CONFIG = LlamaConfig(
@@ -213,6 +216,35 @@ def test_rope_scaling(tmp_path, metadata, expected):
     write(tmp_path / "toy.gguf", metadata=entries)
     rope = load_model(tmp_path / "toy.gguf").config.rope
     assert {key: getattr(rope, key) for key in expected} == expected
+
+
+def test_yarn_factor_multiplies(tmp_path):
+    """llama.cpp: mscale = attn_factor * (1 + 0.1 ln factor)."""
+    number = gguf.GGUFValueType.FLOAT32
+    entries = [
+        ("llama.rope.scaling.type", "yarn", gguf.GGUFValueType.STRING),
+        ("llama.rope.scaling.factor", 4.0, number),
+        ("llama.rope.scaling.original_context_length", 32, gguf.GGUFValueType.UINT32),
+        ("llama.rope.scaling.attn_factor", 2.0, number),
+    ]
+    write(tmp_path / "toy.gguf", metadata=entries)
+    rope = load_model(tmp_path / "toy.gguf").config.rope
+    assert rope.attention_scaling == pytest.approx(2 * 1.13862943611)
+
+
+def test_registered_name(tmp_path, monkeypatch):
+    write(tmp_path / "toy.gguf")
+    content = (tmp_path / "toy.gguf").read_bytes()
+    wheel = WheelModel(
+        requirement="toy==1", wheel="toy-1.whl", member="toy/toy.gguf", sha256=hashlib.sha256(content).hexdigest()
+    )
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    with zipfile.ZipFile(cache / "toy-1.whl", "w") as archive:
+        archive.writestr("toy/toy.gguf", content)
+    monkeypatch.setitem(REGISTERED, "toy", wheel)
+    monkeypatch.setenv("APEX_JAX_CACHE", str(cache))
+    assert load_model("toy").config == CONFIG
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,7 @@ def their_model(name: str) -> Any:
     from transformers import LlamaConfig as TheirConfig
     from transformers import LlamaForCausalLM
 
+    torch.set_num_threads(1)  # such small products only wait for each other's threads
     params, _ = draw(name)
     config = TheirConfig(**copy.deepcopy(settings(name)), attn_implementation="eager")
     model = LlamaForCausalLM(config).eval()

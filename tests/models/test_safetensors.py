@@ -209,6 +209,21 @@ def test_names_that_nothing_answers_to(tmp_path, monkeypatch):
         load_model("nobody/nothing")
 
 
+def test_hub_name(tmp_path, monkeypatch):
+    """What the hub's own download function leaves is a folder like any other."""
+    tensors = draw(SETTINGS)
+    write(tmp_path, tensors)
+    asked = []
+
+    def download(name, **options):
+        asked.append(name)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert_equal_weights(load_model("owner/some-name_1.0").weights, tensors, "float32")
+    assert asked == ["owner/some-name_1.0"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
