@@ -1,0 +1,69 @@
+# make demo      a first look: installs what a run needs, fetches a small model, asks it a question
+# make install   everything, for development, editable
+# make test      install, then all tests: what CI runs
+# make check     tests, style and types, with what is installed
+#
+# Each step leaves a stamp in the virtual environment and is repeated only when what it depends on has changed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := $(wildcard host_offload/native/*.cc host_offload/native/*.h)
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# Of pip's report, the lines that show that it is getting on.
+DOWNLOADS := awk '$$1 == "Downloading" || $$1 == "Using" && $$2 == "cached" { n = split($$0, part, "/"); \
+	print "    " part[n]; fflush() } /^Successfully installed/ { print "    " NF - 2 " packages installed" }'
+
+.PHONY: help demo install test check lint format clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+demo: $(VENV)/.package
+	@$(BIN)/apex-jax demo
+
+install: $(VENV)/.dev $(VENV)/.package
+
+test: install
+	$(BIN)/pytest
+
+check:
+	@test -x $(BIN)/pytest || { echo "nothing is installed yet: run 'make install' first" >&2; exit 1; }
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	scripts/typecheck.sh
+	$(BIN)/pytest
+
+format:
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf build dist *.egg-info host_offload/_native*.so $(VENV)
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "Python 3.11 or newer is needed, $$($(PYTHON) --version) was found; try: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.run: pyproject.toml scripts/requirements.py | $(VENV)/.made
+	@echo "Installing JAX and what else a run needs: some 250 MB, minutes on a slow line"
+	@$(BIN)/python -m pip install -r <($(BIN)/python scripts/requirements.py gguf plot) | $(DOWNLOADS)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	@echo "Installing what development needs: torch to compare with, pytest, ruff, pyright"
+	@$(BIN)/python -m pip install -r <($(BIN)/python scripts/requirements.py dev) | $(DOWNLOADS)
+	@touch $@
+
+$(VENV)/.package: $(VENV)/.run setup.py pyproject.toml $(NATIVE)
+	@echo "Installing apex_jax (editable) and compiling its native attention kernel: about a minute"
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
