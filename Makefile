@@ -16,8 +16,8 @@ SHELL := bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Of pip's report, the lines that show that it is getting on.
-DOWNLOADS := awk '$$1 == "Downloading" || $$1 == "Using" && $$2 == "cached" { n = split($$0, part, "/"); \
-	print "    " part[n]; fflush() } /^Successfully installed/ { print "    " NF - 2 " packages installed" }'
+DOWNLOADS := awk '$$1 == "Downloading" { sub(/^ */, ""); print "    " $$0; fflush() } \
+	/^Successfully installed/ { print "    " NF - 2 " packages installed" }'
 
 .PHONY: help demo install test check lint format clean
 
