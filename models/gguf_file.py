@@ -134,6 +134,8 @@ def _parse(path: Path, cursor: _Cursor) -> GGUFFile:
         listed.append((name, shape, gguf.GGMLQuantizationType(cursor.scalar("<I")), cursor.scalar("<Q")))
 
     alignment = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise CheckpointError(f"{path} is a damaged GGUF file: general.alignment = {alignment!r}")
     start = -(-cursor.offset // alignment) * alignment
     tensors = {}
     for name, shape, kind, offset in listed:

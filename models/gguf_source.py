@@ -88,7 +88,7 @@ def _config(file: GGUFFile, settings: dict[str, Any]) -> LlamaConfig:
         num_hidden_layers=settings["block_count"],
         num_attention_heads=heads,
         num_key_value_heads=settings.get("attention.head_count_kv", heads),
-        head_dim=settings.get("attention.key_length") or width // heads,
+        head_dim=settings.get("attention.key_length") or (width // heads if heads else 0),
         rms_norm_eps=float(np.float32(settings["attention.layer_norm_rms_epsilon"])),
         rope=_rope(file, settings),
         max_position_embeddings=settings["context_length"],

@@ -23,16 +23,32 @@ def tokenizer_from_gguf(file: GGUFFile) -> PreTrainedTokenizerFast:
     """Build the tokenizer the file describes: byte-level BPE of Llama 3 and SmolLM, or SentencePiece BPE of Llama 2.
 
     Raises:
-        CheckpointError: no vocabulary, or one of a kind that is not implemented, by name.
+        CheckpointError: no vocabulary, a damaged one, or one of a kind that is not implemented, by name.
     """
     settings = {
         key.removeprefix("tokenizer.ggml."): value
         for key, value in file.metadata.items()
         if key.startswith("tokenizer.ggml.")
     }
-    kind, tokens = settings.get("model"), settings.get("tokens")
-    if not tokens:
+    if not settings.get("tokens"):
         raise CheckpointError(f"{file.path} has no vocabulary")
+    try:
+        tokenizer, special = _build(file, settings)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the tokenizers library raises bare Exceptions for what does not fit together
+        raise CheckpointError(f"{file.path} has a damaged vocabulary: {error!r}") from error
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        chat_template=file.metadata.get("tokenizer.chat_template"),
+        clean_up_tokenization_spaces=False,
+        **special,
+    )
+
+
+def _build(file: GGUFFile, settings: dict[str, Any]) -> tuple[Tokenizer, dict[str, str | None]]:
+    """Return the tokenizer and its special tokens, by the names transformers has for them."""
+    kind, tokens = settings.get("model"), settings["tokens"]
     if kind == "gpt2":
         tokenizer, begins = _byte_level(file, settings), settings.get("pre") in _LLAMA3
     elif kind == "llama":
@@ -45,22 +61,14 @@ def tokenizer_from_gguf(file: GGUFFile) -> PreTrainedTokenizerFast:
     tokenizer.add_tokens([AddedToken(t, normalized=False, special=False) for t, k in pairs if k == _USER_DEFINED])
 
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-    special = {ours: tokens[settings[f"{theirs}_token_id"]] for ours, theirs in names.items() if _has(settings, theirs)}
-    if settings.get("add_bos_token", begins) and "bos_token" in special:
+    ids = {ours: settings.get(f"{theirs}_token_id") for ours, theirs in names.items()}
+    special = {name: None if token is None else tokens[token] for name, token in ids.items()}
+    if settings.get("add_bos_token", begins) and ids["bos_token"] is not None:
         bos = special["bos_token"]
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, settings["bos_token_id"])]
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, ids["bos_token"])]
         )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        chat_template=file.metadata.get("tokenizer.chat_template"),
-        clean_up_tokenization_spaces=False,
-        **{name: special.get(name) for name in names},
-    )
-
-
-def _has(settings: dict[str, Any], name: str) -> bool:
-    return settings.get(f"{name}_token_id") is not None
+    return tokenizer, special
 
 
 def _byte_level(file: GGUFFile, settings: dict[str, Any]) -> Tokenizer:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from apex_jax.models import CheckpointError, LlamaConfig, forward, load_model, weights_from_params
 from apex_jax.models.gguf_file import open_gguf
 from apex_jax.models.gguf_source import GGUFSource, config_from_gguf
+from apex_jax.models.gguf_tokenizer import tokenizer_from_gguf
 from apex_jax.models.naming import checkpoint_shapes
 from apex_jax.models.registry import REGISTERED, WheelModel
 from apex_jax.models.rope import inverse_frequencies
@@ -318,3 +319,4 @@ def test_corrupt_headers_never_fail_otherwise(tmp_path, sound, place, value):
         file = open_gguf(tmp_path / "flip.gguf")
         source = GGUFSource(file, config_from_gguf(file), np.dtype(np.float32))
         assert source.shapes
+        tokenizer_from_gguf(file)

@@ -136,6 +136,9 @@ def test_smollm_special_tokens_vanish_from_text(smollm):
         ({}, "has no vocabulary"),
         ({"model": "t5", "tokens": ["a"]}, "tokenizer of kind 't5'; implemented: 'gpt2', 'llama'"),
         ({"model": "gpt2", "tokens": ["a"], "pre": "qwen2"}, "rule 'qwen2'; implemented: llama-bpe"),
+        ({"model": "gpt2", "tokens": ["a"], "pre": "smollm", "merges": ["a b"]}, "damaged vocabulary"),
+        ({"model": "llama", "tokens": ["a"]}, "damaged vocabulary: KeyError\\('scores'\\)"),
+        ({"model": "llama", "tokens": ["a"], "scores": [0.0], "bos_token_id": 9}, "damaged vocabulary: IndexError"),
     ],
 )
 def test_vocabularies_not_implemented(metadata, complaint):
