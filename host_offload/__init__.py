@@ -1,6 +1,17 @@
 """Host tier: KV pages in host memory and decode attention over them."""
 
 from .attention import decode_attention, native_attention_available
+from .cache import HostKVCache, HostKVConfig, allocate, available_memory, read_pages, write_pages
 from .native_library import machine_instructions
 
-__all__ = ["decode_attention", "machine_instructions", "native_attention_available"]
+__all__ = [
+    "HostKVCache",
+    "HostKVConfig",
+    "allocate",
+    "available_memory",
+    "decode_attention",
+    "machine_instructions",
+    "native_attention_available",
+    "read_pages",
+    "write_pages",
+]

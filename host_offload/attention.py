@@ -38,10 +38,10 @@ def decode_attention(
     Works under `jax.jit` on the CPU backend. Donate `kv` to the jitted function when `new_kv` is given: then the append
     happens in place and the returned cache is the same memory; without donation XLA copies the cache first.
 
-    Arithmetic follows the type of `q`: with float32 queries every product, weight and sum is float32, whatever the
-    type of the cache; with half queries over a bfloat16 cache, query and softmax weights are rounded to bfloat16
-    where the machine multiplies pairs of bfloat16 (sums are float32). Results are float32 always, so that parts can be
-    merged through their log-sum-exp without further rounding.
+    Arithmetic follows the type of `q`: every product, weight and sum is float32, whatever the type of the cache, unless
+    both are bfloat16 and the machine multiplies pairs of bfloat16: then softmax weights are rounded to bfloat16 (sums
+    are float32). Pass `q` as float32 where that matters. Results
+    are float32 always, so that parts can be merged through their log-sum-exp without further rounding.
 
     Args:
         q: queries [B, N, H], float32, bfloat16 or float16.

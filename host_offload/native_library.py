@@ -12,6 +12,8 @@ INSTRUCTIONS = ("portable", "avx2", "avx512", "avx512_bf16")
 ATTEND = "apex_decode_attention"
 APPEND_ATTEND = "apex_append_decode_attention"
 READ_STREAM = "apex_read_stream"
+READ_PAGES = "apex_read_pages"
+WRITE_PAGES = "apex_write_pages"
 
 _logger = logging.getLogger(__name__)
 
@@ -42,9 +44,15 @@ def load() -> ctypes.CDLL | None:
         )
         return None
     library = ctypes.CDLL(str(path))
-    jax.ffi.register_ffi_target(ATTEND, jax.ffi.pycapsule(library.ApexDecodeAttention), platform="cpu")
-    jax.ffi.register_ffi_target(APPEND_ATTEND, jax.ffi.pycapsule(library.ApexAppendDecodeAttention), platform="cpu")
-    jax.ffi.register_ffi_target(READ_STREAM, jax.ffi.pycapsule(library.ApexReadStream), platform="cpu")
+    handlers = {
+        ATTEND: library.ApexDecodeAttention,
+        APPEND_ATTEND: library.ApexAppendDecodeAttention,
+        READ_STREAM: library.ApexReadStream,
+        READ_PAGES: library.ApexReadPages,
+        WRITE_PAGES: library.ApexWritePages,
+    }
+    for name, handler in handlers.items():
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
     return library
 
 

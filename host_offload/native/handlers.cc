@@ -1,6 +1,7 @@
 // The XLA FFI entry points.
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <string>
 
 #include "attention.h"
@@ -79,7 +80,8 @@ ffi::Error Describe(Problem* problem, ffi::AnyBuffer query, ffi::AnyBuffer cache
   problem->table = table.typed_data();
   problem->lengths = lengths.typed_data();
   problem->scale = options.scale, problem->softcap = options.softcap, problem->window = options.window;
-  const bool exact = problem->query_type == Type::kFloat32;
+  // Products of bfloat16 would round any other query.
+  const bool exact = problem->query_type != Type::kBFloat16;
   problem->kernel = SelectKernel(problem->cache_type, static_cast<int>(problem->H), exact,
                                  static_cast<Instructions>(options.instructions));
   if (problem->kernel == nullptr) return Invalid("no kernel for head width " + std::to_string(problem->H));
@@ -119,7 +121,7 @@ ffi::Error AppendAttend(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuff
 }
 
 // Reads every byte of a buffer once, with the same threads and pieces as attention would: the yardstick for it.
-ffi::Error ReadStream(ffi::ThreadPool pool, ffi::AnyBuffer data, ffi::ResultBuffer<ffi::U64> checksum) {
+ffi::Error ReadStream(ffi::ThreadPool pool, ffi::AnyBuffer data, ffi::ResultBuffer<ffi::U32> checksum) {
   constexpr int64_t kPieceBytes = 1 << 20;
   const int64_t bytes = static_cast<int64_t>(data.size_bytes());
   const char* from = static_cast<const char*>(data.untyped_data());
@@ -131,7 +133,59 @@ ffi::Error ReadStream(ffi::ThreadPool pool, ffi::AnyBuffer data, ffi::ResultBuff
         total.fetch_xor(XorBytes(from + begin, std::min(kPieceBytes, bytes - begin)), std::memory_order_relaxed);
       },
       [&](auto&& task) { pool.Schedule(std::forward<decltype(task)>(task)); });
-  *checksum->typed_data() = total.load();
+  if (checksum->element_count() != 2) return Invalid("the checksum has two halves");
+  checksum->typed_data()[0] = static_cast<uint32_t>(total.load());
+  checksum->typed_data()[1] = static_cast<uint32_t>(total.load() >> 32);
+  return ffi::Error::Success();
+}
+
+// Checks kv [P, ...], ids [M], tiles [M, ...] and returns the bytes of one page through `page_bytes`.
+ffi::Error CheckPages(ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> ids, ffi::AnyBuffer tiles, int64_t* page_bytes) {
+  const int64_t pages = cache.dimensions()[0], moved = ids.dimensions()[0];
+  if (pages == 0 || tiles.dimensions()[0] != moved) return Invalid("shapes of kv, pages and tiles do not fit together");
+  *page_bytes = static_cast<int64_t>(cache.size_bytes()) / pages;
+  if (static_cast<int64_t>(tiles.size_bytes()) != *page_bytes * moved || tiles.element_type() != cache.element_type())
+    return Invalid("tiles must be pages of the type and size of those in kv");
+  for (int64_t i = 0; i < moved; ++i) {
+    if (ids.typed_data()[i] >= pages)
+      return Invalid("page id " + std::to_string(ids.typed_data()[i]) + " is out of range, allowed are ids below " +
+                     std::to_string(pages) + ", and negative ones for none");
+  }
+  return ffi::Error::Success();
+}
+
+// Copies pages between the cache and consecutive tiles, in pieces of one page; negative ids are left out (read: zeros).
+void CopyPages(ffi::ThreadPool& pool, char* cache, const int32_t* ids, char* tiles, int64_t count, int64_t page_bytes,
+               bool write) {
+  const int helpers = count * page_bytes < 2 * kBytesPerWorker ? 0 : static_cast<int>(pool.num_threads()) - 1;
+  Pieces::Run(
+      static_cast<int>(count), helpers,
+      [=](int i, int) {
+        char* tile = tiles + i * page_bytes;
+        if (ids[i] >= 0 && write) std::memcpy(cache + ids[i] * page_bytes, tile, page_bytes);
+        if (ids[i] >= 0 && !write) std::memcpy(tile, cache + ids[i] * page_bytes, page_bytes);
+        if (ids[i] < 0 && !write) std::memset(tile, 0, page_bytes);
+      },
+      [&](auto&& task) { pool.Schedule(std::forward<decltype(task)>(task)); });
+}
+
+ffi::Error ReadPages(ffi::ThreadPool pool, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> ids,
+                     ffi::Result<ffi::AnyBuffer> tiles) {
+  int64_t page_bytes = 0;
+  if (ffi::Error error = CheckPages(cache, ids, *tiles, &page_bytes); error.failure()) return error;
+  CopyPages(pool, static_cast<char*>(cache.untyped_data()), ids.typed_data(), static_cast<char*>(tiles->untyped_data()),
+            ids.dimensions()[0], page_bytes, false);
+  return ffi::Error::Success();
+}
+
+ffi::Error WritePages(ffi::ThreadPool pool, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> ids, ffi::AnyBuffer tiles,
+                      ffi::Result<ffi::AnyBuffer> cache_out) {
+  int64_t page_bytes = 0;
+  if (ffi::Error error = CheckPages(cache, ids, tiles, &page_bytes); error.failure()) return error;
+  if (cache.untyped_data() != cache_out->untyped_data())
+    return Invalid("the updated cache does not share the memory of the old one");
+  CopyPages(pool, static_cast<char*>(cache.untyped_data()), ids.typed_data(), static_cast<char*>(tiles.untyped_data()),
+            ids.dimensions()[0], page_bytes, true);
   return ffi::Error::Success();
 }
 
@@ -173,7 +227,22 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexReadStream, apex::ReadStream,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()
                                   .Arg<xla::ffi::AnyBuffer>()
-                                  .Ret<xla::ffi::Buffer<xla::ffi::U64>>());
+                                  .Ret<xla::ffi::Buffer<xla::ffi::U32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexReadPages, apex::ReadPages,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Ret<xla::ffi::AnyBuffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexWritePages, apex::WritePages,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::AnyBuffer>());
 
 extern "C" int ApexMachineInstructions() { return static_cast<int>(apex::MachineInstructions()); }
 

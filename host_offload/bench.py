@@ -1,0 +1,247 @@
+"""Bandwidth of decode attention on this machine, beside the bandwidth of reading memory and beside torch."""
+
+import dataclasses
+import functools
+import importlib.util
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import native_library
+from .attention import Implementation, decode_attention
+from .cache import advise_huge_pages
+
+SHAPES = ((32, 32, 128), (32, 8, 128), (32, 8, 64), (9, 3, 64))
+CASES = {
+    "8x2048": (2048,) * 8,
+    "64x256": (256,) * 64,
+    "1x16384": (16384,),
+    "ragged": tuple(round(17 * (4096 / 17) ** (i / 15)) for i in range(16)),
+}
+IMPLEMENTATIONS = ("native", "jax", "torch")
+PAGE_SIZE = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionBenchmark:
+    """What to measure.
+
+    The pool is read in turn from one end to the other, so it must be several times the last-level cache: a decode step
+    finds every layer's KV cold.
+    """
+
+    implementations: Sequence[str] = IMPLEMENTATIONS
+    shapes: Sequence[tuple[int, int, int]] = SHAPES
+    cases: Sequence[str] = tuple(CASES)
+    dtypes: Sequence[str] = ("bfloat16", "float32", "float16")
+    repeats: int = 9
+    pool_bytes: int = 512 << 20
+
+    def __post_init__(self):
+        for name, allowed in (
+            ("implementations", IMPLEMENTATIONS),
+            ("cases", CASES),
+            ("dtypes", ("bfloat16", "float32", "float16")),
+        ):
+            unknown = [value for value in getattr(self, name) if value not in allowed]
+            if unknown:
+                raise ValueError(f"{name} has {unknown}, allowed are {list(allowed)}")
+        if self.repeats < 1 or self.pool_bytes < 1 << 20:
+            raise ValueError(
+                f"repeats is {self.repeats}, pool_bytes {self.pool_bytes}: at least 1 and 1 MiB are needed"
+            )
+
+
+def run(benchmark: AttentionBenchmark) -> Iterator[dict[str, Any]]:
+    """Measure and yield one row per shape, type, case and implementation that is installed.
+
+    Every timing of attention has a streaming read of the same memory just before it; `fraction_of_stream` is the
+    median of the quotients. `max_error` is the largest error against float64 on the same rounded inputs, relative to
+    the largest output.
+    """
+    available = [name for name in benchmark.implementations if _is_available(name)]
+    for heads, kv_heads, width in benchmark.shapes:
+        for dtype in benchmark.dtypes:
+            pool = _random_pool(benchmark.pool_bytes, kv_heads, width, dtype)
+            for case in benchmark.cases:
+                problem = _Problem.make(pool, heads, CASES[case])
+                for name in available:
+                    yield {
+                        "implementation": name,
+                        "shape": f"{heads}/{kv_heads}/{width}",
+                        "dtype": dtype,
+                        "case": case,
+                        "rows": len(CASES[case]),
+                        "length": max(CASES[case]),
+                        **_measure(problem, name, benchmark.repeats),
+                    }
+
+
+def print_rows(rows: Iterator[dict[str, Any]], write: Callable[[str], object]) -> None:
+    """Write rows as a table, each line as soon as it is measured."""
+    write(f"instructions: {native_library.machine_instructions()}, cores: {os.cpu_count()}, jax {jax.__version__}")
+    write(f"{'N/K/H':>10} {'dtype':>9} {'case':>8} {'impl':>7} {'GB/s':>7} {'stream':>7} {'fraction':>9} {'error':>9}")
+    for row in rows:
+        write(
+            f"{row['shape']:>10} {row['dtype']:>9} {row['case']:>8} {row['implementation']:>7} {row['gb_per_s']:7.1f} "
+            f"{row['stream_gb_per_s']:7.1f} {row['fraction_of_stream']:9.3f} {row['max_error']:9.1e}"
+        )
+
+
+def latency_us(repeats: int = 2000) -> float:
+    """Return the median time in microseconds of the smallest call: one row, 64 tokens, append included, blocking."""
+    kv = jnp.zeros((4, 8, 2, PAGE_SIZE, 128), jnp.bfloat16)
+    q, new = jnp.ones((1, 32, 128), jnp.bfloat16), jnp.ones((1, 8, 128), jnp.bfloat16)
+    table, lengths = jnp.zeros((1, 1), jnp.int32), jnp.full((1,), 64, jnp.int32)
+    step = jax.jit(lambda kv, q, t, n, k, v: decode_attention(q, kv, t, n, new_kv=(k, v)), donate_argnums=0)
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        out, lse, kv = step(kv, q, table, lengths, new, new)
+        jax.block_until_ready((out, lse, kv))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times) * 1e6
+
+
+@functools.cache
+def _stream_reader() -> Callable[[jax.Array], jax.Array]:
+    native_library.load()
+    # The checksum has 64 bits, which JAX by default does not: two halves.
+    checksum = jax.ShapeDtypeStruct((2,), jnp.uint32)
+    return jax.jit(lambda pool: jax.ffi.ffi_call(native_library.READ_STREAM, checksum)(pool))
+
+
+def _is_available(name: str) -> bool:
+    if name == "torch":
+        return importlib.util.find_spec("torch") is not None
+    return name == "jax" or native_library.load() is not None
+
+
+def _random_pool(pool_bytes: int, kv_heads: int, width: int, dtype: str) -> jax.Array:
+    page = (kv_heads, 2, PAGE_SIZE, width)
+    pages = pool_bytes // (int(np.prod(page)) * jnp.dtype(dtype).itemsize)
+    make = jax.jit(lambda key: jax.random.normal(key, (pages, *page), jnp.dtype(dtype)))
+    pool = jax.block_until_ready(make(jax.random.key(0)))
+    advise_huge_pages(pool)
+    return pool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Problem:
+    """One case over a pool that holds it several times: each entry of `tables` reads other pages."""
+
+    pool: jax.Array
+    q: jax.Array
+    lengths: jax.Array
+    tables: list[jax.Array]
+    kv_bytes: int
+
+    @staticmethod
+    def make(pool: jax.Array, heads: int, lengths: Sequence[int]) -> "_Problem":
+        pages = [-(-n // PAGE_SIZE) for n in lengths]
+        ids = np.arange(len(pool) // sum(pages) * sum(pages), dtype=np.int32).reshape(-1, sum(pages))
+        tables = []
+        for layer in ids:
+            table = np.zeros((len(lengths), max(pages)), np.int32)
+            for row, run_of_ids in enumerate(np.split(layer, np.cumsum(pages)[:-1])):
+                table[row, : len(run_of_ids)] = run_of_ids
+            tables.append(jnp.asarray(table))
+        if not tables:
+            raise ValueError(f"{sum(pages)} pages are needed, the pool has {len(pool)}: make pool_bytes larger")
+        q = jax.random.normal(jax.random.key(1), (len(lengths), heads, pool.shape[-1]), pool.dtype)
+        token_bytes = pool.nbytes // (len(pool) * PAGE_SIZE)
+        return _Problem(
+            pool=pool,
+            q=q,
+            lengths=jnp.asarray(lengths, jnp.int32),
+            tables=tables,
+            kv_bytes=sum(lengths) * token_bytes,
+        )
+
+
+def _measure(problem: _Problem, name: str, repeats: int) -> dict[str, float]:
+    call = _torch_call(problem) if name == "torch" else _jax_call(problem, "native" if name == "native" else "jax")
+    error = _relative_error(np.asarray(call(0), np.float64), problem)
+    # Slow implementations are given fewer bytes, so that the whole run stays short.
+    start = time.perf_counter()
+    call(1)
+    calls = max(1, min(len(problem.tables) - 1, int(0.004 / (time.perf_counter() - start))))
+    rates, streams = [], []
+    for repeat in range(repeats):
+        streams.append(_stream_rate(problem.pool))
+        start = time.perf_counter()
+        for i in range(calls):
+            call(repeat * calls + i)
+        rates.append(calls * problem.kv_bytes / (time.perf_counter() - start) / 1e9)
+    fractions = [rate / stream for rate, stream in zip(rates, streams, strict=True)]
+    return {
+        "gb_per_s": statistics.median(rates),
+        "stream_gb_per_s": statistics.median(streams),
+        "fraction_of_stream": statistics.median(fractions),
+        "max_error": error,
+    }
+
+
+def _stream_rate(pool: jax.Array) -> float:
+    start = time.perf_counter()
+    if native_library.load() is None:
+        np.add.reduce(np.asarray(pool).view(np.uint32), axis=None)
+    else:
+        _stream_reader()(pool).block_until_ready()
+    return pool.nbytes / (time.perf_counter() - start) / 1e9
+
+
+def _jax_call(problem: _Problem, name: Implementation) -> Callable[[int], Any]:
+    step = jax.jit(lambda q, kv, t, n: decode_attention(q, kv, t, n, implementation=name)[0])
+    tables = problem.tables
+    return lambda i: jax.block_until_ready(step(problem.q, problem.pool, tables[i % len(tables)], problem.lengths))
+
+
+def _dense(problem: _Problem, layer: int, row: int) -> np.ndarray:
+    """Keys and values of one row, [2, K, S, H]."""
+    length = int(problem.lengths[row])
+    pages = np.asarray(problem.tables[layer])[row, : -(-length // PAGE_SIZE)]
+    dense = np.asarray(problem.pool)[pages].transpose(2, 1, 0, 3, 4)
+    return dense.reshape(2, dense.shape[1], -1, dense.shape[-1])[:, :, :length]
+
+
+def _torch_call(problem: _Problem) -> Callable[[int], Any]:
+    """Return torch's attention over dense, padded copies of a few layers' keys and values."""
+    import torch
+
+    longest, rows = int(problem.lengths.max()), len(problem.lengths)
+    dtype = getattr(torch, problem.pool.dtype.name)
+    layers = []
+    # Dense copies of the whole pool would take its size again; enough layers to overflow the last-level cache will do.
+    for layer in range(min(len(problem.tables), max(2, (128 << 20) // problem.kv_bytes))):
+        dense = np.zeros((2, rows, problem.pool.shape[1], longest, problem.pool.shape[-1]), np.float32)
+        for row in range(rows):
+            dense[:, row, :, : int(problem.lengths[row])] = _dense(problem, layer, row)
+        layers.append(torch.from_numpy(dense).to(dtype))
+    q = torch.from_numpy(np.array(problem.q, np.float32)).to(dtype)[:, :, None]
+    mask = None
+    if len(set(problem.lengths.tolist())) > 1:
+        mask = torch.arange(longest)[None, None, None] < torch.tensor(problem.lengths.tolist())[:, None, None, None]
+    attend = functools.partial(torch.nn.functional.scaled_dot_product_attention, attn_mask=mask, enable_gqa=True)
+    return lambda i: attend(q, *layers[i % len(layers)])[:, :, 0].float().numpy()
+
+
+def _relative_error(out: np.ndarray, problem: _Problem) -> float:
+    """Return max |out - exact| / max |exact| over the first layer, exact in float64 from the same inputs."""
+    worst = largest = 0.0
+    q = np.asarray(problem.q).astype(np.float64)
+    group = q.shape[1] // problem.pool.shape[1]
+    for row in range(len(q)):
+        key, value = _dense(problem, 0, row).astype(np.float64)
+        scores = np.einsum("KGH,KSH->KGS", q[row].reshape(-1, group, q.shape[-1]), key) / np.sqrt(q.shape[-1])
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        exact = np.einsum("KGS,KSH->KGH", weights / weights.sum(-1, keepdims=True), value).reshape(q.shape[1:])
+        worst = max(worst, float(np.abs(out[row] - exact).max()))
+        largest = max(largest, float(np.abs(exact).max()))
+    return worst / largest

@@ -1,0 +1,106 @@
+"""Each bad input is refused, by name and value."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from host_problems import make
+
+from apex_jax.host_offload import decode_attention, native_library
+
+needs_native = pytest.mark.skipif(native_library.load() is None, reason="apex_jax was installed without a compiler")
+
+
+def problem():
+    return make(lengths=[20, 40], heads=4, kv_heads=2, width=64)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("row", "page", "length", "message"),
+    [
+        (1, 99, 40, r"row 1 has page id 99 at position 0 .* allowed are 0 to 6"),
+        (0, -1, 20, r"row 0 has page id -1 at position 0"),
+        (1, 0, 49, r"row 1 has length 49, allowed are 0 to 48"),
+        (0, 0, -3, r"row 0 has length -3"),
+    ],
+)
+def test_native_refuses_rows_out_of_bounds(row, page, length, message):
+    bad = problem()
+    bad.table[row, 0], bad.lengths[row] = page, length
+    with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+        jax.block_until_ready(jax.jit(decode_attention)(*bad.arguments()))
+
+
+@pytest.mark.parametrize(("page", "length"), [(99, 40), (-1, 40), (0, 49), (0, -1)])
+def test_plain_jax_marks_rows_out_of_bounds(page, length):
+    bad = problem()
+    bad.table[1, 0], bad.lengths[1] = page, length
+    out, lse, _ = decode_attention(*bad.arguments(), implementation="jax")
+    assert np.isnan(out[1]).all()
+    assert np.isnan(lse[1]).all()
+    assert np.isfinite(out[0]).all()
+
+
+def test_ids_behind_the_last_token_are_not_looked_at():
+    fine = problem()
+    fine.table[0, 2] = -7
+    for implementation in ("auto", "jax"):
+        out, _, _ = decode_attention(*fine.arguments(), implementation=implementation)
+        assert np.isfinite(out).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"q": lambda x: x.astype(jnp.int32)}, TypeError, "q has type int32"),
+        ({"kv": lambda x: x.astype(jnp.int8)}, TypeError, "kv has type int8"),
+        ({"table": lambda x: x.astype(jnp.uint32)}, TypeError, "page_table has type uint32"),
+        ({"lengths": lambda x: x.astype(jnp.float32)}, TypeError, "lengths has type float32"),
+        ({"q": lambda x: x[0]}, ValueError, r"they must be \[B, N, H\]"),
+        ({"q": lambda x: x[:, :3]}, ValueError, "q has 3 heads"),
+        ({"q": lambda x: x[..., :32]}, ValueError, "kv has shape"),
+        ({"kv": lambda x: x[:, :, :, :8]}, ValueError, "page size of kv is 8"),
+        ({"kv": lambda x: x[:0]}, ValueError, "at least one page"),
+        ({"table": lambda x: x[:1]}, ValueError, "page_table has shape"),
+        ({"lengths": lambda x: x[:1]}, ValueError, "lengths"),
+    ],
+)
+def test_types_and_shapes_are_checked_when_traced(change, error, message):
+    names = ("q", "kv", "table", "lengths")
+    arguments = [change.get(name, lambda x: x)(x) for name, x in zip(names, problem().arguments(), strict=True)]
+    with pytest.raises(error, match=message):
+        jax.eval_shape(decode_attention, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": float("nan")}, "scale is nan"),
+        ({"logit_softcap": 0.0}, "logit_softcap is 0.0"),
+        ({"sliding_window": 0}, "sliding_window is 0"),
+        ({"max_threads": 0}, "max_threads is 0"),
+        ({"implementation": "fast"}, "implementation is 'fast'"),
+    ],
+)
+def test_options_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        decode_attention(*problem().arguments(), **options)
+
+
+def test_new_keys_must_fit_the_cache():
+    p = problem()
+    key, value = p.new_kv()
+    with pytest.raises(TypeError, match="new keys and values have type bfloat16"):
+        decode_attention(*p.arguments(), new_kv=(key.astype(jnp.bfloat16), value))
+    with pytest.raises(ValueError, match="new keys and values have shape"):
+        decode_attention(*p.arguments(), new_kv=(key[:, :1], value))
+
+
+@needs_native
+def test_native_names_the_widths_it_has():
+    p = make(lengths=[3], heads=2, kv_heads=2, width=40)
+    with pytest.raises(ValueError, match="head width 40 is not supported"):
+        decode_attention(*p.arguments(), implementation="native")
+    out, _, _ = decode_attention(*p.arguments())
+    assert np.isfinite(out).all()

@@ -1,0 +1,58 @@
+"""Host pages: sizes, allocation, bulk moves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from apex_jax.host_offload import HostKVConfig, allocate, available_memory, read_pages, write_pages
+
+CONFIG = HostKVConfig(num_layers=2, num_kv_heads=3, head_width=64, page_size=16, dtype=jnp.float32)
+
+
+def test_budget_decides_the_number_of_pages():
+    assert CONFIG.page_bytes == 2 * 3 * 2 * 16 * 64 * 4
+    cache = allocate(CONFIG, 5 * CONFIG.page_bytes + 100)
+    assert cache.num_pages == 5
+    assert [layer.shape for layer in cache.layers] == [(5, 3, 2, 16, 64)] * 2
+
+
+def test_what_does_not_fit_is_refused_before_anything_runs():
+    with pytest.raises(MemoryError, match="bytes are available"):
+        allocate(CONFIG, 4 * available_memory())
+    with pytest.raises(ValueError, match="less than one page"):
+        allocate(CONFIG, CONFIG.page_bytes - 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [("num_layers", 0, ValueError), ("page_size", 48, ValueError), ("dtype", jnp.int8, TypeError)],
+)
+def test_configuration_is_checked(field, value, error):
+    fields = {"num_layers": 1, "num_kv_heads": 1, "head_width": 64} | {field: value}
+    with pytest.raises(error, match=field):
+        HostKVConfig(**fields)
+
+
+def test_pages_move_in_bulk_and_in_place():
+    rng = np.random.default_rng(0)
+    kv = jnp.asarray(rng.standard_normal((9, 3, 2, 16, 64)), jnp.float32)
+    before, pointer = np.array(kv), kv.unsafe_buffer_pointer()
+    ids = jnp.array([7, -1, 2], jnp.int32)
+    tiles = read_pages(kv, ids)
+    np.testing.assert_array_equal(tiles, np.stack([before[7], np.zeros_like(before[0]), before[2]]))
+
+    new = rng.standard_normal((3, 3, 2, 16, 64)).astype(np.float32)
+    kv = jax.jit(write_pages, donate_argnums=0)(kv, ids, jnp.asarray(new))
+    expected = before.copy()
+    expected[[7, 2]] = new[[0, 2]]
+    np.testing.assert_array_equal(kv, expected)
+    assert kv.unsafe_buffer_pointer() == pointer
+
+
+def test_pages_and_tiles_must_fit():
+    kv = jnp.zeros((4, 3, 2, 16, 64))
+    with pytest.raises(ValueError, match="tiles are"):
+        write_pages(kv, jnp.array([1], jnp.int32), jnp.zeros((2, 3, 2, 16, 64)))
+    with pytest.raises(ValueError, match="int32"):
+        read_pages(kv, jnp.array([1.0]))
