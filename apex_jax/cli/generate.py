@@ -55,10 +55,9 @@ def run(args: argparse.Namespace) -> int:
     progress = Progress(sys.stderr)
     with progress.step(f"Loading {args.model}"):
         llm = open_llm(args)
-    printer = Printer(tasks, sys.stdout)
     streams = not args.json and (sys.stdout.isatty() if args.stream is None else args.stream)
     if streams:
-        served = serve(llm, tasks, printer.add)
+        served = serve(llm, tasks, Printer(tasks, sys.stdout).add)
     else:
         with progress.counting(len(tasks), "request") as advance:
             served = serve(llm, tasks, lambda _, news: advance() if news.finished else None)
@@ -67,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         print(as_json(args.model, tasks, served.outputs, summary))
         return 0
     if not streams:
+        printer = Printer(tasks, sys.stdout)
         for position, output in enumerate(served.outputs):
             printer.add(position, output)
     print(summary.line(), file=sys.stderr)

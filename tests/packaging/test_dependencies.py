@@ -1,0 +1,150 @@
+"""Who imports whom, read from the sources, and what may be imported at all, read from installed packages."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions, requires, version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import apex_jax
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+FOLDERS = {package: ROOT / folder for package, folder in PROJECT["tool"]["setuptools"]["package-dir"].items()}
+
+JAX = frozenset({"jax", "jaxlib", "flax"})
+FORBIDDEN = {
+    "apex_jax.scheduler": {"apex_jax.models", "apex_jax.host_offload", "numpy", *JAX},
+    "apex_jax.models": {"apex_jax.scheduler", "apex_jax.host_offload"},
+    "apex_jax.host_offload": {"apex_jax.scheduler", "apex_jax.models"},
+}
+"""Beside these, none of the three may import what is directly in apex_jax."""
+
+
+MEASURED_BESIDE = {"torch"}
+"""Not brought by any dependency: benchmarks measure it where it happens to be installed."""
+
+
+def modules():
+    """Yield (module, file) of every module of the distribution."""
+    for package, folder in FOLDERS.items():
+        for file in sorted(folder.glob("*.py")):
+            yield (package if file.stem == "__init__" else f"{package}.{file.stem}"), file
+
+
+def imports(module, file):
+    """Return the absolute names of everything a module imports, wherever in it."""
+    package = module if file.stem == "__init__" else module.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {f"{source}.{alias.name}" for alias in node.names}
+    return found
+
+
+def within(name, package):
+    return name == package or name.startswith(f"{package}.")
+
+
+def test_relative_imports_are_resolved(tmp_path):
+    file = tmp_path / "module.py"
+    file.write_text(
+        "import a.b\nfrom . import c\nfrom ..d import e\ndef f():\n    from .g.h import i\n", encoding="utf-8"
+    )
+    assert imports("top.sub.module", file) == {"a.b", "top.sub.c", "top.d.e", "top.sub.g.h.i"}
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_direction(package):
+    for module, file in modules():
+        if within(module, package):
+            for name in imports(module, file):
+                outside = within(name, "apex_jax") and not within(name, package)
+                assert not outside, f"{module} imports {name}"
+                assert not any(within(name, other) for other in FORBIDDEN[package]), f"{module} imports {name}"
+
+
+def test_the_scheduler_runs_without_jax():
+    script = "import sys, apex_jax.scheduler; assert not {'jax', 'numpy'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_only_what_an_installation_brings_is_imported():
+    """Of a run-time dependency's own dependencies only those count that it always has."""
+    extras = [requirement for extra in ("gguf", "plot") for requirement in optional(extra)]
+    brought = closure([*PROJECT["project"]["dependencies"], *extras])
+    owners = packages_distributions()
+    for module, file in modules():
+        for name in imports(module, file):
+            top = name.partition(".")[0]
+            if top not in sys.stdlib_module_names and top != "apex_jax":
+                distributions = {canonical(owner) for owner in owners.get(top, ())}
+                assert distributions & (brought | MEASURED_BESIDE), (
+                    f"{module} imports {name}, which no dependency brings"
+                )
+
+
+def optional(extra):
+    return PROJECT["project"]["optional-dependencies"][extra]
+
+
+def canonical(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def closure(requirements):
+    """Return the names of all distributions that installing these brings on this machine."""
+    found, waiting = set(), [Requirement(text) for text in requirements]
+    while waiting:
+        requirement = waiting.pop()
+        name = canonical(requirement.name)
+        if name not in found:
+            found.add(name)
+            inner = [Requirement(text) for text in requires(name) or ()]
+            waiting += [r for r in inner if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return found
+
+
+def test_public_names():
+    assert all(getattr(apex_jax, name) is not None for name in apex_jax.__all__)
+    assert set(apex_jax.__all__) <= set(dir(apex_jax))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = apex_jax.nonsense
+
+
+def test_one_version():
+    assert version("apex-jax") == apex_jax.__version__ == PROJECT["project"]["version"]
+
+
+def test_every_package_is_listed():
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == set(FOLDERS)
+    for package, folder in FOLDERS.items():
+        assert (folder / "__init__.py").is_file()
+        for inner in folder.iterdir():
+            if (inner / "__init__.py").is_file():
+                assert f"{package}.{inner.name}" in FOLDERS
+
+
+def test_changelog_has_the_version():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert "## [Unreleased]" in text or f"## [{apex_jax.__version__}]" in text
+
+
+def links():
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                yield page.relative_to(ROOT), target
+
+
+def test_links_of_the_documentation_lead_somewhere():
+    assert [(page, target) for page, target in links() if not (ROOT / page).parent.joinpath(target).exists()] == []
