@@ -1,0 +1,145 @@
+"""A tiny model, its dense reference, and engines over it that share their compiled programs."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import apex_jax.executor
+import apex_jax.llm
+from apex_jax import LLM, LlamaConfig
+from apex_jax.device import DeviceAttention
+from apex_jax.device_attention import decode_attention, write_tokens
+from apex_jax.host_offload import native_attention_available
+from apex_jax.models import forward, random_weights
+
+EOS = 11
+LIMIT = 256
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_programs():
+    """Compile the programs of one model once, however many engines the tests make."""
+    original, first = functools.cache(apex_jax.executor.build_programs), {}
+
+    def build(config, attention, page_size):
+        built = original(config, attention, page_size)
+        sampler = first.setdefault(config, built)
+        return dataclasses.replace(built, sample=sampler.sample, mark_prompt=sampler.mark_prompt)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(apex_jax.executor, "build_programs", build)
+        yield
+
+
+@pytest.fixture(scope="session")
+def config():
+    return LlamaConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=LIMIT,
+        eos_token_ids=(EOS,),
+    )
+
+
+@pytest.fixture(scope="session")
+def weights(config):
+    return random_weights(config, 3, "float32")
+
+
+@pytest.fixture(scope="session")
+def dense(config, weights):
+    """(token ids, weights) -> float32 logits [T, V] of the plain model."""
+    compiled = jax.jit(functools.partial(forward, config))
+
+    def logits(ids, weights=weights):
+        padded = np.zeros(LIMIT, np.int32)
+        padded[: len(ids)] = ids
+        return np.asarray(compiled(weights, jnp.asarray(padded)[None]))[0, : len(ids)]
+
+    return logits
+
+
+@pytest.fixture(scope="session")
+def greedy(dense):
+    """(prompt, count) -> the tokens the plain model gives, the most probable one each time."""
+
+    def tokens(prompt, count, *, weights=None, penalty=1.0, stop=()):
+        ids = list(prompt)
+        while len(ids) < len(prompt) + count:
+            last = (dense(ids) if weights is None else dense(ids, weights))[-1].astype(np.float64)
+            seen = sorted(set(ids))
+            last[seen] = np.where(last[seen] > 0, last[seen] / penalty, last[seen] * penalty)
+            ids.append(int(last.argmax()))
+            if ids[-1] in stop:
+                break
+        return ids[len(prompt) :]
+
+    return tokens
+
+
+def xla_attention():
+    def attend(q, k, v, kv, table, lengths):
+        kv = write_tokens(kv, table, lengths, k, v)
+        return decode_attention(q, kv, table, lengths), kv
+
+    return DeviceAttention(name="xla", append_and_attend=attend, ragged=False)
+
+
+XLA = xla_attention()
+
+
+@pytest.fixture(scope="session")
+def make(config, weights):
+    """(attention, options...) -> LLM of the tiny model."""
+
+    def build(attention=None, *, params=None, **options):
+        defaults = {"page_size": 16, "max_num_seqs": 16, "max_num_batched_tokens": 32, "device_kv_tokens": 4096}
+        with pytest.MonkeyPatch.context() as patch:
+            if attention == "xla":
+                patch.setattr(apex_jax.llm, "device_attention_for", lambda device, head_dim: XLA)
+            elif attention == "native" and not native_attention_available(config.head_dim):
+                pytest.skip("the native attention library is not built")
+            return LLM.from_params(config, weights if params is None else params, **(defaults | options))
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def llm(make):
+    return make()
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20)
+
+
+@pytest.fixture(scope="session")
+def draw(config):
+    """(rng, length) -> a random prompt."""
+    return lambda rng, length: rng.integers(0, config.vocab_size, length).tolist()
+
+
+@pytest.fixture
+def whole():
+    """(llm) -> None; checks that an engine holds nothing."""
+
+    def check(llm):
+        stats = llm.stats()
+        assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, stats.num_pages)
+
+    return check
+
+
+def pytest_generate_tests(metafunc):
+    if "attention" in metafunc.fixturenames:
+        metafunc.parametrize("attention", ["native", "xla"])
