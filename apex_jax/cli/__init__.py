@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import demo, generate, info
+from . import bench, demo, generate, info
 from .errors import USER_ERROR_STATUS, Parser, UserError
 
 INTERRUPTED_STATUS = 130
@@ -27,7 +27,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"apex-jax {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (generate, demo, info):
+    for command in (generate, demo, info, bench):
         command.add_parser(commands)
     return parser
 

@@ -1,0 +1,71 @@
+"""`apex-jax bench`: measurements of this machine. Each benchmark adds a parser of its own here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from .errors import as_user_errors
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add the command to the parser of `apex-jax`."""
+    parser = commands.add_parser("bench", help="measure this machine", description="Measure this machine.")
+    benchmarks = parser.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
+    _add_attention(benchmarks)
+
+
+def _add_attention(benchmarks: argparse._SubParsersAction) -> None:
+    parser = benchmarks.add_parser(
+        "attention",
+        help="decode attention on the CPU beside the bandwidth of reading memory",
+        description="Measure decode attention over KV in host memory: GB/s, the fraction of this machine's streaming "
+        "read taken in turn with it, and the error against float64, of the native kernel, plain JAX and, if it is "
+        "installed, torch. Without options every shape, type and case: several minutes on an idle machine.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--json", action="store_true", default=False, help="print a JSON list of rows instead of text")
+    parser.add_argument(
+        "--implementation", dest="implementations", action="append", metavar="NAME", help="native, jax or torch"
+    )
+    parser.add_argument(
+        "--shape",
+        dest="shapes",
+        action="append",
+        type=_shape,
+        metavar="N/K/H",
+        help="query heads, key/value heads and head width, such as 32/8/128",
+    )
+    parser.add_argument("--dtype", dest="dtypes", action="append", metavar="DTYPE", help="float32, bfloat16 or float16")
+    parser.add_argument("--case", dest="cases", action="append", help="8x2048, 64x256, 1x16384 or ragged")
+    parser.add_argument("--repeats", type=int, metavar="N", help="of each measurement; the median counts")
+    parser.set_defaults(run=_run_attention)
+
+
+def _run_attention(args: argparse.Namespace) -> int:
+    import jax
+
+    from ..host_offload.bench import AttentionBenchmark, print_rows, run
+
+    names = ("implementations", "shapes", "dtypes", "cases", "repeats")
+    options: dict[str, Any] = {name: value for name, value in vars(args).items() if name in names}
+    with as_user_errors(ValueError):
+        benchmark = AttentionBenchmark(**options)
+    with jax.default_device(jax.devices("cpu")[0]):
+        rows = run(benchmark)
+        if args.json:
+            print(json.dumps(list(rows), indent=2))
+        else:
+            print_rows(rows, lambda line: print(line, flush=True))
+    return 0
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    parts = text.split("/")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape; write N/K/H, such as 32/8/128")
+    query_heads, kv_heads, width = map(int, parts)
+    if query_heads % kv_heads:
+        raise argparse.ArgumentTypeError(f"{query_heads} query heads are no multiple of {kv_heads} key/value heads")
+    return query_heads, kv_heads, width
