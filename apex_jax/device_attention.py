@@ -7,12 +7,17 @@ cached length, N query heads, K key/value heads, G = N/K, H head width, W pages 
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 from jax import Array, lax
 
 LARGE_BLOCK = 512
 SMALL_BLOCK = 128
 """Tokens of keys that prefill attention takes at a time."""
+
+MERGED_TOKENS = 256
+"""Tokens of queries that prefill attention takes at a time where it knows that tiles continue each other."""
 
 MASKED = -1e30
 """Score of a key that a query may not see; finite, so that a row without any key gives zeros and not NaN."""
@@ -75,40 +80,53 @@ def decode_attention(q: Array, kv: Array, table: Array, lengths: Array) -> Array
     return (out / total[..., None]).reshape(rows, heads, width).astype(q.dtype)
 
 
-def prefill_attention(q: Array, kv: Array, table: Array, starts: Array) -> Array:
+def prefill_attention(q: Array, kv: Array, table: Array, starts: Array, *, one_request: bool) -> Array:
     """Causal attention of tiles of prompt tokens over the cache, which holds the tiles' own keys and values already.
 
     A tile is a page of consecutive tokens of one request. Keys are walked in blocks with an online softmax up to the
     end of the tile only, so that the cost follows the true context and no shape depends on it: first in large blocks,
-    which matrix products like, then in small ones, which waste little at the end.
+    which matrix products like, then in small ones, which waste little at the end. Consecutive tiles of one request are
+    taken several at a time for the same reason (a `cond` that finds out by itself costs more than it gains).
 
     Args:
         q: [M, S, N, H], M tiles of S query tokens.
         kv: cache of one layer, [P, K, 2, S, H].
         table: int32 [M, W], the page table row of each tile's request; entries must be valid ids.
         starts: int32 [M], position of each tile's first token, a multiple of S.
+        one_request: each tile continues the one before it; what follows the last may be padding.
 
     Returns:
         [M, S, N, H] in the dtype of q.
     """
-    large, small = max(1, LARGE_BLOCK // kv.shape[3]), max(1, SMALL_BLOCK // kv.shape[3])
-    table = jnp.pad(table, ((0, 0), (0, -table.shape[1] % small)))
+    tiles, page_size = q.shape[:2]
+    large, small = max(1, LARGE_BLOCK // page_size), max(1, SMALL_BLOCK // page_size)
+    merged = math.gcd(tiles, max(1, MERGED_TOKENS // page_size)) if one_request else 1
+    # Padding tiles reach past the end of the row; a slice that does would be moved and show other keys.
+    width = table.shape[1] + (tiles if one_request else 0)
+    table = jnp.pad(table, ((0, 0), (0, width - table.shape[1] + -width % small)))
     large = min(large, table.shape[1])
 
-    def tile(operands: tuple[Array, Array, Array]) -> Array:
-        return _tile_attention(*operands, kv=kv, large=large, small=small)
+    def attend(operands: tuple[Array, Array, Array]) -> Array:
+        return _attend_chunk(*operands, kv=kv, large=large, small=small)
 
-    return lax.map(tile, (q, table, starts))
+    if not one_request:
+        return lax.map(attend, (q, table, starts))
+    chunks = q.reshape(tiles // merged, merged * page_size, *q.shape[2:])
+    tokens = merged * page_size
+    return jnp.concatenate(
+        [attend((chunk, table[0], starts[0] + i * tokens)) for i, chunk in enumerate(chunks)]
+    ).reshape(q.shape)
 
 
-def _tile_attention(q: Array, table: Array, start: Array, *, kv: Array, large: int, small: int) -> Array:
-    page_size, heads, width = q.shape
-    kv_heads = kv.shape[1]
+def _attend_chunk(q: Array, table: Array, start: Array, *, kv: Array, large: int, small: int) -> Array:
+    """Attend from consecutive tokens q [T, N, H] of one request, the first at position `start`, T whole pages."""
+    tokens, heads, width = q.shape
+    _, kv_heads, _, page_size, _ = kv.shape
     group = heads // kv_heads
-    # [K, G*S, H]: one matrix product a key head serves its whole group of query heads.
-    grouped = q.reshape(page_size, kv_heads, group, width).transpose(1, 2, 0, 3)
-    grouped = (grouped * jnp.asarray(width**-0.5, q.dtype)).reshape(kv_heads, group * page_size, width)
-    query_position = jnp.tile(start + jnp.arange(page_size), group)[None, :, None]
+    # [K, G*T, H]: one matrix product a key head serves its whole group of query heads.
+    grouped = q.reshape(tokens, kv_heads, group, width).transpose(1, 2, 0, 3)
+    grouped = (grouped * jnp.asarray(width**-0.5, q.dtype)).reshape(kv_heads, group * tokens, width)
+    query_position = jnp.tile(start + jnp.arange(tokens), group)[None, :, None]
 
     def attend(first_page: Array, pages: int, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         peak, total, out = state
@@ -118,19 +136,19 @@ def _tile_attention(q: Array, table: Array, start: Array, *, kv: Array, large: i
         position = first_page * page_size + jnp.arange(pages * page_size)
         scores = jnp.where(position[None, None, :] <= query_position, scores, MASKED)
         # What other requests left after the tile may be NaN, which a weight of zero does not silence.
-        values = jnp.where((position < start + page_size)[None, :, None], values, jnp.zeros((), kv.dtype))
+        values = jnp.where((position < start + tokens)[None, :, None], values, jnp.zeros((), kv.dtype))
         new_peak = jnp.maximum(peak, scores.max(axis=-1, keepdims=True))
         weights = jnp.exp(scores - new_peak)
         shrink = jnp.exp(peak - new_peak)
         update = jnp.einsum("KTS,KSH->KTH", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
         return new_peak, total * shrink + weights.sum(axis=-1, keepdims=True), out * shrink + update
 
-    shape = (kv_heads, group * page_size)
+    shape = (kv_heads, group * tokens)
     state = (jnp.full((*shape, 1), MASKED), jnp.zeros((*shape, 1)), jnp.zeros((*shape, width)))
-    pages = start // page_size + 1
+    pages = (start + tokens) // page_size
     whole = pages // large
     state = lax.fori_loop(0, whole, lambda i, s: attend(i * large, large, s), state)
     rest = (pages - whole * large + small - 1) // small
     _, total, out = lax.fori_loop(0, rest, lambda i, s: attend(whole * large + i * small, small, s), state)
-    out = (out / total).reshape(kv_heads, group, page_size, width).transpose(2, 0, 1, 3)
-    return out.reshape(page_size, heads, width).astype(q.dtype)
+    out = (out / total).reshape(kv_heads, group, tokens, width).transpose(2, 0, 1, 3)
+    return out.reshape(q.shape).astype(q.dtype)

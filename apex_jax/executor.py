@@ -24,10 +24,16 @@ from .scheduler import Plan, PrefillChunk
 
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
-    """A plan under way: its results on the device and, for each token of the plan, the row that holds it."""
+    """A plan under way.
+
+    Attributes:
+        plan: what was submitted.
+        end: its samples on the device; where it samples nothing, an array that is ready when the plan has run.
+        rows: for each of `plan.sampling_requests` the row of `end` that holds its token.
+    """
 
     plan: Plan
-    sampled: Sampled
+    end: Sampled | jax.Array
     rows: np.ndarray
 
 
@@ -85,6 +91,7 @@ class Executor:
             for _ in range(config.num_hidden_layers)
         )
         self._last_token = jnp.zeros(slots + 1, jnp.int32, device=self.device)
+        self._no_samples = Sampled(tokens=jnp.zeros(0, jnp.int32))
         self._seen: jax.Array | None = None
         self._tables = np.zeros((slots + 1, self.buckets.table_width), np.int32)
         self._params: list[SamplingParams] = [SamplingParams(temperature=0)] * (slots + 1)
@@ -116,14 +123,23 @@ class Executor:
         tiles = self._pack_tiles(plan.prefill) if plan.prefill else None
         ends = self._padding_ends(0 if tiles is None else len(tiles), len(rows))
         wanted = self._pack_ends(plan, ends, first_row=len(ends) - len(rows))
-        sampled = self._run_decode(rows, ends, mode) if tiles is None else self._run_mixed(tiles, rows, ends, mode)
+        if tiles is None:
+            x = self._run_decode(rows)
+        else:
+            x = self._run_mixed(tiles, rows, one_request=len(plan.prefill) == 1)
+        if not len(wanted):
+            return Submitted(plan=plan, end=x, rows=wanted)
+        sampled = self._sample(x, ends, mode)
         for leaf in jax.tree.leaves(sampled):
             leaf.copy_to_host_async()
-        return Submitted(plan=plan, sampled=sampled, rows=wanted)
+        return Submitted(plan=plan, end=sampled, rows=wanted)
 
     def fetch(self, submitted: Submitted) -> Sampled:
-        """Wait for a plan's samples; numpy arrays with one row for each of `plan.sampling_requests`."""
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[submitted.rows], submitted.sampled)
+        """Wait for a plan to end; samples as numpy arrays with one row for each of `plan.sampling_requests`."""
+        if isinstance(submitted.end, jax.Array):
+            submitted.end.block_until_ready()
+            return self._no_samples
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[submitted.rows], submitted.end)
 
     def warm_up(self, modes: Sequence[SamplingMode] = MODES) -> None:
         """Compile every program that any plan can need, by running each on padding; changes no request."""
@@ -134,32 +150,38 @@ class Executor:
         narrow = buckets.table_widths[0]
         for count in buckets.decode_rows:
             for mode, width in _star(modes, buckets.table_widths):
-                self._run_decode(self._padding_rows(count, width), self._padding_ends(0, count), mode)
+                x = self._run_decode(self._padding_rows(count, width))
+                self._sample(x, self._padding_ends(0, count), mode)
         for tiles in buckets.tiles:
             for count in buckets.mixed_rows:
                 for mode, width in _star(modes, buckets.table_widths if count else (narrow,)):
-                    rows, ends = self._padding_rows(count, width), self._padding_ends(tiles, count)
-                    self._run_mixed(self._padding_tiles(tiles), rows, ends, mode)
+                    padding = self._padding_tiles(tiles), self._padding_rows(count, width)
+                    self._run_mixed(*padding, one_request=True)
+                    x = self._run_mixed(*padding, one_request=False)
+                    self._sample(x, self._padding_ends(tiles, count), mode)
         jax.block_until_ready(self._last_token)
 
-    def _run_decode(self, rows: np.ndarray, ends: np.ndarray, mode: SamplingMode) -> Sampled:
-        packed_rows, packed_ends = jax.device_put((rows, ends), self.device)
+    def _run_decode(self, rows: np.ndarray) -> jax.Array:
+        packed_rows = jax.device_put(rows, self.device)
         x, self._caches = self._programs.decode_step(self._weights, self._caches, self._last_token, packed_rows)
-        return self._sample(x, packed_ends, self._settings_of(ends, mode), mode)
+        return x
 
-    def _run_mixed(self, tiles: np.ndarray, rows: np.ndarray, ends: np.ndarray, mode: SamplingMode) -> Sampled:
-        packed_tiles, packed_rows, packed_ends = jax.device_put((tiles, rows, ends), self.device)
-        x, turn = self._programs.embed_mixed(self._ends, self._last_token, packed_tiles, packed_rows)
+    def _run_mixed(self, tiles: np.ndarray, rows: np.ndarray, *, one_request: bool) -> jax.Array:
+        packed = jax.device_put((tiles, rows), self.device)
+        x, turn = self._programs.embed_mixed(self._ends, self._last_token, *packed)
         caches = list(self._caches)
         for index, layer in enumerate(self._weights.layers):
-            x, caches[index] = self._programs.layer_mixed(layer, caches[index], x, turn, packed_tiles, packed_rows)
+            x, caches[index] = self._programs.layer_mixed(
+                layer, caches[index], x, turn, *packed, one_request=one_request
+            )
         self._caches = tuple(caches)
-        return self._sample(x, packed_ends, self._settings_of(ends, mode), mode)
+        return x
 
-    def _sample(self, x: jax.Array, ends: jax.Array, settings: SamplingRows | None, mode: SamplingMode) -> Sampled:
+    def _sample(self, x: jax.Array, ends: np.ndarray, mode: SamplingMode) -> Sampled:
         seen = self._seen if mode.penalties else None
+        settings = self._settings_of(ends, mode)
         sampled, self._last_token, seen = self._programs.sample(
-            self._ends, x, ends, self._last_token, seen, settings, mode=mode
+            self._ends, x, jax.device_put(ends, self.device), self._last_token, seen, settings, mode=mode
         )
         if mode.penalties:
             self._seen = seen

@@ -127,7 +127,13 @@ def build_programs(config: LlamaConfig, attention: DecodeAttention, page_size: i
         return llama.embed(config, weights, tokens), llama.rotation(config, positions)
 
     def layer_mixed(
-        layer: LayerWeights, cache: Array, x: Array, turn: Array, packed_tiles: Array, packed_rows: Array
+        layer: LayerWeights,
+        cache: Array,
+        x: Array,
+        turn: Array,
+        packed_tiles: Array,
+        packed_rows: Array,
+        one_request: bool,
     ) -> tuple[Array, Array]:
         tiles = TileBatch.unpack(packed_tiles, page_size)
         rows = DecodeBatch.unpack(packed_rows)
@@ -144,8 +150,8 @@ def build_programs(config: LlamaConfig, attention: DecodeAttention, page_size: i
             # Without an order between reading the cache here and writing to it below, XLA would copy the cache.
             decoded, cache = lax.optimization_barrier((decoded, cache))
         cache = write_tiles(cache, tiles.pages, tiled(k), tiled(v))
-        out = prefill_attention(tiled(q), cache, tiles.table, tiles.starts).reshape(prompt, *q.shape[1:])
-        out = jnp.concatenate([out, decoded.astype(out.dtype)])
+        out = prefill_attention(tiled(q), cache, tiles.table, tiles.starts, one_request=one_request)
+        out = jnp.concatenate([out.reshape(prompt, *q.shape[1:]), decoded.astype(out.dtype)])
         return llama.post_attention(config, layer, x, out), cache
 
     def sample_rows(
@@ -168,7 +174,7 @@ def build_programs(config: LlamaConfig, attention: DecodeAttention, page_size: i
     return Programs(
         decode_step=jax.jit(decode_step, donate_argnames=("caches",)),
         embed_mixed=jax.jit(embed_mixed),
-        layer_mixed=jax.jit(layer_mixed, donate_argnames=("cache", "x")),
+        layer_mixed=jax.jit(layer_mixed, donate_argnames=("cache", "x"), static_argnames=("one_request",)),
         sample=jax.jit(sample_rows, donate_argnames=("last_token", "seen"), static_argnames=("mode",)),
         mark_prompt=jax.jit(lambda seen, slot, row: seen.at[slot].set(row), donate_argnums=0),
     )
