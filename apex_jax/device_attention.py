@@ -106,20 +106,26 @@ def prefill_attention(q: Array, kv: Array, table: Array, starts: Array, *, one_r
     table = jnp.pad(table, ((0, 0), (0, width - table.shape[1] + -width % small)))
     large = min(large, table.shape[1])
 
-    def attend(operands: tuple[Array, Array, Array]) -> Array:
+    def attend(operands: tuple[Array, Array, Array, Array]) -> Array:
         return _attend_chunk(*operands, kv=kv, large=large, small=small)
 
     if not one_request:
-        return lax.map(attend, (q, table, starts))
+        return lax.map(attend, (q, table, starts, starts + page_size))
+    # Padding tiles start at 0, so they do not continue the others.
+    real = (starts == starts[0] + jnp.arange(tiles) * page_size).astype(jnp.int32).sum()
+    end = starts[0] + real * page_size
     chunks = q.reshape(tiles // merged, merged * page_size, *q.shape[2:])
     tokens = merged * page_size
     return jnp.concatenate(
-        [attend((chunk, table[0], starts[0] + i * tokens)) for i, chunk in enumerate(chunks)]
+        [attend((chunk, table[0], starts[0] + i * tokens, end)) for i, chunk in enumerate(chunks)]
     ).reshape(q.shape)
 
 
-def _attend_chunk(q: Array, table: Array, start: Array, *, kv: Array, large: int, small: int) -> Array:
-    """Attend from consecutive tokens q [T, N, H] of one request, the first at position `start`, T whole pages."""
+def _attend_chunk(q: Array, table: Array, start: Array, end: Array, *, kv: Array, large: int, small: int) -> Array:
+    """Attend from consecutive tokens q [T, N, H] of one request, the first at position `start`, T whole pages.
+
+    The request's pages reach to position `end`; later tokens are padding.
+    """
     tokens, heads, width = q.shape
     _, kv_heads, _, page_size, _ = kv.shape
     group = heads // kv_heads
@@ -135,8 +141,8 @@ def _attend_chunk(q: Array, table: Array, start: Array, *, kv: Array, large: int
         scores = jnp.einsum("KTH,KSH->KTS", grouped, keys, preferred_element_type=jnp.float32)
         position = first_page * page_size + jnp.arange(pages * page_size)
         scores = jnp.where(position[None, None, :] <= query_position, scores, MASKED)
-        # What other requests left after the tile may be NaN, which a weight of zero does not silence.
-        values = jnp.where((position < start + tokens)[None, :, None], values, jnp.zeros((), kv.dtype))
+        # What other requests left after the end may be NaN, which a weight of zero does not silence.
+        values = jnp.where((position < end)[None, :, None], values, jnp.zeros((), kv.dtype))
         new_peak = jnp.maximum(peak, scores.max(axis=-1, keepdims=True))
         weights = jnp.exp(scores - new_peak)
         shrink = jnp.exp(peak - new_peak)

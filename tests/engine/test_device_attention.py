@@ -1,0 +1,146 @@
+"""The device's attention over pages against float64 numpy; cells that belong to nobody hold NaN."""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from apex_jax.device_attention import decode_attention, prefill_attention, write_tiles, write_tokens
+
+HEADS = {"mha": (4, 4), "gqa": (6, 2), "mqa": (4, 1)}
+TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2, "float16": 2e-3}
+WIDTH = 16
+
+decode = jax.jit(decode_attention)
+prefill = jax.jit(prefill_attention, static_argnames="one_request")
+
+
+def attention(q, k, v):
+    """One query [N, H] over keys and values [S, K, H], in float64."""
+    group = q.shape[0] // k.shape[1]
+    k, v = (np.repeat(a.astype(np.float64), group, axis=1) for a in (k, v))
+    scores = np.einsum("NH,SNH->NS", q.astype(np.float64), k) / np.sqrt(q.shape[1])
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("NS,SNH->NH", weights / weights.sum(-1, keepdims=True), v)
+
+
+class Cache:
+    """Sequences of random keys and values, scattered over the pages of an array that is NaN elsewhere."""
+
+    def __init__(self, lengths, *, page_size, kv_heads, dtype, spare=3):
+        self.rng = np.random.default_rng(zlib.crc32(repr((lengths, page_size, kv_heads)).encode()))
+        self.page_size, self.dtype = page_size, jnp.dtype(dtype)
+        self.width = -(-max(lengths) // page_size) + 1
+        counts = [-(-length // page_size) for length in lengths]
+        ids = iter(self.rng.permutation(sum(counts) + spare))
+        self.num_pages = sum(counts) + spare
+        self.unused = int(next(ids))
+        self.table = np.full((len(lengths), self.width), self.unused, np.int32)
+        self.kv = np.full((self.num_pages, kv_heads, 2, page_size, WIDTH), np.nan, self.dtype)
+        self.k, self.v = [], []
+        for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+            self.table[row, :count] = [next(ids) for _ in range(count)]
+            self.k.append(self.random(length, kv_heads))
+            self.v.append(self.random(length, kv_heads))
+            for t in range(length):
+                page = self.table[row, t // page_size]
+                self.kv[page, :, 0, t % page_size] = self.k[-1][t]
+                self.kv[page, :, 1, t % page_size] = self.v[-1][t]
+
+    def random(self, *shape):
+        return self.rng.normal(size=(*shape, WIDTH)).astype(self.dtype)
+
+
+@pytest.mark.parametrize("page_size", [16, 32, 64, 128])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("heads", HEADS)
+def test_decode(heads, dtype, page_size):
+    heads, kv_heads = HEADS[heads]
+    lengths = (1, page_size, page_size + 1, 3 * page_size - 5, 0)
+    cache = Cache(lengths, page_size=page_size, kv_heads=kv_heads, dtype=dtype)
+    q = cache.random(len(lengths), heads)
+    found = np.asarray(decode(q, cache.kv, cache.table, np.array(lengths, np.int32)))
+    assert found.dtype == cache.dtype
+    for row, length in enumerate(lengths):
+        expected = attention(q[row], cache.k[row], cache.v[row]) if length else np.zeros((heads, WIDTH))
+        np.testing.assert_allclose(found[row].astype(np.float64), expected, atol=TOLERANCE[dtype], rtol=0)
+
+
+def tiles_of(cache, row, start, end):
+    """(row, start) of the tiles of a chunk."""
+    return [(row, first) for first in range(start, end, cache.page_size)]
+
+
+def check_prefill(cache, heads, tiles, *, one_request):
+    """`tiles` are (row of the cache, start), or None for padding."""
+    size = cache.page_size
+    q = cache.random(len(tiles), size, heads)
+    table = np.zeros((len(tiles), cache.width), np.int32)
+    starts = np.zeros(len(tiles), np.int32)
+    for i, tile in enumerate(tiles):
+        if tile is not None:
+            table[i], starts[i] = cache.table[tile[0]], tile[1]
+    found = np.asarray(prefill(q, cache.kv, table, starts, one_request=one_request))
+    assert found.dtype == cache.dtype
+    for i, tile in enumerate(tiles):
+        if tile is None:
+            continue
+        row, start = tile
+        k, v = cache.k[row], cache.v[row]
+        for offset in range(0, min(size, len(k) - start), 7):
+            end = start + offset + 1
+            expected = attention(q[i, offset], k[:end], v[:end])
+            np.testing.assert_allclose(
+                found[i, offset].astype(np.float64), expected, atol=TOLERANCE[cache.dtype.name], rtol=0
+            )
+
+
+@pytest.mark.parametrize("page_size", [16, 128])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("heads", HEADS)
+def test_prefill_of_several_requests_and_padding(heads, dtype, page_size):
+    """The prompts fill their pages: what a prefill has padded a page with is the request's own and finite."""
+    heads, kv_heads = HEADS[heads]
+    lengths = (2 * page_size, 640 + 2 * page_size, page_size)
+    cache = Cache(lengths, page_size=page_size, kv_heads=kv_heads, dtype=dtype)
+    tiles = [
+        *tiles_of(cache, 0, page_size, 2 * page_size),
+        *tiles_of(cache, 1, 640, 640 + 2 * page_size),
+        *tiles_of(cache, 2, 0, page_size),
+    ]
+    check_prefill(cache, heads, [*tiles, None], one_request=False)
+
+
+@pytest.mark.parametrize("page_size", [16, 32, 64, 128])
+@pytest.mark.parametrize("start", [0, 128, 640])
+@pytest.mark.parametrize(("count", "bucket"), [(1, 1), (3, 4), (5, 8), (8, 8)])
+def test_prefill_of_one_request(page_size, start, count, bucket):
+    """Tiles are taken together, and padding tiles with them; start may lie within or past a large block of keys."""
+    end = start + count * page_size
+    cache = Cache((end,), page_size=page_size, kv_heads=2, dtype="float32")
+    tiles = tiles_of(cache, 0, start, end)
+    check_prefill(cache, 4, tiles + [None] * (bucket - count), one_request=True)
+
+
+def test_writes_go_to_their_places_and_nowhere_else():
+    cache = Cache((5, 16, 33), page_size=16, kv_heads=2, dtype="float32")
+    lengths = np.array([6, 0, 34, 17], np.int32)  # the second row is padding
+    table = cache.table[[0, 1, 2, 1]]
+    k, v = cache.random(4, 2), cache.random(4, 2)
+    expected = cache.kv.copy()
+    for row, position in ((0, 5), (2, 33), (3, 16)):
+        page = table[row, position // 16]
+        expected[page, :, 0, position % 16] = k[row]
+        expected[page, :, 1, position % 16] = v[row]
+    found = jax.jit(write_tokens)(cache.kv, table, lengths, k, v)
+    np.testing.assert_array_equal(np.asarray(found), expected)
+
+    k, v = cache.random(3, 16, 2), cache.random(3, 16, 2)
+    pages = np.array([4, cache.num_pages, 1], np.int32)  # the second tile is padding
+    for tile in (0, 2):
+        expected[pages[tile], :, 0] = k[tile].transpose(1, 0, 2)
+        expected[pages[tile], :, 1] = v[tile].transpose(1, 0, 2)
+    found = jax.jit(write_tiles)(found, pages, k, v)
+    np.testing.assert_array_equal(np.asarray(found), expected)
