@@ -95,10 +95,8 @@ class LLM:
             ValueError: arrays are missing, unknown or misshapen; all of them by name.
         """
         checked = EngineOptions(**options)
-        leaves = jax.tree.leaves(params)
-        wanted = leaves[0].dtype if dtype == "auto" and leaves else dtype
         llm = cls.__new__(cls)
-        weights = weights_from_params(config, params, dtype=wanted)
+        weights = weights_from_params(config, params, dtype=_type_of(params) if dtype == "auto" else dtype)
         if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
             tokenizer = Tokenizer(tokenizer)
         llm._start(config, weights, tokenizer, checked, checked.device or jax.devices()[0])
@@ -288,6 +286,8 @@ class LLM:
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             each = [sampling_params or SamplingParams()] * len(batch)
         else:
+            if not isinstance(sampling_params, Sequence):
+                raise TypeError(f"sampling_params must be SamplingParams or a list of them, got {sampling_params!r}")
             each = list(sampling_params)
             if len(each) != len(batch):
                 raise ValueError(
@@ -304,3 +304,9 @@ class LLM:
             vocab_size, limit = self.config.vocab_size, self.max_model_len
             checked.append((tokenize(prompt, self.tokenizer, vocab_size=vocab_size, max_model_len=limit), params))
         return checked
+
+
+def _type_of(params: Any) -> str:
+    """Return the name of the number type of the first array, float32 if there is none."""
+    arrays = (leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, np.ndarray | jax.Array))
+    return next((str(array.dtype) for array in arrays), "float32")

@@ -10,6 +10,8 @@ from .config import LlamaConfig
 from .llama import Weights, abstract_weights
 from .naming import HEAD, assemble, checkpoint_shapes, join_kernels, join_vectors, tensor_problems
 
+_DTYPES = tuple(jnp.dtype(name) for name in ("float32", "bfloat16", "float16"))
+
 
 def weights_from_params(config: LlamaConfig, params: Any, *, dtype: Any) -> Weights:
     """Convert a parameter tree into `Weights`; pure, so that it can be compiled and its argument donated.
@@ -24,9 +26,12 @@ def weights_from_params(config: LlamaConfig, params: Any, *, dtype: Any) -> Weig
         dtype: float32, bfloat16 or float16.
 
     Raises:
-        ValueError: tensors that are missing, do not belong to the model or have a wrong shape, all of them by name.
+        ValueError: another dtype, or tensors that are missing, do not belong to the model or have a wrong shape, all
+            of them by name.
         TypeError: `params` is neither `Weights` nor a mapping, or a leaf is not an array.
     """
+    if jnp.dtype(dtype) not in _DTYPES:
+        raise ValueError(f"dtype must be float32, bfloat16 or float16, got {jnp.dtype(dtype)}")
     if isinstance(params, Weights):
         return _converted(config, params, dtype)
     if not isinstance(params, Mapping):

@@ -101,7 +101,7 @@ XLA = xla_attention()
 def make(config, weights):
     """(attention, options...) -> LLM of the tiny model."""
 
-    def build(attention=None, *, params=None, **options):
+    def build(attention=None, *, config=config, params=None, **options):
         defaults = {"page_size": 16, "max_num_seqs": 16, "max_num_batched_tokens": 32, "device_kv_tokens": 4096}
         with pytest.MonkeyPatch.context() as patch:
             if attention == "xla":
