@@ -91,9 +91,9 @@ def allocate(config: HostKVConfig, budget_bytes: int, device: jax.Device | None 
         ValueError: the budget is below one page, or the device is no CPU.
         MemoryError: the machine does not have the memory. Nothing has been allocated then.
     """
-    device = device or jax.devices("cpu")[0]
-    if device.platform != "cpu":
-        raise ValueError(f"host pages need a CPU device, not {device}")
+    target = jax.devices("cpu")[0] if device is None else device
+    if target.platform != "cpu":
+        raise ValueError(f"host pages need a CPU device, not {target}")
     pages = budget_bytes // config.page_bytes
     if pages < 1:
         raise ValueError(f"a budget of {budget_bytes} bytes is less than one page of {config.page_bytes} bytes")
@@ -101,7 +101,7 @@ def allocate(config: HostKVConfig, budget_bytes: int, device: jax.Device | None 
     if needed > available:
         raise MemoryError(f"a host KV cache of {needed} bytes was asked for, {available} bytes are available")
     shape = (pages, config.num_kv_heads, 2, config.page_size, config.head_width)
-    with jax.default_device(device):
+    with jax.default_device(target):
         layers = tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers))
     for layer in jax.block_until_ready(layers):
         advise_huge_pages(layer)
