@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +29,12 @@ class Submitted:
 
     Attributes:
         plan: what was submitted.
-        end: its samples on the device; where it samples nothing, an array that is ready when the plan has run.
-        rows: for each of `plan.sampling_requests` the row of `end` that holds its token.
+        end: its samples on the device, those of `plan.sampling_requests` first; where it samples nothing, an array
+            that is ready when the plan has run.
     """
 
     plan: Plan
     end: Sampled | jax.Array
-    rows: np.ndarray
 
 
 class Executor:
@@ -91,7 +91,6 @@ class Executor:
             for _ in range(config.num_hidden_layers)
         )
         self._last_token = jnp.zeros(slots + 1, jnp.int32, device=self.device)
-        self._no_samples = Sampled(tokens=jnp.zeros(0, jnp.int32))
         self._seen: jax.Array | None = None
         self._tables = np.zeros((slots + 1, self.buckets.table_width), np.int32)
         self._params: list[SamplingParams] = [SamplingParams(temperature=0)] * (slots + 1)
@@ -118,28 +117,31 @@ class Executor:
         """Dispatch a plan; returns before the device has run it."""
         for change in plan.new_pages:
             self._tables[change.slot, change.first : change.first + len(change.pages)] = change.pages
-        mode = SamplingMode.covering([self._params[item.slot] for item in (*plan.prefill, *plan.decode)])
         rows = self._pack_rows(plan)
-        tiles = self._pack_tiles(plan.prefill) if plan.prefill else None
-        ends = self._padding_ends(0 if tiles is None else len(tiles), len(rows))
-        wanted = self._pack_ends(plan, ends, first_row=len(ends) - len(rows))
-        if tiles is None:
-            x = self._run_decode(rows)
-        else:
+        if plan.prefill:
+            tiles = self._pack_tiles(plan.prefill)
             x = self._run_mixed(tiles, rows, one_request=len(plan.prefill) == 1)
-        if not len(wanted):
-            return Submitted(plan=plan, end=x, rows=wanted)
-        sampled = self._sample(x, ends, mode)
+        else:
+            tiles = ()
+            x = self._run_decode(rows)
+        if not plan.sampling_requests:
+            return Submitted(plan=plan, end=x)
+        ends, batch = self._pack_ends(plan, first_row=len(tiles) * self.buckets.page_size)
+        if plan.prefill:
+            x = self._programs.take(x, ends)
+        mode = SamplingMode.covering([self._params[slot] for slot in batch[: len(plan.sampling_requests), 0]])
+        sampled = self._sample(x, batch, mode)
         for leaf in jax.tree.leaves(sampled):
             leaf.copy_to_host_async()
-        return Submitted(plan=plan, end=sampled, rows=wanted)
+        return Submitted(plan=plan, end=sampled)
 
     def fetch(self, submitted: Submitted) -> Sampled:
         """Wait for a plan to end; samples as numpy arrays with one row for each of `plan.sampling_requests`."""
         if isinstance(submitted.end, jax.Array):
             submitted.end.block_until_ready()
-            return self._no_samples
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[submitted.rows], submitted.end)
+            return Sampled(tokens=cast(jax.Array, np.zeros(0, np.int32)))
+        count = len(submitted.plan.sampling_requests)
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], submitted.end)
 
     def warm_up(self, modes: Sequence[SamplingMode] = MODES) -> None:
         """Compile every program that any plan can need, by running each on padding; changes no request."""
@@ -147,23 +149,23 @@ class Executor:
         if any(mode.penalties for mode in modes):
             empty = np.zeros(self.config.vocab_size, bool)
             self._seen = self._programs.mark_prompt(self._seen_table(), np.int32(buckets.max_num_seqs), empty)
-        narrow = buckets.table_widths[0]
         for count in buckets.decode_rows:
-            for mode, width in _star(modes, buckets.table_widths):
-                x = self._run_decode(self._padding_rows(count, width))
-                self._sample(x, self._padding_ends(0, count), mode)
+            xs = [self._run_decode(self._padding_rows(count, width)) for width in buckets.table_widths]
+            for mode in modes:
+                self._sample(xs[0], self._padding_batch(count), mode)
         for tiles in buckets.tiles:
             for count in buckets.mixed_rows:
-                for mode, width in _star(modes, buckets.table_widths if count else (narrow,)):
-                    padding = self._padding_tiles(tiles), self._padding_rows(count, width)
-                    self._run_mixed(*padding, one_request=True)
-                    x = self._run_mixed(*padding, one_request=False)
-                    self._sample(x, self._padding_ends(tiles, count), mode)
+                xs = [
+                    self._run_mixed(self._padding_tiles(tiles), self._padding_rows(count, width), one_request=alone)
+                    for width in (buckets.table_widths if count else buckets.table_widths[:1])
+                    for alone in ((True, False) if tiles > 1 else (True,))
+                ]
+                for samples in buckets.decode_rows:
+                    self._programs.take(xs[0], np.zeros(samples, np.int32))
         jax.block_until_ready(self._last_token)
 
     def _run_decode(self, rows: np.ndarray) -> jax.Array:
-        packed_rows = jax.device_put(rows, self.device)
-        x, self._caches = self._programs.decode_step(self._weights, self._caches, self._last_token, packed_rows)
+        x, self._caches = self._programs.decode_step(self._weights, self._caches, self._last_token, rows)
         return x
 
     def _run_mixed(self, tiles: np.ndarray, rows: np.ndarray, *, one_request: bool) -> jax.Array:
@@ -177,19 +179,19 @@ class Executor:
         self._caches = tuple(caches)
         return x
 
-    def _sample(self, x: jax.Array, ends: np.ndarray, mode: SamplingMode) -> Sampled:
+    def _sample(self, x: jax.Array, batch: np.ndarray, mode: SamplingMode) -> Sampled:
         seen = self._seen if mode.penalties else None
-        settings = self._settings_of(ends, mode)
+        settings = self._settings_of(batch[:, 0], mode)
         sampled, self._last_token, seen = self._programs.sample(
-            self._ends, x, jax.device_put(ends, self.device), self._last_token, seen, settings, mode=mode
+            self._ends, x, jax.device_put(batch, self.device), self._last_token, seen, settings, mode=mode
         )
         if mode.penalties:
             self._seen = seen
         return sampled
 
-    def _settings_of(self, ends: np.ndarray, mode: SamplingMode) -> SamplingRows | None:
+    def _settings_of(self, slots: np.ndarray, mode: SamplingMode) -> SamplingRows | None:
         # A copy, which a program still under way may read after a slot's settings have changed.
-        return jax.tree.map(lambda table: table[ends[:, 1]], self._settings) if mode.sampled else None
+        return jax.tree.map(lambda table: table[slots], self._settings) if mode.sampled else None
 
     def _seen_table(self) -> jax.Array:
         if self._seen is None:
@@ -229,18 +231,22 @@ class Executor:
             tile += count
         return packed
 
-    def _pack_ends(self, plan: Plan, ends: np.ndarray, *, first_row: int) -> np.ndarray:
-        """Fill in the rows of a sample batch that get a token; return which they are, in the plan's order."""
-        size, wanted, tile = self.buckets.page_size, [], 0
+    def _pack_ends(self, plan: Plan, *, first_row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return which of the iteration's tokens are sampled after, int32 [R], and the sample batch, int32 [R, 2].
+
+        `first_row` is the place of the first decode row, after the tiles. Both are padded to a bucket.
+        """
+        size, samples, tile = self.buckets.page_size, [], 0
         for chunk in plan.prefill:
-            tile += -(-len(chunk.tokens) // size)
             if chunk.samples:
-                ends[tile - 1] = (tile - 1) * size + (len(chunk.tokens) - 1) % size, chunk.slot, chunk.step
-                wanted.append(tile - 1)
-        for row, item in enumerate(plan.decode, first_row):
-            ends[row, 1:] = item.slot, item.step
-            wanted.append(row)
-        return np.array(wanted, np.int32)
+                samples.append((tile * size + len(chunk.tokens) - 1, chunk.slot, chunk.step))
+            tile += -(-len(chunk.tokens) // size)
+        samples += [(row, item.slot, item.step) for row, item in enumerate(plan.decode, first_row)]
+        count = self.buckets.fit(self.buckets.decode_rows, len(samples))
+        ends, batch = np.zeros(count, np.int32), self._padding_batch(count)
+        packed = np.array(samples, np.int32)
+        ends[: len(samples)], batch[: len(samples)] = packed[:, 0], packed[:, 1:]
+        return ends, batch
 
     def _padding_rows(self, count: int, width: int) -> np.ndarray:
         packed = np.zeros((count, ROW_COLUMNS + width), np.int32)
@@ -252,16 +258,7 @@ class Executor:
         packed[:, 1] = self.num_pages
         return packed
 
-    def _padding_ends(self, tiles: int, rows: int) -> np.ndarray:
-        """Return a sample batch, int32 [M + B, 3], of the last tokens of M tiles, then of B decode rows."""
-        size = self.buckets.page_size
-        packed = np.zeros((tiles + rows, 3), np.int32)
-        packed[:tiles, 0] = np.arange(1, tiles + 1) * size - 1
-        packed[tiles:, 0] = tiles * size + np.arange(rows)
-        packed[:, 1] = self.buckets.max_num_seqs
+    def _padding_batch(self, count: int) -> np.ndarray:
+        packed = np.zeros((count, 2), np.int32)
+        packed[:, 0] = self.buckets.max_num_seqs
         return packed
-
-
-def _star(modes: Sequence[SamplingMode], widths: Sequence[int]) -> list[tuple[SamplingMode, int]]:
-    """Return every mode and every width, but not each with each: no program depends on both."""
-    return [(mode, widths[0]) for mode in modes] + [(modes[0], width) for width in widths[1:]]

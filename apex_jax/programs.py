@@ -2,12 +2,12 @@
 
 An iteration that only decodes is one whole-step program, so that Python dispatches once. An iteration with prompt
 tokens runs `embed_mixed`, then `layer_mixed` once per layer (one compilation serves all layers), since its compute
-hides the dispatch. Both end in `sample_rows`, which takes the rows that may need a token through the head and the
-sampler and leaves the tokens on the device, where the next iteration reads them. Its shapes do not depend on page
-tables, so the many sampling modes are compiled for few shapes.
+hides the dispatch. Both end in `sample_rows`, which takes the rows that need a token through the head and the sampler
+and leaves the tokens on the device, where the next iteration reads them. Its shapes depend on the number of these rows
+alone (`take` picks them out of an iteration with prompt tokens), because there are many sampling modes to compile.
 
-Letters beside the project's: M tiles of S prompt tokens (a tile fills one KV page), R = M + B rows that may sample, W
-page table width.
+Letters beside the project's: M tiles of S prompt tokens (a tile fills one KV page), R rows that sample, W page table
+width.
 """
 
 from __future__ import annotations
@@ -68,19 +68,14 @@ class TileBatch(NamedTuple):
 
 
 class SampleBatch(NamedTuple):
-    """Columns of int32 [R, 3]: rows that may get a token.
+    """Columns of int32 [R, 2]; padding rows have the spare slot, so that their sample goes nowhere."""
 
-    `tokens` says which of the iteration's tokens each row samples after. Padding rows and tiles that do not end their
-    prompt have the spare slot, so that their sample goes nowhere.
-    """
-
-    tokens: Array
     slots: Array
     steps: Array
 
     @classmethod
     def unpack(cls, packed: Array) -> SampleBatch:
-        return cls(packed[:, 0], packed[:, 1], packed[:, 2])
+        return cls(packed[:, 0], packed[:, 1])
 
 
 @dataclass(frozen=True)
@@ -91,6 +86,7 @@ class Programs:
     decode_step: Callable[..., tuple[Array, Caches]]
     embed_mixed: Callable[..., tuple[Array, Array]]
     layer_mixed: Callable[..., tuple[Array, Array]]
+    take: Callable[[Array, Any], Array]
     sample: Callable[..., tuple[Sampled, Array, Array | None]]
     mark_prompt: Callable[[Array, Any, Any], Array]
 
@@ -166,7 +162,7 @@ def build_programs(config: LlamaConfig, attention: DecodeAttention, page_size: i
         rows = SampleBatch.unpack(packed)
         if settings is not None:
             settings = replace(settings, step=rows.steps, seen=None if seen is None else seen[rows.slots])
-        sampled = sample(llama.logits(config, weights, x[rows.tokens]), settings, mode=mode)
+        sampled = sample(llama.logits(config, weights, x), settings, mode=mode)
         if seen is not None:
             seen = seen.at[rows.slots, sampled.tokens].set(True)
         return sampled, last_token.at[rows.slots].set(sampled.tokens), seen
@@ -175,6 +171,7 @@ def build_programs(config: LlamaConfig, attention: DecodeAttention, page_size: i
         decode_step=jax.jit(decode_step, donate_argnames=("caches",)),
         embed_mixed=jax.jit(embed_mixed),
         layer_mixed=jax.jit(layer_mixed, donate_argnames=("cache", "x"), static_argnames=("one_request",)),
+        take=jax.jit(lambda x, rows: x[rows]),
         sample=jax.jit(sample_rows, donate_argnames=("last_token", "seen"), static_argnames=("mode",)),
         mark_prompt=jax.jit(lambda seen, slot, row: seen.at[slot].set(row), donate_argnums=0),
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,8 @@ def shared_programs():
     def build(config, attention, page_size):
         built = original(config, attention, page_size)
         sampler = first.setdefault(config, built)
-        return dataclasses.replace(built, sample=sampler.sample, mark_prompt=sampler.mark_prompt)
+        # These depend on the model alone.
+        return dataclasses.replace(built, sample=sampler.sample, mark_prompt=sampler.mark_prompt, take=sampler.take)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(apex_jax.executor, "build_programs", build)
@@ -101,8 +103,9 @@ XLA = xla_attention()
 def make(config, weights):
     """(attention, options...) -> LLM of the tiny model."""
 
-    def build(attention=None, *, config=config, params=None, **options):
-        defaults = {"page_size": 16, "max_num_seqs": 16, "max_num_batched_tokens": 32, "device_kv_tokens": 4096}
+    def build(attention=None, *, config=config, params=None, **options: Any):
+        defaults: dict[str, Any] = {"page_size": 16, "max_num_seqs": 16, "max_num_batched_tokens": 32}
+        defaults["device_kv_tokens"] = 4096
         with pytest.MonkeyPatch.context() as patch:
             if attention == "xla":
                 patch.setattr(apex_jax.llm, "device_attention_for", lambda device, head_dim: XLA)

@@ -53,9 +53,18 @@ class Cache:
         return self.rng.normal(size=(*shape, WIDTH)).astype(self.dtype)
 
 
-@pytest.mark.parametrize("page_size", [16, 32, 64, 128])
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize(
+    ("heads", "dtype", "page_size"),
+    [
+        ("gqa", "float32", 16),
+        ("gqa", "float32", 32),
+        ("mqa", "float32", 64),
+        ("mha", "float32", 128),
+        ("gqa", "bfloat16", 64),
+        ("mha", "float16", 16),
+        ("mqa", "float16", 128),
+    ],
+)
 def test_decode(heads, dtype, page_size):
     heads, kv_heads = HEADS[heads]
     lengths = (1, page_size, page_size + 1, 3 * page_size - 5, 0)
@@ -97,9 +106,16 @@ def check_prefill(cache, heads, tiles, *, one_request):
             )
 
 
-@pytest.mark.parametrize("page_size", [16, 128])
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize(
+    ("heads", "dtype", "page_size"),
+    [
+        ("gqa", "float32", 16),
+        ("mha", "float32", 64),
+        ("mqa", "float32", 128),
+        ("mqa", "bfloat16", 16),
+        ("gqa", "float16", 32),
+    ],
+)
 def test_prefill_of_several_requests_and_padding(heads, dtype, page_size):
     """The prompts fill their pages: what a prefill has padded a page with is the request's own and finite."""
     heads, kv_heads = HEADS[heads]
@@ -113,9 +129,10 @@ def test_prefill_of_several_requests_and_padding(heads, dtype, page_size):
     check_prefill(cache, heads, [*tiles, None], one_request=False)
 
 
-@pytest.mark.parametrize("page_size", [16, 32, 64, 128])
 @pytest.mark.parametrize("start", [0, 128, 640])
-@pytest.mark.parametrize(("count", "bucket"), [(1, 1), (3, 4), (5, 8), (8, 8)])
+@pytest.mark.parametrize(
+    ("page_size", "count", "bucket"), [(16, 1, 1), (16, 5, 8), (32, 8, 8), (64, 3, 4), (128, 2, 4)]
+)
 def test_prefill_of_one_request(page_size, start, count, bucket):
     """Tiles are taken together, and padding tiles with them; start may lie within or past a large block of keys."""
     end = start + count * page_size

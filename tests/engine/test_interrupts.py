@@ -282,6 +282,7 @@ def test_a_real_signal(call):
     with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(SCRIPT), call], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
+        assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=0.3)  # it is in the middle of an endless request by now
