@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
@@ -16,6 +15,7 @@ from .buckets import Buckets
 from .device import default_dtype, device_attention_for
 from .engine import Engine, EngineStats
 from .executor import Executor
+from .fair_lock import FairLock
 from .jobs import Job, delta, result
 from .memory import device_pages
 from .models import LlamaConfig, Tokenizer, Weights, load_model, weights_from_params
@@ -138,7 +138,7 @@ class LLM:
             eos_token_ids=config.eos_token_ids,
         )
         self._engine = Engine(executor)
-        self._lock = threading.RLock()
+        self._lock = FairLock()
         self._dropped: deque[list[Job]] = deque()
         self._seeds = np.random.default_rng(options.seed)
         self._num_jobs = 0

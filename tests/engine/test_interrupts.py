@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from apex_jax import SamplingParams
+from apex_jax.fair_lock import FairLock
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 LONG = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
@@ -246,6 +247,50 @@ class TestThreads:
         ended.append("short")
         thread.join()
         assert ended == ["short", "long"]
+
+    def test_a_thread_that_takes_a_lock_in_a_loop_lets_others_in(self):
+        lock, taken, stop = FairLock(), threading.Event(), threading.Event()
+        rounds, waits = [], []
+
+        def loop():
+            while not stop.is_set():
+                with lock:
+                    rounds.append(None)
+                    taken.set()
+                    stop.wait(0.001)
+
+        thread = threading.Thread(target=loop)
+        thread.start()
+        taken.wait()
+        while len(rounds) < 500 and len(waits) < 100:
+            before = len(rounds)
+            with lock:
+                waits.append(len(rounds) - before)
+        stop.set()
+        thread.join()
+        # With a plain lock about 25 rounds go by now and then.
+        assert len(waits) == 100
+        assert max(waits) < 10
+
+    def test_an_interrupt_while_a_lock_is_taken_leaves_it_free(self):
+        lock = FairLock()
+
+        class Interrupting:
+            def __enter__(self):
+                pass
+
+            def __exit__(self, *_):
+                raise KeyboardInterrupt
+
+        turn = lock._turn
+        vars(lock)["_turn"] = Interrupting()
+        with pytest.raises(KeyboardInterrupt):
+            lock.__enter__()
+        lock._turn = turn
+        thread = threading.Thread(target=lock.__enter__, daemon=True)
+        thread.start()
+        thread.join(timeout=20)
+        assert not thread.is_alive()
 
 
 SCRIPT = """
