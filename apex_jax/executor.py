@@ -183,7 +183,7 @@ class Executor:
         seen = self._seen if mode.penalties else None
         settings = self._settings_of(batch[:, 0], mode)
         sampled, self._last_token, seen = self._programs.sample(
-            self._ends, x, jax.device_put(batch, self.device), self._last_token, seen, settings, mode=mode
+            self._ends, x, batch, self._last_token, seen, settings, mode=mode
         )
         if mode.penalties:
             self._seen = seen
