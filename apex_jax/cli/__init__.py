@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import bench, demo, generate, info
+from . import bench, demo, generate, info, interrupts
 from .errors import USER_ERROR_STATUS, Parser, UserError
 
 INTERRUPTED_STATUS = 130
@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         args = build_parser().parse_args(argv)
-        status = args.run(args)
+        with interrupts.kept():
+            status = args.run(args)
         sys.stdout.flush()
         return status
     except UserError as error:
