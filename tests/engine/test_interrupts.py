@@ -19,10 +19,14 @@ LONG = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
 PROMPTS = [[5, 17, 40], [3] * 30, [9, 8]]
 
 
+@pytest.fixture(scope="module")
+def expected(greedy):
+    return [greedy(prompt, 12) for prompt in PROMPTS]
+
+
 @pytest.fixture
-def usable(llm, greedy, whole):
+def usable(llm, expected, whole):
     """After the test: nothing is held, no thread is left, and the tokens are right."""
-    expected = [greedy(prompt, 12) for prompt in PROMPTS]
     before = set(threading.enumerate())
     yield
     whole(llm)

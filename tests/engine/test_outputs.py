@@ -75,7 +75,7 @@ class TestLogprobs:
         poison = 50
         embed = weights.embed["table"].at[poison].set(jnp.inf)
         broken = dataclasses.replace(weights, embed={"table": embed})
-        llm = make(attention, params=broken, max_num_seqs=4, device_kv_tokens=512)
+        llm = make(attention, params=broken)
         wanting = dataclasses.replace(GREEDY, logprobs=2)
         alone = llm.generate(PROMPT, wanting, use_tqdm=False)[0].outputs[0]
         prompts = [[1, 2, poison], PROMPT, [poison] * 40, PROMPT]

@@ -17,8 +17,8 @@ def test_hundreds_of_requests_in_a_tiny_cache(attention, make, draw, whole, dens
     rng = np.random.default_rng(7)
     open_streams, found, closed = {}, {}, set()
     for number in range(200):
-        prompt = draw(rng, int(rng.integers(1, 60)))
-        params = dataclasses.replace(GREEDY, max_tokens=int(rng.integers(1, 40)))
+        prompt = draw(rng, int(rng.integers(1, 30)))
+        params = dataclasses.replace(GREEDY, max_tokens=int(rng.integers(1, 50)))
         open_streams[number] = (prompt, params, llm.stream(prompt, params))
         found[number] = []
         while len(open_streams) > 12 or (number == 199 and open_streams):
@@ -26,7 +26,7 @@ def test_hundreds_of_requests_in_a_tiny_cache(attention, make, draw, whole, dens
             output = next(open_streams[chosen][2], None)
             if output is not None:
                 found[chosen] += output.outputs[0].token_ids
-                if rng.random() < 0.03:
+                if rng.random() < 0.1:
                     open_streams.pop(chosen)[2].close()
                     closed.add(chosen)
             else:
@@ -34,7 +34,7 @@ def test_hundreds_of_requests_in_a_tiny_cache(attention, make, draw, whole, dens
                 check_greedy(dense, prompt, found[chosen], params.max_tokens)
     assert len(found) == 200
     assert 10 < len(closed) < 200
-    assert llm.stats().preemptions > 20
+    assert llm.stats().preemptions > 10
     whole(llm)
 
 

@@ -98,10 +98,10 @@ def test_requests_without_a_seed_differ_and_the_engine_seed_repeats_them(make, p
     assert runs[0][0] != runs[0][1]
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_types_follow_the_plain_model(dtype, attention, make, prompt, config, weights, dense):
+@pytest.mark.parametrize(("dtype", "kind"), [("bfloat16", "native"), ("bfloat16", "xla"), ("float16", "xla")])
+def test_half_types_follow_the_plain_model(dtype, kind, make, prompt, config, weights, dense):
     """Each token is (nearly) the plain model's best after the same tokens: rounding may decide between near equals."""
-    llm = make(attention, params=weights, dtype=dtype)
+    llm = make(kind, params=weights, dtype=dtype)
     (output,) = llm.generate(prompt, GREEDY, use_tqdm=False)
     logits = dense([*prompt, *output.outputs[0].token_ids])[len(prompt) - 1 : -1]
     lost = logits.max(-1) - logits[np.arange(COUNT), output.outputs[0].token_ids]
