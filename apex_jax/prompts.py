@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
 from .models import Tokenizer
 
+ARRAYS = (np.ndarray, jax.Array)
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message] | Mapping[str, Any]
 """A text, token ids, chat messages (`{"role": ..., "content": ...}`), or a mapping with `prompt` or
@@ -34,7 +36,7 @@ def as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """
     if isinstance(prompts, str | Mapping):
         return [prompts]
-    if isinstance(prompts, np.ndarray):
+    if isinstance(prompts, ARRAYS):
         prompts = prompts.tolist()
     if not isinstance(prompts, Sequence):
         raise TypeError(f"prompts must be a text, token ids, chat messages or a list of these, got {prompts!r}")
@@ -82,7 +84,7 @@ def _encode(prompt: Prompt, tokenizer: Tokenizer | None) -> tuple[str | None, li
         prompt = prompt["prompt"]
     if isinstance(prompt, str):
         return prompt, _needed(tokenizer, "a text prompt").encode(prompt)
-    if isinstance(prompt, np.ndarray):
+    if isinstance(prompt, ARRAYS):
         prompt = prompt.tolist()
     if not isinstance(prompt, Sequence):
         raise TypeError(f"a prompt must be a text, token ids or chat messages, got {prompt!r}")
@@ -99,7 +101,7 @@ def _needed(tokenizer: Tokenizer | None, purpose: str) -> Tokenizer:
 
 
 def _integers(values: Any) -> list[int]:
-    values = values.tolist() if isinstance(values, np.ndarray) else list(values)
+    values = values.tolist() if isinstance(values, ARRAYS) else list(values)
     for value in values:
         if not _is_integer(value):
             raise TypeError(f"token ids must be integers, got {value!r} of type {type(value).__name__}")

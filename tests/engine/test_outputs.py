@@ -205,7 +205,7 @@ class TestPrompts:
     def test_all_forms_of_one_prompt(self, talker, greedy):
         text = text_of(PROMPT)
         chat = [{"role": "system", "content": text[:2]}, {"role": "user", "content": text[2:]}]
-        forms = [PROMPT, tuple(PROMPT), np.array(PROMPT), text, {"prompt": text}, {"prompt_token_ids": PROMPT}, chat]
+        forms = [PROMPT, tuple(PROMPT), np.array(PROMPT), jnp.array(PROMPT), text, {"prompt": text}, {"prompt_token_ids": PROMPT}, chat]
         expected = greedy(PROMPT, 16)
         outputs = talker.generate(forms, GREEDY, use_tqdm=False)
         assert of(outputs) == [[expected]] * len(forms)
