@@ -93,12 +93,13 @@ struct PairMath {
 
   // Interleaving works within 128-bit lanes: of each eight columns the first four go low, the others high.
   static void OrderedSum(const float* sum, int width, float scale, float* out) {
-    for (int i = 0; i < width; i += kUnit)
-      for (int j = 0; j < 16; ++j) {
-        const int column = i + j / 4 * 8 + j % 4;
-        out[column] = sum[i + j] * scale;
-        out[column + 4] = sum[i + 16 + j] * scale;
-      }
+    const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+    for (int i = 0; i < width; i += kUnit) {
+      const F low = V::Mul(V::Load(sum + i), V::Set(scale)), high = V::Mul(V::Load(sum + i + 16), V::Set(scale));
+      V::Store(out + i, _mm512_permutex2var_ps(low, first, high));
+      V::Store(out + i + 16, _mm512_permutex2var_ps(low, second, high));
+    }
   }
 };
 
