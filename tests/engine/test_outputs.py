@@ -205,11 +205,12 @@ class TestPrompts:
     def test_all_forms_of_one_prompt(self, talker, greedy):
         text = text_of(PROMPT)
         chat = [{"role": "system", "content": text[:2]}, {"role": "user", "content": text[2:]}]
-        forms = [PROMPT, tuple(PROMPT), np.array(PROMPT), jnp.array(PROMPT), text, {"prompt": text}, {"prompt_token_ids": PROMPT}, chat]
+        arrays = [np.array(PROMPT), jnp.array(PROMPT)]
+        forms = [PROMPT, tuple(PROMPT), *arrays, text, {"prompt": text}, {"prompt_token_ids": PROMPT}, chat]
         expected = greedy(PROMPT, 16)
         outputs = talker.generate(forms, GREEDY, use_tqdm=False)
         assert of(outputs) == [[expected]] * len(forms)
-        assert [output.prompt for output in outputs] == [None, None, None, text, text, None, None]
+        assert [output.prompt for output in outputs] == [*[None] * 4, text, text, None, None]
         assert {tuple(output.prompt_token_ids) for output in outputs} == {tuple(PROMPT)}
         assert [c.text for output in outputs for c in output.outputs] == [text_of(expected)] * len(forms)
         for form in forms:
