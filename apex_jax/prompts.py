@@ -83,6 +83,10 @@ def _encode(prompt: Prompt, tokenizer: Tokenizer | None) -> tuple[str | None, li
             raise TypeError(f"a prompt mapping needs 'prompt' (text) or 'prompt_token_ids', got keys {list(prompt)}")
         prompt = prompt["prompt"]
     if isinstance(prompt, str):
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the prompt {prompt!r} is not text: {error}") from error
         return prompt, _needed(tokenizer, "a text prompt").encode(prompt)
     if isinstance(prompt, ARRAYS):
         prompt = prompt.tolist()

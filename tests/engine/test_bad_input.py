@@ -14,6 +14,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
 PROMPTS = [
     ([[]], ValueError, r"the prompt \[\] is empty; at least one token is needed"),
     ({"prompt_token_ids": []}, ValueError, "is empty"),
+    ("half a pair: \ud83d", ValueError, "is not text"),
     ([[1, 97]], ValueError, "token id 97 is outside the vocabulary of 97 tokens"),
     ([[1], [-1]], ValueError, "token id -1 is outside the vocabulary of 97 tokens"),
     ([1] * 256, ValueError, "the prompt has 256 tokens; with max_model_len=256 at most 255"),
