@@ -37,8 +37,8 @@ class LLM:
     """A LLaMA model ready to generate.
 
     Requests of all callers share the device: they are batched together iteration by iteration, and a request's tokens
-    depend on its own prompt, parameters and seed alone. (With half types, a matrix product rounds differently in batches
-    of different sizes, and where two tokens nearly tie either may be chosen.) May be used from several threads.
+    depend on its own prompt, parameters and seed alone. (With half types, a matrix product rounds differently in
+    batches of different sizes, and where two tokens nearly tie either may be chosen.) May be used from several threads.
 
     Args:
         model: a folder in Hugging Face format, a GGUF file, a hub name, `smollm2-135m-instruct`, or with
