@@ -1,8 +1,9 @@
-"""Ctrl-C that is not lost in the garbage collector.
+"""Ctrl-C that neither gets lost nor breaks anything.
 
-Python raises KeyboardInterrupt wherever the main thread happens to be. Within a callback of the garbage collector, and
-JAX registers one, the exception is printed and forgotten: while JAX and transformers are imported that meets one Ctrl-C
-in seven. It is put off until the callback has returned.
+Python raises KeyboardInterrupt wherever the main thread happens to be. In two places that goes wrong, and both are met
+often in the seconds in which JAX and transformers start: in a callback of the garbage collector, of which JAX has one,
+the exception is printed and forgotten; in an import it can end jaxlib's initialisation with a crash or as an
+ImportError. There it is put off until they are over.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-RETRY_SECONDS = 0.001
+RETRY_SECONDS = 0.01
 
 
 @contextmanager
@@ -29,17 +30,17 @@ def kept() -> Iterator[None]:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    if _in_collector_callback(frame):
+    if _must_not_raise(frame):
         # raise_signal would call this handler again at once, from within itself.
         signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS)
     else:
         raise KeyboardInterrupt
 
 
-def _in_collector_callback(frame: FrameType | None) -> bool:
-    codes = {getattr(callback, "__code__", None) for callback in gc.callbacks}
+def _must_not_raise(frame: FrameType | None) -> bool:
+    collector_callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
     while frame is not None:
-        if frame.f_code in codes:
+        if frame.f_code in collector_callbacks or frame.f_code.co_filename.startswith("<frozen importlib"):
             return True
         frame = frame.f_back
     return False

@@ -1,6 +1,7 @@
-"""Ctrl-C inside a callback of the garbage collector, where Python by itself would print and forget it."""
+"""Ctrl-C where Python by itself would lose it or break something."""
 
 import gc
+import importlib
 import signal
 import time
 
@@ -9,41 +10,52 @@ import pytest
 from apex_jax.cli import interrupts
 
 
-def wait():
-    """Be interrupted, or fail after a minute."""
-    end = time.monotonic() + 60
+def wait(seconds):
+    """Do nothing, in Python code that an interrupt can end."""
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         pass
-    pytest.fail("no interrupt came")
 
 
-def test_it_comes_after_the_callback():
+def interrupted(work):
+    """Run `work` and check that an interrupt comes after it and leaves the signals as they were."""
+
+    def run():
+        with interrupts.kept():
+            work()
+            wait(60)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_after_a_callback_of_the_garbage_collector():
     steps = []
 
     def callback(phase, info):
         if phase == "start" and not steps:
             steps.append("begin")
             signal.raise_signal(signal.SIGINT)
-            begun = time.monotonic()
-            while time.monotonic() < begun + 5 * interrupts.RETRY_SECONDS:
-                pass
+            wait(5 * interrupts.RETRY_SECONDS)
             steps.append("end")
 
-    def collect():
-        with interrupts.kept():
-            gc.collect()
-            wait()
-
-    before = signal.getsignal(signal.SIGINT)
     gc.callbacks.append(callback)
     try:
-        with pytest.raises(KeyboardInterrupt):
-            collect()
+        interrupted(gc.collect)
     finally:
         gc.callbacks.remove(callback)
     assert steps == ["begin", "end"]
-    assert signal.getsignal(signal.SIGINT) is before
-    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_after_an_import(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    code = "import signal, time\nsignal.raise_signal(signal.SIGINT)\ntime.sleep(0.05)\nended = True\n"
+    (tmp_path / "interrupted_module.py").write_text(code, encoding="utf-8")
+    interrupted(lambda: importlib.import_module("interrupted_module"))
+    assert importlib.import_module("interrupted_module").ended
 
 
 def test_elsewhere_it_comes_at_once():
