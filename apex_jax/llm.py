@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
@@ -97,7 +98,10 @@ class LLM:
         """
         checked = EngineOptions(**options)
         llm = cls.__new__(cls)
-        weights = weights_from_params(config, params, dtype=_type_of(params) if dtype == "auto" else dtype)
+        # Copies: where type and shape fit as they are, the arrays would be the caller's, who may donate them.
+        weights = jax.tree.map(
+            jnp.copy, weights_from_params(config, params, dtype=_type_of(params) if dtype == "auto" else dtype)
+        )
         if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
             tokenizer = Tokenizer(tokenizer)
         llm._start(config, weights, tokenizer, checked, checked.device or jax.devices()[0])
@@ -207,7 +211,7 @@ class LLM:
             if self._engine.has_unfinished:
                 raise RuntimeError("update_params was called while requests are under way; let them end or close them")
             executor = self._engine.executor
-            executor.set_weights(weights_from_params(self.config, params, dtype=executor.dtype))
+            executor.set_weights(jax.tree.map(jnp.copy, weights_from_params(self.config, params, dtype=executor.dtype)))
 
     def warm_up(self) -> None:
         """Compile everything that requests can need, so that none of them waits for a compilation."""

@@ -70,7 +70,7 @@ def _label(file: str | None) -> str:
 
 def _lines(file: str) -> list[str]:
     with as_user_errors(OSError, UnicodeDecodeError):
-        return (sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")).splitlines()
+        return (sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")).split("\n")
 
 
 def _texts(lines: Iterable[str], params: SamplingParams) -> list[Task]:
