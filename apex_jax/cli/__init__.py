@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import NoReturn
 
 from .. import __version__
 from . import bench, demo, generate, info, interrupts
@@ -56,3 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of a pipe (`| head`) has gone; a second complaint at interpreter exit is avoided.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def process() -> NoReturn:
+    """Run the command line of this process and end it: the entry point of `apex-jax`."""
+    status = main()
+    if status == INTERRUPTED_STATUS:
+        # Libraries that were interrupted in their start leave threads for which the interpreter would wait a minute.
+        with suppress(BrokenPipeError):
+            sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)

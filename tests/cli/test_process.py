@@ -10,7 +10,7 @@ import pytest
 
 import apex_jax
 
-COMMAND = [sys.executable, "-c", "import sys; from apex_jax.cli import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-c", "from apex_jax.cli import process; process()"]
 
 
 def start(*arguments):
@@ -36,7 +36,7 @@ def test_help_and_mistakes_do_not_wait_for_jax():
 
 
 def test_version():
-    out, _ = start("--version").communicate(timeout=60)
+    out = subprocess.run([*COMMAND, "--version"], check=True, capture_output=True).stdout
     assert out.decode() == f"apex-jax {apex_jax.__version__}\n"
 
 
@@ -44,18 +44,20 @@ def test_version():
 @pytest.mark.parametrize("when", ["at the start", "in the middle of text", "in JSON"])
 def test_ctrl_c(stories, when):
     how = "--json" if when == "in JSON" else "--stream"
-    process = start("generate", how, "--model", stories, "--max-tokens=none", "--ignore-eos", "Once", "Tom", "--n=8")
-    assert process.stdout is not None
-    if when == "in the middle of text":
-        assert process.stdout.read(200)
-    else:
-        # The process has begun its own code once it has mapped a library that only it asks for.
-        wait_for_library(process, "jaxlib" if when == "at the start" else "tokenizers")
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in err.decode()
-    assert err.decode().endswith("\napex-jax: interrupted\n")
+    arguments = ("generate", how, "--model", stories, "--max-tokens=none", "--ignore-eos", "Once", "Tom", "--n=8")
+    with start(*arguments) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        if when == "in the middle of text":
+            assert process.stdout.read(200), process.stderr.read()
+        else:
+            # The process is past its own start once it has mapped a library that comes later.
+            wait_for_library(process, "jaxlib" if when == "at the start" else "tokenizers")
+        process.send_signal(signal.SIGINT)
+        out, err = process.stdout.read(), process.stderr.read().decode()
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert err.endswith("\napex-jax: interrupted\n")
     if when == "in JSON":
         assert out == b""
 
