@@ -1,0 +1,93 @@
+"""What a scheduler asks before each plan: which strategy, and how many host rows ride together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from .plan import Strategy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """The requests that exist and the memory that is free, in counts.
+
+    Attributes:
+        num_layers: L.
+        device_rows, device_kv_tokens: decoding device requests and the tokens of their contexts together.
+        host_rows, host_kv_tokens: the same for host requests, those under way in cohorts included.
+        prefill_tokens: prompt tokens that the next iteration will compute.
+        prefill_context: tokens in front of those, which they attend to.
+        waiting: requests without pages.
+        waiting_tokens: their prompts together.
+        remaining_tokens: output tokens that the running requests may still produce, at most.
+        host_remaining_tokens: the same for host requests alone.
+        free_device_tokens, free_host_tokens: tokens that the free pages of either side hold.
+        mid_token_rows: host rows that are between two layers.
+        oldest_host_wait: iterations since the host request that waits longest last finished a token.
+    """
+
+    num_layers: int
+    device_rows: int = 0
+    device_kv_tokens: int = 0
+    host_rows: int = 0
+    host_kv_tokens: int = 0
+    prefill_tokens: int = 0
+    prefill_context: int = 0
+    waiting: int = 0
+    waiting_tokens: int = 0
+    remaining_tokens: int = 0
+    host_remaining_tokens: int = 0
+    free_device_tokens: int = 0
+    free_host_tokens: int = 0
+    mid_token_rows: int = 0
+    oldest_host_wait: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """How the next plans are built.
+
+    Attributes:
+        strategy: the strategy.
+        lanes: most host rows of each cohort: one for layer_sync, two for asymmetric_pipelining (the first shares the
+            device rows' pass), any number for async_overlap, whose cohorts depart evenly spaced over L + 1 iterations.
+            Empty for device_only.
+        max_host_requests: requests that may live on the host; more are not evicted to it. Those that are there
+            already stay until they end or are fetched.
+    """
+
+    strategy: Strategy
+    lanes: tuple[int, ...] = ()
+    max_host_requests: int = 0
+
+
+class Policy(Protocol):
+    """Chooses how plans are built."""
+
+    def decide(self, situation: Situation) -> Decision:
+        """Return the decision for the next plan; called before each of them, so it must be quick."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedPolicy:
+    """Always the same strategy, with all host rows on board: the choice of somebody who measures.
+
+    Attributes:
+        strategy: the strategy.
+        num_cohorts: cohorts of async_overlap.
+        max_host_requests: requests that may live on the host.
+    """
+
+    strategy: Strategy
+    num_cohorts: int = 2
+    max_host_requests: int = 0
+
+    def decide(self, situation: Situation) -> Decision:
+        """Return the strategy with lanes of even size for the host rows that exist."""
+        if self.strategy == "device_only":
+            return Decision(strategy="device_only")
+        count = {"layer_sync": 1, "asymmetric_pipelining": 2, "async_overlap": self.num_cohorts}[self.strategy]
+        size = max(1, -(-situation.host_rows // count))
+        return Decision(strategy=self.strategy, lanes=(size,) * count, max_host_requests=self.max_host_requests)
