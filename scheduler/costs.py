@@ -1,0 +1,87 @@
+"""Times of the parts of an iteration: a profile's, each multiplied by its term's correction."""
+
+from __future__ import annotations
+
+from .prediction import CohortLoad, Load, Terms
+from .profile import Padding, Profile
+
+NO_CORRECTION = Terms(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+
+
+class Costs:
+    """What passes, attention and transfers take.
+
+    Args:
+        profile: the times.
+        factors: what each term's times are multiplied by.
+    """
+
+    def __init__(self, profile: Profile, factors: Terms = NO_CORRECTION) -> None:
+        self.profile = profile
+        self.factors = factors
+        self.num_layers = profile.num_layers
+        self.overhead = profile.iteration_overhead * factors.overhead
+
+    def device_width(self, load: Load) -> int:
+        """Return the rows that device requests and prompts take in a pass."""
+        padding = self.profile.padding
+        prompt = Padding.fit(padding.prompt_tokens, load.prefill_tokens)
+        return prompt + Padding.fit(padding.mixed_rows if prompt else padding.rows, load.device_rows)
+
+    def host_width(self, rows: int) -> int:
+        """Return the rows that a cohort takes in a pass."""
+        return Padding.fit(self.profile.padding.host_rows, rows)
+
+    def layer(self, width: float) -> float:
+        """Return one layer's linear time."""
+        return self.profile.layer(width) * self.factors.linear if width > 0 else 0.0
+
+    def head(self, rows: float) -> float:
+        """Return the time of embedding, head and sampling."""
+        return self.profile.head(rows) * self.factors.linear if rows > 0 else 0.0
+
+    def share(self, boundary: int) -> float:
+        """Return how much of a layer's linear time a boundary's pass takes, the head aside."""
+        if boundary == 0:
+            return self.profile.pre_share
+        return 1.0 - self.profile.pre_share if boundary == self.num_layers else 1.0
+
+    def device_attention(self, load: Load) -> float:
+        """Return the time of the device rows' attention through all layers."""
+        seconds = self.profile.device_attention(load.device_rows, load.device_kv_tokens)
+        return seconds * self.factors.device_attention
+
+    def prefill_attention(self, load: Load) -> float:
+        """Return the time of the prompts' attention through all layers."""
+        if not load.prefill_tokens:
+            return 0.0
+        return self.profile.prefill_attention(load.prefill_pairs) * self.factors.prefill_attention
+
+    def host_attention(self, rows: float, kv_tokens: float) -> float:
+        """Return the time of a cohort's attention in one layer."""
+        return self.profile.host_attention(rows, kv_tokens) * self.factors.host_attention
+
+    def hop(self, width: float) -> float:
+        """Return the delay of handing a cohort to the host and back."""
+        return self.profile.hop(width) * self.factors.transfer
+
+    def boarding(self, width: float) -> float:
+        """Return what a cohort adds to a pass beyond its rows."""
+        return self.profile.boarding(width) * self.factors.transfer
+
+    def migration(self, tokens: float) -> float:
+        """Return the time of moving tokens between the sides."""
+        return self.profile.migration(tokens) * self.factors.transfer if tokens > 0 else 0.0
+
+    def covers(self, load: Load) -> bool:
+        """Whether the profile covers all counts of an iteration."""
+        profile, width = self.profile, self.device_width(load)
+        alone = width == 0 or profile.layer.covers(width)
+        prompts = not load.prefill_tokens or profile.prefill_attention.covers(load.prefill_pairs)
+        decode = profile.device_attention.covers(load.device_rows, load.device_kv_tokens)
+        return alone and prompts and decode and all(self._covers(cohort, width) for cohort in load.cohorts)
+
+    def _covers(self, cohort: CohortLoad, beside: int) -> bool:
+        profile, width = self.profile, self.host_width(cohort.width or cohort.rows)
+        attention = profile.host_attention.covers(cohort.rows, cohort.kv_tokens)
+        return attention and profile.layer.covers(beside + width) and profile.hop.covers(width)
