@@ -10,7 +10,6 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm.auto import tqdm
 
 from .buckets import Buckets
 from .device import default_dtype, device_attention_for
@@ -18,20 +17,15 @@ from .engine import Engine, EngineStats
 from .executor import Executor
 from .fair_lock import FairLock
 from .jobs import Job, delta, result
-from .memory import device_pages
-from .models import LlamaConfig, Tokenizer, Weights, load_model, weights_from_params
+from .memory import EngineSizes, plan_memory
+from .models import LlamaConfig, Tokenizer, Weights, open_model, params_dtype, weights_from_params
 from .options import EngineOptions
 from .outputs import RequestOutput
+from .progress_bar import Bar, each_compilation
 from .prompts import Prompt, TokenizedPrompt, as_batch, tokenize
 from .sampling import banned_tokens
 from .sampling_params import SamplingParams
 from .stopping import OutputStream
-
-
-class _Bar(tqdm):
-    """A progress bar without tqdm's monitor thread, which would outlive it."""
-
-    monitor_interval = 0
 
 
 class LLM:
@@ -71,14 +65,15 @@ class LLM:
     ) -> None:
         checked = EngineOptions(**options)
         device = checked.device or jax.devices()[0]
-        loaded = load_model(
+        opened = open_model(
             os.fspath(model),
             dtype=default_dtype(device) if dtype == "auto" else dtype,
             load_format=load_format,
             num_layers=num_layers,
-            device=device,
         )
-        self._start(loaded.config, loaded.weights, loaded.tokenizer, checked, device)
+        sizes = plan_memory(opened.config, opened.dtype, checked, device=device)
+        loaded = opened.load(device=device)
+        self._start(loaded.config, loaded.weights, loaded.tokenizer, checked, sizes, device)
 
     @classmethod
     def from_params(
@@ -94,17 +89,19 @@ class LLM:
             options: see `EngineOptions`.
 
         Raises:
-            ValueError: arrays are missing, unknown or misshapen; all of them by name.
+            TypeError: `config` or `params` is something else.
+            ValueError: arrays are missing, unknown or misshapen, all of them by name; or as in `plan_memory`.
         """
         checked = EngineOptions(**options)
-        llm = cls.__new__(cls)
-        # Copies: where type and shape fit as they are, the arrays would be the caller's, who may donate them.
-        weights = jax.tree.map(
-            jnp.copy, weights_from_params(config, params, dtype=_type_of(params) if dtype == "auto" else dtype)
-        )
+        device = checked.device or jax.devices()[0]
         if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
             tokenizer = Tokenizer(tokenizer)
-        llm._start(config, weights, tokenizer, checked, checked.device or jax.devices()[0])
+        chosen = params_dtype(config, params, dtype=dtype)
+        sizes = plan_memory(config, chosen, checked, device=device)
+        llm = cls.__new__(cls)
+        # Copies: where type and shape fit as they are, the arrays would be the caller's, who may donate them.
+        weights = jax.tree.map(jnp.copy, weights_from_params(config, params, dtype=chosen))
+        llm._start(config, weights, tokenizer, checked, sizes, device)
         return llm
 
     def _start(
@@ -113,22 +110,20 @@ class LLM:
         weights: Weights,
         tokenizer: Tokenizer | None,
         options: EngineOptions,
+        sizes: EngineSizes,
         device: jax.Device,
     ) -> None:
         attention = device_attention_for(device, config.head_dim)
-        max_num_seqs = options.max_num_seqs or (16 if device.platform == "cpu" else 64)
-        pages = device_pages(config, weights.dtype, options, device=device, max_num_seqs=max_num_seqs)
-        limit = min(options.max_model_len or config.max_position_embeddings, config.max_position_embeddings)
         self.config = config
         self.tokenizer = tokenizer
         self.device = device
         self.dtype = weights.dtype
         self.attention_name = attention.name
-        self.device_kv_tokens = pages * options.page_size
-        self.max_model_len = min(limit, self.device_kv_tokens)
+        self.device_kv_tokens = sizes.pages * options.page_size
+        self.max_model_len = sizes.max_model_len
         buckets = Buckets(
-            max_num_seqs=max_num_seqs,
-            max_prefill_pages=max(1, options.max_num_batched_tokens // options.page_size),
+            max_num_seqs=sizes.max_num_seqs,
+            max_prefill_pages=sizes.max_prefill_pages,
             page_size=options.page_size,
             table_width=-(-self.max_model_len // options.page_size),
             ragged_attention=attention.ragged,
@@ -138,7 +133,7 @@ class LLM:
             weights,
             attention=attention.append_and_attend,
             device=device,
-            num_pages=pages,
+            num_pages=sizes.pages,
             buckets=buckets,
             eos_token_ids=config.eos_token_ids,
         )
@@ -160,7 +155,7 @@ class LLM:
         Args:
             prompts: one prompt or several, each a text, chat messages or token ids.
             sampling_params: one for all prompts or one for each; vLLM's defaults if None.
-            use_tqdm: show a progress bar.
+            use_tqdm: show a progress bar, or a last line of it where standard error is no terminal.
 
         Raises:
             TypeError, ValueError: a prompt or its parameters cannot be served; nothing has been started then.
@@ -170,7 +165,7 @@ class LLM:
         jobs: list[Job] = []
         try:
             self._begin(jobs, checked)
-            with _Bar(total=len(jobs), desc="Requests", unit="request", disable=not use_tqdm) as bar:
+            with Bar(total=len(jobs), desc="Requests", unit="request", disable=not use_tqdm) as bar:
                 finished = 0
                 while finished < len(jobs):
                     with self._lock:
@@ -213,9 +208,17 @@ class LLM:
             executor = self._engine.executor
             executor.set_weights(jax.tree.map(jnp.copy, weights_from_params(self.config, params, dtype=executor.dtype)))
 
-    def warm_up(self) -> None:
-        """Compile everything that requests can need, so that none of them waits for a compilation."""
-        with self._lock:
+    def warm_up(self, *, use_tqdm: bool = False) -> None:
+        """Compile everything that requests can need, so that none of them waits for a compilation.
+
+        Args:
+            use_tqdm: count the programs as they are compiled.
+        """
+        with (
+            self._lock,
+            Bar(desc="Compiling", unit=" programs", disable=not use_tqdm) as bar,
+            each_compilation(bar.update),
+        ):
             self._engine.warm_up()
 
     def stats(self) -> EngineStats:
@@ -309,9 +312,3 @@ class LLM:
             vocab_size, limit = self.config.vocab_size, self.max_model_len
             checked.append((tokenize(prompt, self.tokenizer, vocab_size=vocab_size, max_model_len=limit), params))
         return checked
-
-
-def _type_of(params: Any) -> str:
-    """Return the name of the number type of the first array, float32 if there is none."""
-    arrays = (leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, np.ndarray | jax.Array))
-    return next((str(array.dtype) for array in arrays), "float32")

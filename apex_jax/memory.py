@@ -1,8 +1,9 @@
-"""How large the device KV cache is to be, from a budget or from the memory that is free."""
+"""What an engine takes of its device's memory: judged from the model's sizes, before anything is allocated."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,31 @@ import jax.numpy as jnp
 from .models.config import LlamaConfig
 from .options import EngineOptions
 
-CPU_SHARE = 8
-"""On a CPU the cache takes at most an eighth of the memory that is available: other programs live there too."""
+DEVICE_SHARE = 0.9
+"""Of an accelerator's free memory, what the cache takes at most by default."""
+
+HOST_SHARE = 0.125
+"""The same of main memory, where other programs live too."""
+
+SLOT_BYTES = 2048
+"""Page table and sampling settings of a request, beside what grows with the vocabulary."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSizes:
+    """What an engine is to hold.
+
+    Attributes:
+        pages: pages of the device KV cache.
+        max_num_seqs: requests that run at once.
+        max_prefill_pages: pages of prompt tokens computed in one iteration.
+        max_model_len: longest context in tokens, prompt and output.
+    """
+
+    pages: int
+    max_num_seqs: int
+    max_prefill_pages: int
+    max_model_len: int
 
 
 def kv_bytes_per_token(config: LlamaConfig, dtype: jnp.dtype) -> int:
@@ -19,14 +43,74 @@ def kv_bytes_per_token(config: LlamaConfig, dtype: jnp.dtype) -> int:
     return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * jnp.dtype(dtype).itemsize
 
 
-def device_pages(
-    config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *, device: jax.Device, max_num_seqs: int
-) -> int:
-    """Return how many pages the device KV cache gets; a cache without a given size never exceeds what could be used.
+def plan_memory(config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *, device: jax.Device) -> EngineSizes:
+    """Return how large an engine becomes; a KV cache without a given size never exceeds what could be used.
+
+    To be called before the weights are on the device.
 
     Raises:
-        ValueError: the budget, or the free memory, holds not even one page.
+        ValueError: the weights, the KV cache or the work of an iteration do not fit into the device's free memory; the
+            budget, or what is free, holds not even one page; `max_model_len` is above the model's or the cache's limit.
     """
+    own_limit, page_size = config.max_position_embeddings, options.page_size
+    if options.max_model_len is not None and options.max_model_len > own_limit:
+        raise ValueError(
+            f"max_model_len={options.max_model_len} is above the model's own limit of {own_limit} tokens "
+            "(max_position_embeddings)"
+        )
+    longest = options.max_model_len or own_limit
+    max_num_seqs = options.max_num_seqs or (16 if device.platform == "cpu" else 64)
+    # No iteration has more prompt tokens than all requests together.
+    prompt_pages = max(1, min(options.max_num_batched_tokens, max_num_seqs * longest) // page_size)
+    free = _free_after_weights(config, dtype, device)
+    free -= _work_bytes(
+        config, options, max_num_seqs=max_num_seqs, prompt_tokens=prompt_pages * page_size, free=free, device=device
+    )
+    pages, budget = _pages(config, dtype, options, useful_tokens=max_num_seqs * longest, free=free, device=device)
+    cached = pages * page_size
+    if options.max_model_len is not None and options.max_model_len > cached:
+        raise ValueError(
+            f"max_model_len={options.max_model_len} is above what the KV cache holds: {budget} gives {cached} tokens "
+            f"in pages of {page_size}"
+        )
+    return EngineSizes(
+        pages=pages, max_num_seqs=max_num_seqs, max_prefill_pages=prompt_pages, max_model_len=min(longest, cached)
+    )
+
+
+def _free_after_weights(config: LlamaConfig, dtype: jnp.dtype, device: jax.Device) -> int:
+    weights, free = config.num_parameters * jnp.dtype(dtype).itemsize, free_memory(device)
+    if weights > free:
+        raise ValueError(
+            f"the model's {config.num_parameters} weights take {weights} bytes in {jnp.dtype(dtype)}; "
+            f"{device} has {free} bytes free"
+        )
+    return free - weights
+
+
+def _work_bytes(
+    config: LlamaConfig, options: EngineOptions, *, max_num_seqs: int, prompt_tokens: int, free: int, device: jax.Device
+) -> int:
+    """Return what the largest iteration and the state of all requests take; both follow numbers that a user gives."""
+    # Logits and the tokens that a penalty counts.
+    per_request = 5 * config.vocab_size + SLOT_BYTES
+    # Residual stream, heads and the inside of the feed-forward block, in float32.
+    per_token = 4 * (2 * config.hidden_size + 2 * config.query_size + 3 * config.intermediate_size)
+    rows, prompts = max_num_seqs * (per_request + per_token), prompt_tokens * per_token
+    if rows + prompts > free:
+        name = "max_num_seqs" if rows > prompts else "max_num_batched_tokens"
+        value = max_num_seqs if rows > prompts else options.max_num_batched_tokens
+        raise ValueError(
+            f"{name}={value} needs {max(rows, prompts)} bytes for the work of one iteration; {device} has {free} bytes "
+            "free beside the weights"
+        )
+    return rows + prompts
+
+
+def _pages(
+    config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *, useful_tokens: int, free: int, device: jax.Device
+) -> tuple[int, str]:
+    """Return the pages of the KV cache and what decided them."""
     token_bytes = kv_bytes_per_token(config, dtype)
     page_bytes = token_bytes * options.page_size
     if options.device_kv_tokens is not None:
@@ -34,23 +118,31 @@ def device_pages(
     elif options.device_kv_bytes is not None:
         pages, budget = options.device_kv_bytes // page_bytes, f"device_kv_bytes={options.device_kv_bytes}"
     else:
-        free = free_memory(device, options.memory_fraction)
-        longest = min(options.max_model_len or config.max_position_embeddings, config.max_position_embeddings)
-        useful = max_num_seqs * -(-longest // options.page_size)
-        pages, budget = min(free // page_bytes, useful), f"the free memory of {device} ({free} bytes)"
+        fraction = options.memory_fraction or (HOST_SHARE if _limit(device) is None else DEVICE_SHARE)
+        share = int(free * fraction)
+        pages = min(share // page_bytes, -(-useful_tokens // options.page_size))
+        budget = f"the free memory of {device} ({share} bytes)"
     if pages < 1:
         raise ValueError(
             f"{budget} is less than one page of the KV cache: {options.page_size} tokens of {token_bytes} bytes each"
         )
-    return pages
+    if pages * page_bytes > free:
+        raise ValueError(
+            f"{budget} is a KV cache of {pages * page_bytes} bytes; beside the weights and the work of one iteration "
+            f"{device} has {free} bytes free, which hold {free // page_bytes * options.page_size} tokens"
+        )
+    return pages, budget
 
 
-def free_memory(device: jax.Device, fraction: float) -> int:
-    """Return the bytes of a device's memory that a KV cache may take by default."""
-    stats = device.memory_stats()
-    if stats is not None and "bytes_limit" in stats:
-        return int((stats["bytes_limit"] - stats["bytes_in_use"]) * fraction)
-    return host_memory_available() // CPU_SHARE
+def free_memory(device: jax.Device) -> int:
+    """Return the bytes of a device's memory that can still be allocated; those of the host for a CPU."""
+    limit = _limit(device)
+    return host_memory_available() if limit is None else limit - device.memory_stats()["bytes_in_use"]
+
+
+def _limit(device: jax.Device) -> int | None:
+    """Return the bytes that JAX may allocate in all; None where it keeps no count and the memory is the host's."""
+    return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def host_memory_available() -> int:

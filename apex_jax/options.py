@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import jax
 
@@ -14,19 +15,20 @@ class EngineOptions:
     """How an engine uses its device.
 
     Attributes:
-        max_model_len: longest context in tokens, prompt and output; the model's own limit or what the KV cache holds,
-            whichever is less, if None.
+        max_model_len: longest context in tokens, prompt and output, within the model's own limit and what the KV cache
+            holds; whichever of these is less if None.
         max_num_seqs: requests that run at once; 16 on a CPU and 64 on an accelerator if None.
         max_num_batched_tokens: prompt tokens computed in one iteration, beside the decoding requests.
         device_kv_tokens: size of the device KV cache in tokens.
         device_kv_bytes: the same in bytes; give one of the two or neither.
-        memory_fraction: share of the device's free memory for the KV cache if its size is not given.
+        memory_fraction: share of the device's free memory for the KV cache if its size is not given; 0.9 on an
+            accelerator and 0.125 on a CPU if None.
         page_size: tokens in a page of the KV cache: 16, 32, 64 or 128.
         device: where the model runs; JAX's default device if None.
         seed: requests without a seed of their own get one drawn from this.
 
     Raises:
-        ValueError: a value is out of range.
+        TypeError, ValueError: a value is of the wrong type or out of range.
     """
 
     max_model_len: int | None = None
@@ -34,7 +36,7 @@ class EngineOptions:
     max_num_batched_tokens: int = 512
     device_kv_tokens: int | None = None
     device_kv_bytes: int | None = None
-    memory_fraction: float = 0.9
+    memory_fraction: float | None = None
     page_size: int = 64
     device: jax.Device | None = None
     seed: int = 0
@@ -42,20 +44,32 @@ class EngineOptions:
     def __post_init__(self) -> None:
         counts = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "device_kv_tokens", "device_kv_bytes")
         for name in counts:
-            value = getattr(self, name)
             optional = name != "max_num_batched_tokens"
-            if value is None and optional:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer{' or None' if optional else ''}, got {value!r}")
+            if not (optional and getattr(self, name) is None):
+                self._check_integer(name, 1, f"a positive integer{' or None' if optional else ''}")
+        self._check_integer("seed", 0, "an integer of at least 0")
+        self._check_integer("page_size", 1, f"one of {', '.join(map(str, PAGE_SIZES))}")
+        if self.page_size not in PAGE_SIZES:
+            raise ValueError(f"page_size must be one of {', '.join(map(str, PAGE_SIZES))}, got {self.page_size!r}")
         if self.device_kv_tokens is not None and self.device_kv_bytes is not None:
             raise ValueError(
                 "give device_kv_tokens or device_kv_bytes, not both: "
                 f"got {self.device_kv_tokens} tokens and {self.device_kv_bytes} bytes"
             )
-        if not 0 < self.memory_fraction <= 1:
-            raise ValueError(f"memory_fraction must be above 0 and at most 1, got {self.memory_fraction!r}")
-        if self.page_size not in PAGE_SIZES:
-            raise ValueError(f"page_size must be one of {', '.join(map(str, PAGE_SIZES))}, got {self.page_size!r}")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed must be an integer of at least 0, got {self.seed!r}")
+        fraction = self.memory_fraction
+        if fraction is not None and (
+            isinstance(fraction, bool) or not isinstance(fraction, Real) or not 0 < fraction <= 1
+        ):
+            raise ValueError(f"memory_fraction must be above 0 and at most 1, got {fraction!r}")
+        if self.device is not None and not isinstance(self.device, jax.Device):
+            found = ", ".join(str(device) for device in jax.devices())
+            raise TypeError(
+                "device must be a jax.Device such as jax.devices()[0] or jax.devices('cpu')[0], or None; "
+                f"got {self.device!r}; JAX's devices here: {found}"
+            )
+
+    def _check_integer(self, name: str, least: int, wanted: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{name} must be {wanted}, got {value!r}")
+        object.__setattr__(self, name, int(value))

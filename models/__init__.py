@@ -14,7 +14,10 @@ from .llama import post_attention as post_attention
 from .llama import pre_attention as pre_attention
 from .llama import rotation as rotation
 from .loading import LoadedModel as LoadedModel
+from .loading import OpenedModel as OpenedModel
 from .loading import load_model as load_model
+from .loading import open_model as open_model
+from .params import params_dtype as params_dtype
 from .params import weights_from_params as weights_from_params
 from .presets import PRESETS as PRESETS
 from .presets import preset as preset

@@ -44,6 +44,28 @@ class LoadedModel:
     tokenizer: Tokenizer | None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OpenedModel:
+    """A model whose sizes are known and whose weights are not in memory yet.
+
+    Attributes:
+        name, config, tokenizer: as in `LoadedModel`.
+        dtype: of the weights.
+        read: (seed, device) to the weights; see `load`.
+    """
+
+    name: str
+    config: LlamaConfig
+    tokenizer: Tokenizer | None
+    dtype: jnp.dtype
+    read: Callable[[int, Any], Weights]
+
+    def load(self, *, seed: int = 0, device: Any = None) -> LoadedModel:
+        """Read the weights; arguments and errors as in `load_model`."""
+        weights = self.read(seed, device)
+        return LoadedModel(name=self.name, config=self.config, weights=weights, tokenizer=self.tokenizer)
+
+
 class TensorSource(Protocol):
     """Named tensors of a checkpoint, read one at a time."""
 
@@ -66,7 +88,7 @@ def load_model(
     seed: int = 0,
     device: Any = None,
 ) -> LoadedModel:
-    """Load a model.
+    """Load a model: `open_model`, then its weights.
 
     Args:
         model: a folder in Hugging Face format, a GGUF file (or a folder that holds just one), a registered name
@@ -84,6 +106,16 @@ def load_model(
         CheckpointError: the files are damaged, incomplete, or hold a model that is not implemented.
         ValueError: an argument outside of what is allowed.
     """
+    return open_model(model, dtype=dtype, load_format=load_format, num_layers=num_layers).load(seed=seed, device=device)
+
+
+def open_model(
+    model: str | Path, *, dtype: str = "auto", load_format: str = "auto", num_layers: int | None = None
+) -> OpenedModel:
+    """Find a model and read its configuration and tokenizer, so that its size can be judged before it is loaded.
+
+    Arguments and errors are those of `load_model`.
+    """
     _check_arguments(dtype, load_format, num_layers)
     name = str(model)
     if load_format == "dummy" and name in PRESETS:
@@ -91,13 +123,16 @@ def load_model(
     else:
         checkpoint = _open(resolve(model))
     config, chosen = checkpoint.config, jnp.dtype(dtype if dtype != "auto" else checkpoint.dtype)
-    if load_format == "dummy" or checkpoint.source is None:
-        if num_layers is not None:
-            config = config.replace(num_hidden_layers=num_layers)
-        weights = random_weights(config, seed, chosen, device=device)
-    else:
-        weights = read_weights(config, checkpoint.source(chosen), dtype=chosen, device=device)
-    return LoadedModel(name=name, config=config, weights=weights, tokenizer=checkpoint.tokenizer)
+    if num_layers is not None:
+        config = config.replace(num_hidden_layers=num_layers)
+    source = checkpoint.source
+
+    def read(seed: int, device: Any) -> Weights:
+        if load_format == "dummy" or source is None:
+            return random_weights(config, seed, chosen, device=device)
+        return read_weights(config, source(chosen), dtype=chosen, device=device)
+
+    return OpenedModel(name=name, config=config, tokenizer=checkpoint.tokenizer, dtype=chosen, read=read)
 
 
 def _check_arguments(dtype: str, load_format: str, num_layers: int | None) -> None:

@@ -1,16 +1,19 @@
 """Weights from a parameter tree that a program already holds: no file, no host copy, usable in a compiled function."""
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .config import LlamaConfig
 from .llama import Weights, abstract_weights
 from .naming import HEAD, assemble, checkpoint_shapes, join_kernels, join_vectors, tensor_problems
 
-_DTYPES = tuple(jnp.dtype(name) for name in ("float32", "bfloat16", "float16"))
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def weights_from_params(config: LlamaConfig, params: Any, *, dtype: Any) -> Weights:
@@ -26,20 +29,15 @@ def weights_from_params(config: LlamaConfig, params: Any, *, dtype: Any) -> Weig
         dtype: float32, bfloat16 or float16.
 
     Raises:
-        ValueError: another dtype, or tensors that are missing, do not belong to the model or have a wrong shape, all
-            of them by name.
-        TypeError: `params` is neither `Weights` nor a mapping, or a leaf is not an array.
+        ValueError: another dtype, or tensors that are missing, do not belong to the model, have a wrong shape or do not
+            hold floating-point numbers, all of them by name.
+        TypeError: `config` is no `LlamaConfig`, `params` neither `Weights` nor a mapping, or a leaf not an array.
     """
-    if jnp.dtype(dtype) not in _DTYPES:
-        raise ValueError(f"dtype must be float32, bfloat16 or float16, got {jnp.dtype(dtype)}")
+    check_params(config, params)
+    _check_dtype(dtype)
     if isinstance(params, Weights):
-        return _converted(config, params, dtype)
-    if not isinstance(params, Mapping):
-        raise TypeError(f"params must be Weights or a mapping of named arrays, got {type(params).__name__}")
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype), params)
     named = _flatten(params)
-    if config.tie_word_embeddings:
-        named.pop(HEAD, None)
-    _raise_if(tensor_problems(checkpoint_shapes(config), {name: array.shape for name, array in named.items()}))
     target = jnp.dtype(dtype)
     return assemble(
         config,
@@ -49,13 +47,67 @@ def weights_from_params(config: LlamaConfig, params: Any, *, dtype: Any) -> Weig
     )
 
 
-def _converted(config: LlamaConfig, weights: Weights, dtype: Any) -> Weights:
-    expected, structure = jax.tree.flatten_with_path(abstract_weights(config, dtype))
-    found, _ = jax.tree.flatten_with_path(weights)
-    shapes = {_name(path): leaf.shape for path, leaf in found}
-    _raise_if(tensor_problems({_name(path): leaf.shape for path, leaf in expected}, shapes))
-    leaves = [jnp.asarray(leaf).astype(dtype) for _, leaf in found]
-    return jax.tree.unflatten(structure, leaves)
+def params_dtype(config: LlamaConfig, params: Any, *, dtype: Any = "auto") -> jnp.dtype:
+    """Return the type that weights made of a parameter tree will have.
+
+    Args:
+        config, params: as in `weights_from_params`.
+        dtype: "auto" takes the type that most of the numbers have.
+
+    Raises:
+        ValueError, TypeError: as in `weights_from_params`.
+    """
+    check_params(config, params)
+    if dtype != "auto":
+        return _check_dtype(dtype)
+    numbers: Counter[str] = Counter()
+    for leaf in jax.tree.leaves(params):
+        numbers[str(leaf.dtype)] += math.prod(leaf.shape)
+    return _check_dtype(numbers.most_common(1)[0][0])
+
+
+def check_params(config: LlamaConfig, params: Any) -> None:
+    """Compare the names, shapes and kinds of number of a parameter tree with what the model needs.
+
+    Raises:
+        ValueError, TypeError: as in `weights_from_params`.
+    """
+    if not isinstance(config, LlamaConfig):
+        raise TypeError(
+            f"config must be a LlamaConfig, got {type(config).__name__}; LlamaConfig.from_hf reads the mapping of a "
+            "config.json"
+        )
+    if isinstance(params, Weights):
+        expected = {_name(path): leaf.shape for path, leaf in _paths(abstract_weights(config, "float32"))}
+        named = _arrays({_name(path): leaf for path, leaf in _paths(params)})
+    elif isinstance(params, Mapping):
+        expected, named = checkpoint_shapes(config), _arrays(_flatten(params))
+        if config.tie_word_embeddings:
+            named.pop(HEAD, None)
+    else:
+        raise TypeError(f"params must be Weights or a mapping of named arrays, got {type(params).__name__}")
+    problems = tensor_problems(expected, {name: array.shape for name, array in named.items()})
+    problems += [
+        f"{name} holds {array.dtype}, needs floating-point numbers"
+        for name, array in named.items()
+        if not jnp.issubdtype(array.dtype, jnp.floating)
+    ]
+    if problems:
+        raise ValueError("params do not fit the model configuration: " + "; ".join(problems))
+
+
+def _check_dtype(dtype: Any) -> jnp.dtype:
+    try:
+        chosen = jnp.dtype(dtype)
+    except TypeError:
+        chosen = None
+    if chosen is None or chosen.name not in DTYPES:
+        raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
+    return chosen
+
+
+def _paths(weights: Weights) -> list[tuple[Any, Any]]:
+    return jax.tree.flatten_with_path(weights)[0]
 
 
 def _name(path: tuple[Any, ...]) -> str:
@@ -63,20 +115,20 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def _flatten(tree: Mapping[str, Any] | Sequence[Any], prefix: str = "") -> dict[str, Any]:
-    """Join the keys on the way to each array with dots."""
+    """Join the keys on the way to each leaf with dots."""
     entries = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
     named: dict[str, Any] = {}
     for key, value in entries:
         name = f"{prefix}{key}"
         if isinstance(value, Mapping | list | tuple):
             named |= _flatten(value, f"{name}.")
-        elif hasattr(value, "shape"):
-            named[name] = value
         else:
-            raise TypeError(f"params[{name!r}] must be an array, got {type(value).__name__}")
+            named[name] = value
     return named
 
 
-def _raise_if(problems: list[str]) -> None:
-    if problems:
-        raise ValueError("params do not fit the model configuration: " + "; ".join(problems))
+def _arrays(named: dict[str, Any]) -> dict[str, Any]:
+    for name, value in named.items():
+        if not isinstance(value, np.ndarray | jax.Array):
+            raise TypeError(f"params[{name!r}] must be an array of JAX or numpy, got {type(value).__name__}")
+    return named

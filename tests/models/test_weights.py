@@ -12,6 +12,7 @@ from apex_jax.models import (
     embed,
     forward,
     logits,
+    params_dtype,
     post_attention,
     pre_attention,
     random_weights,
@@ -137,12 +138,14 @@ def test_all_problems_of_params_are_named_together():
     del params["model.norm.weight"], params["model.layers.1.self_attn.k_proj.bias"]
     params["model.layers.0.mlp.up_proj.weight"] = params["model.layers.0.mlp.up_proj.weight"].T
     params["model.layers.2.input_layernorm.weight"] = np.zeros(32, np.float32)
+    params["model.layers.0.input_layernorm.weight"] = np.zeros(32, np.int32)
     with pytest.raises(ValueError, match="params do not fit") as caught:
-        weights_from_params(CONFIG, params, dtype="float32")
+        weights_from_params(CONFIG, params, dtype="int8")
     message = str(caught.value)
     assert "missing: model.layers.1.self_attn.k_proj.bias, model.norm.weight" in message
     assert "not part of this model: model.layers.2.input_layernorm.weight" in message
     assert "model.layers.0.mlp.up_proj.weight has shape [32, 48], needs [48, 32]" in message
+    assert "model.layers.0.input_layernorm.weight holds int32, needs floating-point numbers" in message
 
 
 def test_own_weights_of_another_model_are_refused_by_name():
@@ -151,11 +154,30 @@ def test_own_weights_of_another_model_are_refused_by_name():
         weights_from_params(CONFIG, weights, dtype="float32")
 
 
+def test_the_type_of_most_numbers_counts():
+    """A stray float64 leaf, as numpy makes them by itself, neither decides nor hides what does not fit."""
+    params = {name: jnp.asarray(array, "bfloat16") for name, array in draw(CONFIG).items()}
+    params["model.embed_tokens.weight"] = np.zeros((64, 32))
+    assert params_dtype(CONFIG, params) == jnp.bfloat16
+    assert weights_from_params(CONFIG, params, dtype="bfloat16").dtype == jnp.bfloat16
+    assert params_dtype(CONFIG, params, dtype="float16") == jnp.float16
+    with pytest.raises(ValueError, match=r"missing: model\.norm\.weight"):
+        params_dtype(CONFIG, {name: array for name, array in params.items() if name != "model.norm.weight"})
+    with pytest.raises(ValueError, match="dtype must be float32, bfloat16 or float16, got float64"):
+        params_dtype(CONFIG, {name: np.float64(array) for name, array in draw(CONFIG).items()})
+
+
+def test_a_configuration_of_another_kind():
+    with pytest.raises(TypeError, match="config must be a LlamaConfig, got dict"):
+        weights_from_params({"vocab_size": 64}, draw(CONFIG), dtype="float32")
+
+
 @pytest.mark.parametrize(
     ("params", "complaint"),
     [
         ([1, 2], "a mapping of named arrays, got list"),
-        ({"model": {"norm": 3}}, r"params\['model.norm'\] must be an array"),
+        ({"model": {"norm": 3}}, r"params\['model.norm'\] must be an array of JAX or numpy, got int"),
+        (Weights(embed={"table": [1.0]}, layers=(), norm={}, head=None), r"params\['embed.table.0'\] must be an array"),
     ],
 )
 def test_params_of_another_kind(params, complaint):

@@ -1,0 +1,133 @@
+"""What does not fit is refused by its name and numbers before anything is allocated."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+import apex_jax.llm
+import apex_jax.memory
+from apex_jax import LLM, EngineOptions
+from apex_jax.memory import free_memory, host_memory_available, plan_memory
+from apex_jax.models import preset
+
+GIB = 2**30
+TOKEN_BYTES = 2 * 2 * 2 * 16 * 4  # keys and values, 2 layers, 2 heads of 16 numbers of 4 bytes
+
+
+def accelerator(limit, used=0):
+    """Return a device that counts its memory."""
+    return SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": limit, "bytes_in_use": used})
+
+
+@pytest.fixture
+def nothing_is_allocated(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("weights or caches were made")
+
+    for name in ("Executor", "weights_from_params"):
+        monkeypatch.setattr(apex_jax.llm, name, refuse)
+
+
+@pytest.mark.usefixtures("nothing_is_allocated")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device_kv_tokens": 10**12}, r"device_kv_tokens=1000000000000 is a KV cache of \d+ bytes; .* bytes free"),
+        ({"device_kv_bytes": 2**60}, rf"device_kv_bytes={2**60} is a KV cache of {2**60} bytes; .* \d+ tokens"),
+        ({"max_num_seqs": 10**10}, r"max_num_seqs=10000000000 needs \d+ bytes for the work of one iteration"),
+        (
+            {"max_num_batched_tokens": 10**15, "max_num_seqs": 10**7, "device_kv_tokens": 256},
+            r"max_num_batched_tokens=1000000000000000 needs \d+ bytes for the work of one iteration",
+        ),
+    ],
+)
+def test_what_no_machine_holds(options, message, config, weights):
+    with pytest.raises(ValueError, match=message):
+        LLM.from_params(config, weights, **options)
+
+
+@pytest.mark.usefixtures("nothing_is_allocated")
+def test_a_model_that_no_machine_holds(monkeypatch):
+    monkeypatch.setattr(apex_jax.memory, "host_memory_available", lambda: 100 * GIB)
+    with pytest.raises(ValueError, match=rf"weights take {70_553_706_496 * 4} bytes in float32; .* {100 * GIB} bytes"):
+        LLM("llama-3.1-70b", load_format="dummy", dtype="float32", device=jax.devices("cpu")[0])
+
+
+def test_a_budget_is_compared_with_what_is_free_beside_weights_and_work(config):
+    """Pages of one KV budget fit exactly, or one token's bytes too few are free."""
+    options = EngineOptions(device_kv_tokens=2**20)
+    weights = config.num_parameters * 4
+    per_token = 4 * (2 * 32 + 2 * 64 + 3 * 48)
+    work = 64 * (5 * 97 + 2048 + per_token) + 512 * per_token
+    needed = weights + work + 2**20 * TOKEN_BYTES
+    assert plan_memory(config, np.dtype("float32"), options, device=accelerator(needed)).pages == 2**14
+    with pytest.raises(ValueError, match=rf"{2**20 * TOKEN_BYTES - 1} bytes free, which hold {2**20 - 64} tokens"):
+        plan_memory(config, np.dtype("float32"), options, device=accelerator(needed + 9, used=10))
+
+
+def test_default_sizes_take_a_share_of_what_is_free():
+    config = preset("llama-3.1-8b")
+    page = 64 * 128 * 1024  # 128 KiB a token in bfloat16
+    work = 64 * (5 * config.vocab_size + 2048) + (64 + 512) * 4 * (4 * 4096 + 3 * 14_336)
+    free = 40 * GIB - config.num_parameters * 2 - work
+
+    def pages(**options):
+        return plan_memory(config, np.dtype("float16"), EngineOptions(**options), device=accelerator(40 * GIB)).pages
+
+    assert pages() == int(free * 0.9) // page
+    assert pages(memory_fraction=0.25) == int(free * 0.25) // page
+    assert pages(max_num_seqs=1, max_model_len=1000) == 16
+
+
+def test_a_cpu_has_the_memory_of_its_host():
+    device = jax.devices("cpu")[0]
+    assert 0.5 < free_memory(device) / host_memory_available() < 2
+    assert free_memory(accelerator(100, used=30)) == 70
+
+
+def test_a_context_above_the_limit_of_model_or_cache(config, weights):
+    with pytest.raises(ValueError, match="max_model_len=257 is above the model's own limit of 256 tokens"):
+        LLM.from_params(config, weights, max_model_len=257)
+    message = "max_model_len=200 is above what the KV cache holds: device_kv_tokens=199 gives 192 tokens in pages of 64"
+    with pytest.raises(ValueError, match=message):
+        LLM.from_params(config, weights, max_model_len=200, device_kv_tokens=199)
+    assert LLM.from_params(config, weights, max_model_len=192, device_kv_tokens=199).max_model_len == 192
+    assert LLM.from_params(config, weights, device_kv_tokens=199).max_model_len == 192
+
+
+def test_no_more_prompt_tokens_at_once_than_all_requests_have(config):
+    options = EngineOptions(max_num_seqs=2, max_num_batched_tokens=10**9, device_kv_tokens=1024)
+    assert plan_memory(config, np.dtype("float32"), options, device=accelerator(GIB)).max_prefill_pages == 2 * 256 // 64
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"memory_fraction": "a"}, "memory_fraction must be above 0 and at most 1, got 'a'"),
+        ({"memory_fraction": True}, "memory_fraction must be above 0 and at most 1, got True"),
+        ({"page_size": 64.0}, "page_size must be one of 16, 32, 64, 128, got 64.0"),
+        ({"page_size": "64"}, "page_size must be one of 16, 32, 64, 128, got '64'"),
+        (
+            {"device": "cpu"},
+            r"device must be a jax.Device such as jax.devices\(\)\[0\].*; got 'cpu'; JAX's devices here",
+        ),
+        ({"seed": "x"}, "seed must be an integer of at least 0, got 'x'"),
+    ],
+)
+def test_options_of_wrong_types(options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        EngineOptions(**options)
+
+
+def test_numbers_of_numpy_are_numbers():
+    options = EngineOptions(max_num_seqs=np.int64(3), memory_fraction=np.float32(0.5))
+    assert options.max_num_seqs == 3
+    assert type(options.max_num_seqs) is int
+
+
+def test_configurations_of_another_kind(config, weights):
+    with pytest.raises(TypeError, match=r"config must be a LlamaConfig, got dict; LlamaConfig\.from_hf reads"):
+        LLM.from_params(dataclasses.asdict(config), weights)
