@@ -1,0 +1,139 @@
+"""What can be named: the accelerators, hosts and models that ship with the project, and people's own in a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .hardware import Device, Host, Model
+from .known_hardware import DEVICES, HOSTS, MODELS
+from .rates import ModelShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalogue:
+    """What can be named on a command line.
+
+    Attributes:
+        devices, hosts, models: by name.
+    """
+
+    devices: Mapping[str, Device]
+    hosts: Mapping[str, Host]
+    models: Mapping[str, Model]
+
+    @classmethod
+    def built_in(cls) -> Catalogue:
+        """Return what ships with the project."""
+        return cls(
+            devices={device.name: device for device in DEVICES},
+            hosts={host.name: host for host in HOSTS},
+            models={model.name: model for model in MODELS},
+        )
+
+    def extended(self, file: Path) -> Catalogue:
+        """Return the catalogue with a file's entries added; entries of the same name are replaced.
+
+        The file is a JSON object with any of the lists `devices`, `hosts` and `models`. Their objects have the
+        attributes of `Device`, `Host` and `ModelShape` (beside `tied`) as keys.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is not such a file, or a number in it is not usable.
+        """
+        content = _read_object(file)
+        try:
+            devices = [_entry(Device, item) for item in _list(content, "devices")]
+            hosts = [_entry(Host, item) for item in _list(content, "hosts")]
+            models = [_own_model(item) for item in _list(content, "models")]
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+        return Catalogue(
+            devices={**self.devices, **{device.name: device for device in devices}},
+            hosts={**self.hosts, **{host.name: host for host in hosts}},
+            models={**self.models, **{model.name: model for model in models}},
+        )
+
+    def device(self, name: str) -> Device:
+        """Return the device of that name; large letters and underscores do not matter.
+
+        Raises:
+            ValueError: there is none.
+        """
+        return _look_up("device", self.devices, name)
+
+    def host(self, name: str) -> Host:
+        """Return the host of that name; see `device`."""
+        return _look_up("host", self.hosts, name)
+
+    def model(self, name: str) -> Model:
+        """Return the model of that name; see `device`."""
+        return _look_up("model", self.models, name)
+
+
+_Named = TypeVar("_Named", Device, Host, Model)
+_Entry = TypeVar("_Entry", Device, Host, ModelShape)
+
+
+def _look_up(kind: str, known: Mapping[str, _Named], name: str) -> _Named:
+    plain = {key.lower().replace("_", "-"): value for key, value in known.items()}
+    found = plain.get(name.lower().replace("_", "-").replace(" ", "-"))
+    if found is None:
+        raise ValueError(f"unknown {kind} {name!r}; known are {', '.join(sorted(known))}")
+    return found
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a JSON {type(content).__name__}; an object is needed")
+    unknown = sorted(set(content) - {"devices", "hosts", "models"})
+    if unknown:
+        raise ValueError(f"{file} has the key {unknown[0]!r}; allowed are devices, hosts, models")
+    return content
+
+
+def _list(content: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    items = content.get(key, [])
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise ValueError(f"{key} must be a list of objects")
+    return items
+
+
+def _entry(kind: type[_Entry], item: Mapping[str, Any]) -> _Entry:
+    """Make an entry of a JSON object, refusing keys that it does not have."""
+    name = item.get("name")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"an entry has the name {name!r}; text is needed")
+    known = [f.name for f in fields(kind)]
+    for key in item:
+        if key not in known:
+            raise ValueError(f"{name!r} has the key {key!r}; allowed are {', '.join(known)}")
+    values = dict(item)
+    if "linear_ms" in values:
+        values["linear_ms"] = _points(name, values["linear_ms"])
+    if not isinstance(values.get("sources", {}), dict):
+        raise ValueError(f"{name!r}: sources must be an object of texts")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{name!r}: {str(error).partition('() ')[2]}") from error
+
+
+def _points(name: str, points: object) -> tuple[tuple[int, float], ...]:
+    if not isinstance(points, list) or not all(isinstance(p, list) and len(p) == 2 for p in points):
+        raise ValueError(f"{name!r}: linear_ms must be a list of [rows, milliseconds]")
+    return tuple((rows, ms) for rows, ms in points)
+
+
+def _own_model(item: Mapping[str, Any]) -> Model:
+    tied = item.get("tied", False)
+    if not isinstance(tied, bool):
+        raise ValueError(f"{item.get('name')!r}: tied is {tied!r}; true or false is needed")
+    return Model(shape=_entry(ModelShape, {key: value for key, value in item.items() if key != "tied"}), tied=tied)
