@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
-from .costs import NO_CORRECTION, Costs
+from .correction import Correction, Measured
+from .costs import Costs
 from .plan import Plan, Strategy
 from .prediction import Load, Prediction, Terms
 from .profile import Profile
 from .steady import steady
 from .walk import Clock, walk
+
+RECENT = 64
+"""Iterations whose prediction and measurement are kept."""
 
 
 class CostModel:
@@ -17,11 +22,18 @@ class CostModel:
 
     Args:
         profile: the machine's times with the model.
+
+    Attributes:
+        profile: the same.
+        costs: its times as they are corrected now.
+        recent: the last iterations' predictions and measurements.
     """
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
-        self.costs = Costs(profile, NO_CORRECTION)
+        self.costs = Costs(profile)
+        self.recent: deque[tuple[Prediction, Measured]] = deque(maxlen=RECENT)
+        self._correction = Correction()
 
     @property
     def factors(self) -> Terms:
@@ -58,5 +70,16 @@ class CostModel:
             device_token_s=walked.iteration_s if load.device_tokens else None,
             host_token_s=walked.iteration_s * slowest if load.cohorts else None,
             extrapolated=not self.costs.covers(load),
+            factors=self.costs.factors,
         )
         return prediction, walked.clock
+
+    def observe(self, prediction: Prediction, measured: Measured) -> None:
+        """Correct the terms that an iteration's prediction consisted of by what the iteration took.
+
+        A machine that slows down, or a profile that is not this machine's, is followed within a few iterations; single
+        outliers are not.
+        """
+        self.recent.append((prediction, measured))
+        self._correction.update(prediction, measured)
+        self.costs = Costs(self.profile, self._correction.factors)

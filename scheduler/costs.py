@@ -21,6 +21,7 @@ class Costs:
         self.factors = factors
         self.num_layers = profile.num_layers
         self.overhead = profile.iteration_overhead * factors.overhead
+        self._layers: dict[float, float] = {}
 
     def device_width(self, load: Load) -> int:
         """Return the rows that device requests and prompts take in a pass."""
@@ -34,7 +35,9 @@ class Costs:
 
     def layer(self, width: float) -> float:
         """Return one layer's linear time."""
-        return self.profile.layer(width) * self.factors.linear if width > 0 else 0.0
+        if width not in self._layers:
+            self._layers[width] = self.profile.layer(width) * self.factors.linear if width > 0 else 0.0
+        return self._layers[width]
 
     def head(self, rows: float) -> float:
         """Return the time of embedding, head and sampling."""

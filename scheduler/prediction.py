@@ -23,13 +23,15 @@ class Terms(NamedTuple):
         """All of them together."""
         return sum(self)
 
-    def plus(self, *others: Terms) -> Terms:
+    def plus(self, other: Terms) -> Terms:
         """Return the sums, term by term."""
-        return Terms(*map(sum, zip(self, *others, strict=True)))
+        a, b, c, d, e, f = other
+        return Terms(self[0] + a, self[1] + b, self[2] + c, self[3] + d, self[4] + e, self[5] + f)
 
     def times(self, factor: float) -> Terms:
         """Return every term multiplied by a factor."""
-        return Terms(*(factor * seconds for seconds in self))
+        a, b, c, d, e, f = self
+        return Terms(factor * a, factor * b, factor * c, factor * d, factor * e, factor * f)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +123,7 @@ class Prediction:
         device_tokens, host_tokens: output tokens, of requests on either side.
         device_token_s, host_token_s: time per token of a request on either side; None where there is none.
         extrapolated: a count lies outside of what the profile covers.
+        factors: corrections that these times were predicted with.
     """
 
     strategy: Strategy
@@ -133,6 +136,7 @@ class Prediction:
     device_token_s: float | None
     host_token_s: float | None
     extrapolated: bool
+    factors: Terms
 
     @property
     def tokens(self) -> float:

@@ -15,7 +15,7 @@ both time lines and twice through a layer); the longest sets the pace.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .costs import Costs
 from .plan import Strategy
@@ -43,34 +43,7 @@ def steady(
     Raises:
         ValueError: the strategy has fewer lanes.
     """
-    lanes = tuple(rows for rows in lanes if rows > 0)
-    most = most_lanes(strategy, costs.num_layers)
-    if len(lanes) > most:
-        raise ValueError(f"{len(lanes)} lanes for {strategy} of {costs.num_layers} layers; at most {most} are allowed")
-    parts = _Parts.of(costs, load, lanes, row_tokens)
-    if not lanes:
-        device, chains = parts.alone(), []
-    elif strategy == "async_overlap":
-        device, chains = _async_overlap(parts)
-    elif len(lanes) == 1:
-        device, chains = _layer_sync(parts)
-    else:
-        device, chains = _pipelining(parts)
-    critical = max([device, *chains], key=sum)
-    iterations = costs.num_layers + 1 if strategy == "async_overlap" else 1
-    jobs = costs.num_layers / iterations
-    return Prediction(
-        strategy=strategy,
-        iteration_s=critical.total,
-        device=device,
-        host=Terms(host_attention=jobs * sum(lane.job for lane in parts.lanes)),
-        critical=critical,
-        device_tokens=load.device_tokens,
-        host_tokens=sum(lanes) / iterations,
-        device_token_s=critical.total if load.device_tokens else None,
-        host_token_s=critical.total * iterations if lanes else None,
-        extrapolated=not parts.covered(),
-    )
+    return DeviceSide(costs, load).steady(strategy, lanes, row_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,111 +55,127 @@ class _Lane:
     boarding: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """What an iteration is put together from; `attention` is that of the device and of prompts through all layers."""
+class DeviceSide:
+    """The device's part of an iteration, to which cohorts of several strategies can be added in turn.
 
-    costs: Costs
-    load: Load
-    width: int
-    attention: Terms
-    lanes: tuple[_Lane, ...]
-    row_tokens: float
+    Args:
+        costs: times of the parts.
+        load: the device's side; cohorts in it do not count.
+    """
 
-    @classmethod
-    def of(cls, costs: Costs, load: Load, lanes: Sequence[int], row_tokens: float) -> _Parts:
-        attention = Terms(
+    def __init__(self, costs: Costs, load: Load) -> None:
+        self.costs = costs
+        self.load = load
+        self._layers = costs.num_layers
+        self._width = costs.device_width(load)
+        self._overhead = Terms(overhead=costs.overhead)
+        self._attention = Terms(
             device_attention=costs.device_attention(load), prefill_attention=costs.prefill_attention(load)
         )
-        kinds: dict[int, _Lane] = {}
-        for rows in lanes:
-            if rows not in kinds:
-                width = costs.host_width(rows)
-                kinds[rows] = _Lane(
-                    rows,
-                    width,
-                    costs.host_attention(rows, rows * row_tokens),
-                    costs.hop(width),
-                    costs.boarding(width),
-                )
-        own = tuple(kinds[rows] for rows in lanes)
-        return cls(costs, load, costs.device_width(load), attention, own, row_tokens)
+        self._passes_alone = self._passes(self._width, load.device_tokens, 0.0)
+        self._alone = self._passes_alone.plus(self._attention).plus(self._overhead)
+        self._covered = costs.covers(replace(load, cohorts=()))
 
-    @property
-    def layers(self) -> int:
-        return self.costs.num_layers
+    def steady(self, strategy: Strategy, lanes: Sequence[int] = (), row_tokens: float = 0.0) -> Prediction:
+        """Return the iteration that a strategy repeats; see `steady`."""
+        layers = self._layers
+        rows = [count for count in lanes if count > 0]
+        if len(rows) > (most := most_lanes(strategy, layers)):
+            raise ValueError(f"{strategy} has {len(rows)} lanes; at most {most} are allowed with {layers} layers")
+        kinds = {count: self._lane(count, row_tokens) for count in set(rows)}
+        cohorts = [kinds[count] for count in rows]
+        if not cohorts:
+            device, chains = self._alone, []
+        elif strategy == "async_overlap":
+            device, chains = self._async_overlap([(kinds[count], rows.count(count)) for count in kinds])
+        elif len(cohorts) == 1:
+            device, chains = self._layer_sync(cohorts[0])
+        else:
+            device, chains = self._pipelining(cohorts[0], cohorts[1])
+        critical = max([device, *chains], key=sum)
+        iteration_s = critical.total
+        iterations = layers + 1 if strategy == "async_overlap" else 1
+        return Prediction(
+            strategy=strategy,
+            iteration_s=iteration_s,
+            device=device,
+            host=Terms(host_attention=layers / iterations * sum(cohort.job for cohort in cohorts)),
+            critical=critical,
+            device_tokens=self.load.device_tokens,
+            host_tokens=sum(rows) / iterations,
+            device_token_s=iteration_s if self.load.device_tokens else None,
+            host_token_s=iteration_s * iterations if rows else None,
+            extrapolated=not (self._covered and all(self._covers(kind, row_tokens) for kind in kinds.values())),
+            factors=self.costs.factors,
+        )
 
-    def passes(self, width: int, sampled: int, boarding: float) -> Terms:
-        """All passes of one batch, boundary 0 to L."""
-        linear = self.layers * self.costs.layer(width) + self.costs.head(sampled)
-        return Terms(linear=linear, transfer=(self.layers + 1) * boarding)
+    def _lane(self, rows: int, row_tokens: float) -> _Lane:
+        costs, width = self.costs, self.costs.host_width(rows)
+        job = costs.host_attention(rows, rows * row_tokens)
+        return _Lane(rows, width, job, costs.hop(width), costs.boarding(width))
 
-    def first_pass(self, width: int) -> Terms:
-        return Terms(linear=self.costs.share(0) * self.costs.layer(width))
-
-    def last_pass(self, width: int, sampled: int) -> Terms:
-        return Terms(linear=self.costs.share(self.layers) * self.costs.layer(width) + self.costs.head(sampled))
-
-    def alone(self) -> Terms:
-        """The device's own rows without anybody."""
-        own = self.passes(self.width, self.load.device_tokens, 0.0)
-        return own.plus(self.attention, Terms(overhead=self.costs.overhead))
-
-    def covered(self) -> bool:
+    def _covers(self, lane: _Lane, row_tokens: float) -> bool:
         profile = self.costs.profile
-        return self.costs.covers(self.load) and all(
-            profile.host_attention.covers(lane.rows, lane.rows * self.row_tokens)
-            and profile.layer.covers(self.width + lane.width)
-            and profile.hop.covers(lane.width)
-            for lane in self.lanes
-        )
+        attention = profile.host_attention.covers(lane.rows, lane.rows * row_tokens)
+        return attention and profile.layer.covers(self._width + lane.width) and profile.hop.covers(lane.width)
 
+    def _passes(self, width: int, sampled: int, boarding: float) -> Terms:
+        """All passes of one batch, boundary 0 to L."""
+        linear = self._layers * self.costs.layer(width) + self.costs.head(sampled)
+        return Terms(linear=linear, transfer=(self._layers + 1) * boarding)
 
-def _layer_sync(parts: _Parts) -> tuple[Terms, list[Terms]]:
-    lane, overhead = parts.lanes[0], Terms(overhead=parts.costs.overhead)
-    passes = parts.passes(parts.width + lane.width, parts.load.device_tokens + lane.rows, lane.boarding)
-    waiting = Terms(host_attention=lane.job, transfer=lane.hop).times(parts.layers)
-    return passes.plus(parts.attention, overhead), [passes.plus(waiting, overhead)]
+    def _beside(self, lane: _Lane) -> Terms:
+        """All passes in which a cohort shares the device rows'."""
+        return self._passes(self._width + lane.width, self.load.device_tokens + lane.rows, lane.boarding)
 
+    def _layer_sync(self, lane: _Lane) -> tuple[Terms, list[Terms]]:
+        passes = self._beside(lane).plus(self._overhead)
+        waiting = Terms(host_attention=self._layers * lane.job, transfer=self._layers * lane.hop)
+        return passes.plus(self._attention), [passes.plus(waiting)]
 
-def _pipelining(parts: _Parts) -> tuple[Terms, list[Terms]]:
-    first, second = parts.lanes
-    layers, overhead = parts.layers, Terms(overhead=parts.costs.overhead)
-    shared, sampled = parts.width + first.width, parts.load.device_tokens + first.rows
-    own, other = parts.passes(shared, sampled, first.boarding), parts.passes(second.width, second.rows, second.boarding)
-    jobs = Terms(host_attention=layers * (first.job + second.job))
-    begin, end = parts.first_pass(shared), parts.last_pass(second.width, second.rows)
-    attention = parts.attention.times(1 / layers)
-    device = own.plus(other, parts.attention, overhead)
+    def _pipelining(self, first: _Lane, second: _Lane) -> tuple[Terms, list[Terms]]:
+        layers = self._layers
+        own, other = self._beside(first), self._passes(second.width, second.rows, second.boarding)
+        jobs = Terms(host_attention=layers * (first.job + second.job))
+        device = own.plus(other).plus(self._attention).plus(self._overhead)
+        circles = [
+            device,
+            jobs.plus(Terms(transfer=first.hop)),
+            own.plus(Terms(host_attention=layers * first.job, transfer=layers * first.hop)),
+            other.plus(Terms(host_attention=layers * second.job, transfer=layers * second.hop)),
+            device.plus(jobs).plus(Terms(transfer=layers * second.hop)).times(0.5),
+        ]
+        # Where an iteration begins and ends the host has no jobs, so it takes a little longer than its longest circle.
+        longest = max(circles, key=sum)
+        return device, [longest.times((self._two_cohorts(first, second) + self.costs.overhead) / longest.total)]
 
-    def way(passes: Terms, job: float, hop: float, between: Terms) -> Terms:
-        return passes.plus(Terms(host_attention=layers * job, transfer=layers * hop), between, overhead)
+    def _two_cohorts(self, first: _Lane, second: _Lane) -> float:
+        """Return when the last pass of an iteration ends in which both cohorts ride through all layers."""
+        costs, last = self.costs, self._layers
+        shared, single = costs.layer(self._width + first.width), costs.layer(second.width)
+        attention = self._attention.total / last
+        now = host_free = first_ready = second_ready = 0.0
+        for boundary in range(last):
+            share = costs.share(boundary)
+            now = max(now, first_ready) + first.boarding + share * shared
+            host_free = first_ready = max(host_free, now + first.hop) + first.job
+            now = max(now + attention, second_ready) + second.boarding + share * single
+            host_free = second_ready = max(host_free, now + second.hop) + second.job
+        share = costs.share(last)
+        now = max(now, first_ready) + first.boarding + share * shared
+        now += costs.head(self.load.device_tokens + first.rows)
+        return max(now, second_ready) + second.boarding + share * single + costs.head(second.rows)
 
-    return device, [
-        # Between the last job of an iteration and the first of the next one the host has nothing to do.
-        jobs.plus(end, begin, Terms(transfer=first.hop), overhead),
-        way(own, first.job, first.hop, end),
-        way(other, second.job, second.hop, begin.plus(attention)),
-        device.plus(jobs, Terms(transfer=layers * second.hop)).times(0.5),
-    ]
-
-
-def _async_overlap(parts: _Parts) -> tuple[Terms, list[Terms]]:
-    layers, sampled = parts.layers, parts.load.device_tokens
-    alone = parts.passes(parts.width, sampled, 0.0)
-    kinds = {lane.rows: lane for lane in parts.lanes}
-    riding = {
-        rows: parts.passes(parts.width + lane.width, sampled + lane.rows, lane.boarding) for rows, lane in kinds.items()
-    }
-    # A cohort is at each of the L + 1 boundaries in one of as many iterations.
-    share = 1 / (layers + 1)
-    extra = [riding[lane.rows].plus(alone.times(-1.0)).times(share) for lane in parts.lanes]
-    device = parts.alone().plus(*extra)
-    jobs = Terms(host_attention=layers * share * sum(lane.job for lane in parts.lanes))
-    ways = [
-        riding[rows].plus(
-            Terms(host_attention=layers * lane.job, transfer=layers * lane.hop, overhead=parts.costs.overhead)
-        )
-        for rows, lane in kinds.items()
-    ]
-    return device, [jobs, *(way.times(share) for way in ways)]
+    def _async_overlap(self, lanes: list[tuple[_Lane, int]]) -> tuple[Terms, list[Terms]]:
+        layers = self._layers
+        # A cohort is at each of the L + 1 boundaries in one of as many iterations.
+        share = 1 / (layers + 1)
+        device, jobs, ways = self._alone, 0.0, []
+        for lane, count in lanes:
+            riding = self._beside(lane)
+            extra = riding.linear - self._passes_alone.linear
+            device = device.plus(Terms(linear=extra, transfer=riding.transfer).times(count * share))
+            jobs += count * share * layers * lane.job
+            way = riding.plus(Terms(host_attention=layers * lane.job, transfer=layers * lane.hop))
+            ways.append(way.plus(self._overhead).times(share))
+        return device, [Terms(host_attention=jobs), *ways]

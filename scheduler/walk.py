@@ -84,7 +84,6 @@ class _Walk:
         riding = {cohort.id for cohort in load.cohorts}
         self.jobs = {cohort: _inherited(seconds) for cohort, seconds in clock.ready.items()}
         self.resting = {cohort: seconds for cohort, seconds in clock.ready.items() if cohort not in riding}
-        self.layer_times: dict[int, float] = {}
 
     def run(self) -> Walked:
         self._move(self.load.evicted_tokens)
@@ -122,7 +121,7 @@ class _Walk:
         """Run the passes of device rows alone up to the next boundary with a cohort."""
         until = min((c.first for c in self.load.cohorts if c.first > boundary), default=self.last)
         if self.width:
-            self._spend(LINEAR, (until - boundary) * self._layer(self.width))
+            self._spend(LINEAR, (until - boundary) * self.costs.layer(self.width))
             self._attend(until - boundary)
         return until
 
@@ -133,7 +132,7 @@ class _Walk:
             width, sampled = width + own, sampled + rider.rows
             self._wait(rider)
             self._spend(TRANSFER, self.costs.boarding(own))
-        self._spend(LINEAR, self.costs.share(boundary) * self._layer(width))
+        self._spend(LINEAR, self.costs.share(boundary) * self.costs.layer(width))
         if boundary == self.last:
             self._spend(LINEAR, self.costs.head(sampled))
         elif rider is not None:
@@ -166,12 +165,6 @@ class _Walk:
         self.time.now += seconds
         self.time.chain[term] += seconds
         self.device[term] += seconds
-
-    def _layer(self, width: int) -> float:
-        seconds = self.layer_times.get(width)
-        if seconds is None:
-            seconds = self.layer_times[width] = self.costs.layer(width)
-        return seconds
 
 
 def _inherited(seconds: float) -> _Time:
