@@ -4,3 +4,21 @@ import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent))
+
+import pytest
+
+
+@pytest.fixture
+def command(capsys):
+    """command(*arguments) -> (exit status, standard output, standard error) of a command in this process."""
+    from apex_jax.cli import main
+
+    def call(*arguments):
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as error:
+            status = error.code
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call

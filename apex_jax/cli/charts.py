@@ -1,0 +1,55 @@
+"""What the commands that draw have in common: where the picture goes, and what is said if it cannot be drawn."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import UserError, as_user_errors
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SUFFIXES = (".png", ".svg")
+
+
+def add_output_argument(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """Add `-o`."""
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=_picture,
+        required=required,
+        metavar="FILE",
+        help="picture to write; .png or .svg says which kind",
+    )
+
+
+def need_matplotlib() -> None:
+    """Say how matplotlib is installed where it is missing, before any work is done.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise UserError("drawing needs matplotlib, which is not installed: pip install 'apex-jax[plot]'")
+
+
+def write(figure: Figure, path: Path) -> None:
+    """Write a figure and say where it is.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with as_user_errors(OSError):
+        figure.savefig(path)
+    print(f"wrote {path}")
+
+
+def _picture(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in _SUFFIXES:
+        raise argparse.ArgumentTypeError(f"{text!r} ends neither in {' nor in '.join(_SUFFIXES)}")
+    return path
