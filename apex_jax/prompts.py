@@ -12,6 +12,7 @@ import numpy as np
 from .models import Tokenizer
 
 ARRAYS = (np.ndarray, jax.Array)
+BYTES = (bytes, bytearray, memoryview)
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message] | Mapping[str, Any]
 """A text, token ids, chat messages (`{"role": ..., "content": ...}`), or a mapping with `prompt` or
@@ -38,6 +39,7 @@ def as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         return [prompts]
     if isinstance(prompts, ARRAYS):
         prompts = prompts.tolist()
+    _refuse_bytes(prompts)
     if not isinstance(prompts, Sequence):
         raise TypeError(f"prompts must be a text, token ids, chat messages or a list of these, got {prompts!r}")
     if not prompts:
@@ -80,22 +82,50 @@ def _encode(prompt: Prompt, tokenizer: Tokenizer | None) -> tuple[str | None, li
         if prompt.get("prompt_token_ids") is not None:
             return prompt.get("prompt"), _integers(prompt["prompt_token_ids"])
         if not isinstance(prompt.get("prompt"), str):
+            _refuse_bytes(prompt.get("prompt"))
             raise TypeError(f"a prompt mapping needs 'prompt' (text) or 'prompt_token_ids', got keys {list(prompt)}")
         prompt = prompt["prompt"]
     if isinstance(prompt, str):
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"the prompt {prompt!r} is not text: {error}") from error
-        return prompt, _needed(tokenizer, "a text prompt").encode(prompt)
+        return prompt, _encode_text(prompt, tokenizer)
     if isinstance(prompt, ARRAYS):
         prompt = prompt.tolist()
+    _refuse_bytes(prompt)
     if not isinstance(prompt, Sequence):
         raise TypeError(f"a prompt must be a text, token ids or chat messages, got {prompt!r}")
-    messages = [item for item in prompt if isinstance(item, Mapping)]
-    if messages and len(messages) == len(prompt):
-        return None, _needed(tokenizer, "a chat prompt").encode_chat(messages)
+    if any(isinstance(item, Mapping) for item in prompt):
+        return None, _encode_chat(prompt, tokenizer)
     return None, _integers(prompt)
+
+
+def _encode_text(text: str, tokenizer: Tokenizer | None) -> list[int]:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the prompt {text!r} is not text: {error}") from error
+    encoded = _needed(tokenizer, "a text prompt").encode(text)
+    # The special tokens that a tokenizer adds to every text are no prompt.
+    return encoded if text else []
+
+
+def _encode_chat(messages: Sequence[Any], tokenizer: Tokenizer | None) -> list[int]:
+    needed = _needed(tokenizer, "a chat prompt")
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise TypeError(f"messages[{index}] must be a mapping with a 'role' and 'content', got {message!r}")
+        content = message.get("content")
+        # An assistant that only calls tools says nothing.
+        if not isinstance(content, str) and not (content is None and len(message) > 2):
+            raise TypeError(
+                f"messages[{index}]['content'] must be a text, got {content!r} of type {type(content).__name__}; "
+                "join the texts of content given in parts"
+            )
+    return needed.encode_chat(messages)
+
+
+def _refuse_bytes(prompt: Any) -> None:
+    """Bytes are a sequence of integers too, and would be taken for token ids."""
+    if isinstance(prompt, BYTES):
+        raise TypeError(f"a prompt must be a text, token ids or chat messages, got {prompt!r}; decode bytes to a text")
 
 
 def _needed(tokenizer: Tokenizer | None, purpose: str) -> Tokenizer:
@@ -105,7 +135,11 @@ def _needed(tokenizer: Tokenizer | None, purpose: str) -> Tokenizer:
 
 
 def _integers(values: Any) -> list[int]:
-    values = values.tolist() if isinstance(values, ARRAYS) else list(values)
+    if isinstance(values, ARRAYS):
+        values = values.tolist()
+    _refuse_bytes(values)
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise TypeError(f"token ids must be a list of integers, got {values!r}")
     for value in values:
         if not _is_integer(value):
             raise TypeError(f"token ids must be integers, got {value!r} of type {type(value).__name__}")

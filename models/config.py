@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from . import checks
 from .rope import RopeConfig
 
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -84,7 +85,8 @@ class LlamaConfig:
         eos_token_ids: any of them ends a generation.
 
     Raises:
-        ValueError: a size is not a positive integer, heads do not divide, H is odd, or a token id lies outside of V.
+        ValueError: a value of the wrong type, a size below 1, heads that do not divide, an odd H, or a token id outside
+            of V.
     """
 
     vocab_size: int
@@ -104,11 +106,13 @@ class LlamaConfig:
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
-        sizes = (*_REQUIRED, "num_key_value_heads", "head_dim", "max_position_embeddings")
-        for name in sizes:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        for name in (*_REQUIRED, "num_key_value_heads", "head_dim", "max_position_embeddings"):
+            checks.integer(name, getattr(self, name))
+        for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
+            checks.truth(name, getattr(self, name))
+        checks.number("rms_norm_eps", self.rms_norm_eps)
+        if not isinstance(self.rope, RopeConfig):
+            raise ValueError(f"rope must be a RopeConfig, got {self.rope!r}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_key_value_heads must divide num_attention_heads={self.num_attention_heads}, "
@@ -116,15 +120,15 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for RoPE, got {self.head_dim}")
-        if not self.rms_norm_eps > 0:
-            raise ValueError(f"rms_norm_eps must be positive, got {self.rms_norm_eps}")
         if self.rope.frequency_factors and len(self.rope.frequency_factors) != self.head_dim // 2:
             raise ValueError(
                 f"RoPE needs head_dim / 2 = {self.head_dim // 2} frequency factors, "
                 f"got {len(self.rope.frequency_factors)}"
             )
-        for token in (*self.eos_token_ids, *(() if self.bos_token_id is None else (self.bos_token_id,))):
-            if not 0 <= token < self.vocab_size:
+        # A list would do everywhere but as part of a static argument.
+        object.__setattr__(self, "eos_token_ids", checks.token_ids("eos_token_ids", self.eos_token_ids))
+        for token in (*self.eos_token_ids, *checks.token_ids("bos_token_id", self.bos_token_id)):
+            if token >= self.vocab_size:
                 raise ValueError(f"token id {token} lies outside of the vocabulary of {self.vocab_size}")
 
     @classmethod
@@ -135,27 +139,29 @@ class LlamaConfig:
             ValueError: an entry this package does not implement, by name, a needed entry that is absent, or a value
                 outside of what is allowed.
         """
-        _refuse_unknown(config)
+        _refuse_unknown(checks.mapping("the model configuration", config))
         missing = [name for name in _REQUIRED if config.get(name) is None]
         if missing:
             raise ValueError(f"the model configuration lacks {', '.join(missing)}")
-        heads, width = config["num_attention_heads"], config["hidden_size"]
-        if config.get("head_dim") is None and width % heads:
+        given = {name: value for name, value in config.items() if value is not None}
+        sizes = {name: checks.integer(name, given[name]) for name in _REQUIRED}
+        heads, width = sizes["num_attention_heads"], sizes["hidden_size"]
+        if "head_dim" not in given and width % heads:
             raise ValueError(
                 f"hidden_size {width} is no multiple of num_attention_heads {heads}, and head_dim is absent"
             )
         return cls(
-            **{name: config[name] for name in _REQUIRED},
-            num_key_value_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or width // heads,
-            rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+            **sizes,
+            num_key_value_heads=given.get("num_key_value_heads", heads),
+            head_dim=given.get("head_dim", width // heads),
+            rms_norm_eps=checks.number("rms_norm_eps", given.get("rms_norm_eps", 1e-6)),
             rope=RopeConfig.from_hf(config),
-            max_position_embeddings=config.get("max_position_embeddings", 2048),
-            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-            attention_bias=bool(config.get("attention_bias", False)),
-            mlp_bias=bool(config.get("mlp_bias", False)),
+            max_position_embeddings=given.get("max_position_embeddings", 2048),
+            tie_word_embeddings=given.get("tie_word_embeddings", False),
+            attention_bias=given.get("attention_bias", False),
+            mlp_bias=given.get("mlp_bias", False),
             bos_token_id=config.get("bos_token_id", 1),
-            eos_token_ids=token_ids(config.get("eos_token_id", 2)),
+            eos_token_ids=checks.token_ids("eos_token_id", config.get("eos_token_id", 2)),
         )
 
     def replace(self, **changes: Any) -> "LlamaConfig":
@@ -188,13 +194,6 @@ class LlamaConfig:
         )
         tables = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
         return tables + self.hidden_size + self.num_hidden_layers * (attention + mlp + biases + 2 * self.hidden_size)
-
-
-def token_ids(value: int | list[int] | tuple[int, ...] | None) -> tuple[int, ...]:
-    """Return the one, several or no token ids of a configuration entry as a tuple."""
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, int) else tuple(value)
 
 
 def _refuse_unknown(config: Mapping[str, Any]) -> None:

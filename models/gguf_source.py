@@ -7,6 +7,7 @@ from typing import Any
 import gguf
 import numpy as np
 
+from . import checks
 from .config import LlamaConfig
 from .errors import CheckpointError
 from .gguf_file import GGUFFile
@@ -67,8 +68,8 @@ def config_from_gguf(file: GGUFFile) -> LlamaConfig:
     if architecture != "llama":
         raise CheckpointError(f"{file.path} holds architecture {architecture!r}; only 'llama' is implemented")
     settings = {key.removeprefix("llama."): value for key, value in file.metadata.items() if key.startswith("llama.")}
-    _refuse_unknown(file, settings)
     try:
+        _refuse_unknown(settings)
         return _config(file, settings)
     except KeyError as error:
         raise CheckpointError(f"{file.path} lacks the setting llama.{error.args[0]}") from error
@@ -77,10 +78,11 @@ def config_from_gguf(file: GGUFFile) -> LlamaConfig:
 
 
 def _config(file: GGUFFile, settings: dict[str, Any]) -> LlamaConfig:
-    width, heads = settings["embedding_length"], settings["attention.head_count"]
+    width, heads = _width_and_heads(settings)
     eos = file.metadata.get("tokenizer.ggml.eos_token_id")
     turn_end = file.metadata.get("tokenizer.ggml.eot_token_id")
     embedding = file.tensors.get("token_embd.weight")
+    epsilon = settings["attention.layer_norm_rms_epsilon"]
     return LlamaConfig(
         vocab_size=settings.get("vocab_size") or (embedding.shape[0] if embedding else 0),
         hidden_size=width,
@@ -88,8 +90,8 @@ def _config(file: GGUFFile, settings: dict[str, Any]) -> LlamaConfig:
         num_hidden_layers=settings["block_count"],
         num_attention_heads=heads,
         num_key_value_heads=settings.get("attention.head_count_kv", heads),
-        head_dim=settings.get("attention.key_length") or (width // heads if heads else 0),
-        rms_norm_eps=float(np.float32(settings["attention.layer_norm_rms_epsilon"])),
+        head_dim=settings.get("attention.key_length") or width // heads,
+        rms_norm_eps=float(np.float32(checks.number("llama.attention.layer_norm_rms_epsilon", epsilon))),
         rope=_rope(file, settings),
         max_position_embeddings=settings["context_length"],
         tie_word_embeddings="output.weight" not in file.tensors,
@@ -100,19 +102,27 @@ def _config(file: GGUFFile, settings: dict[str, Any]) -> LlamaConfig:
     )
 
 
+def _width_and_heads(settings: dict[str, Any]) -> tuple[int, int]:
+    names = ("embedding_length", "attention.head_count")
+    width, heads = (checks.integer(f"llama.{name}", settings[name]) for name in names)
+    return width, heads
+
+
 def _rope(file: GGUFFile, settings: dict[str, Any]) -> RopeConfig:
     factors: tuple[float, ...] = ()
     if ROPE_FACTORS in file.tensors:
         values = file.raw(ROPE_FACTORS).view(np.float32)
         factors = () if np.all(values == 1) else tuple(values.tolist())
-    common = {"theta": float(settings.get("rope.freq_base", 10_000.0)), "frequency_factors": factors}
+    theta = checks.number("llama.rope.freq_base", settings.get("rope.freq_base", 10_000.0))
+    common = {"theta": theta, "frequency_factors": factors}
     kind = settings.get("rope.scaling.type", "linear" if "rope.scale_linear" in settings else "none")
     factor = settings.get("rope.scaling.factor", settings.get("rope.scale_linear", 1.0))
+    factor = checks.number("llama.rope.scaling.factor", factor, zero=kind != "yarn")
     if kind == "none" or (kind == "linear" and factor in (0, 1)):
         return RopeConfig(**common)
     if kind == "yarn":
         # Here the factor multiplies what yarn computes; in a config.json it takes its place.
-        extra = settings.get("rope.scaling.attn_factor", 1.0)
+        extra = checks.number("llama.rope.scaling.attn_factor", settings.get("rope.scaling.attn_factor", 1.0))
         return RopeConfig(
             rope_type="yarn",
             factor=factor,
@@ -125,19 +135,20 @@ def _rope(file: GGUFFile, settings: dict[str, Any]) -> RopeConfig:
     return RopeConfig(rope_type=kind, factor=factor, **common)
 
 
-def _refuse_unknown(file: GGUFFile, settings: dict[str, Any]) -> None:
+def _refuse_unknown(settings: dict[str, Any]) -> None:
     problems = [f"llama.{name} = {settings[name]!r}" for name in sorted(set(settings) - _READ - _MUST_BE_ZERO)]
     problems += [f"llama.{name} = {settings[name]!r}" for name in sorted(_MUST_BE_ZERO) if settings.get(name)]
     lengths = [settings.get(f"attention.{name}_length") for name in ("key", "value")]
     if lengths[0] != lengths[1]:
         problems.append(f"keys of width {lengths[0]} and values of width {lengths[1]}")
     rotated, width = settings.get("rope.dimension_count"), lengths[0]
-    if width is None and settings.get("attention.head_count"):
-        width = settings.get("embedding_length", 0) // settings["attention.head_count"]
+    if rotated is not None and width is None:
+        all_heads, heads = _width_and_heads(settings)
+        width = all_heads // heads
     if rotated not in (None, width):
         problems.append(f"llama.rope.dimension_count = {rotated} of heads of width {width}")
     if problems:
-        raise CheckpointError(f"{file.path}: not implemented: {'; '.join(problems)}")
+        raise ValueError(f"not implemented: {'; '.join(problems)}")
 
 
 class GGUFSource:

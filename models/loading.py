@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .config import LlamaConfig, token_ids
+from . import checks
+from .config import LlamaConfig
 from .errors import CheckpointError, ModelNotFoundError
 from .initialise import random_weights
 from .llama import Weights
@@ -208,7 +209,8 @@ def _open_folder(folder: Path) -> _Checkpoint:
         config = LlamaConfig.from_hf(settings)
         if (folder / "generation_config.json").is_file():
             ending = read_json(folder / "generation_config.json").get("eos_token_id")
-            config = config.replace(eos_token_ids=token_ids(ending) or config.eos_token_ids)
+            ending = checks.token_ids("generation_config.json: eos_token_id", ending)
+            config = config.replace(eos_token_ids=ending or config.eos_token_ids)
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     stated = settings.get("dtype", settings.get("torch_dtype"))

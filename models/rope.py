@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import checks
+
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 _FIELDS_OF_TYPE = {
@@ -37,6 +39,9 @@ _REQUIRED_OF_TYPE = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("factor", "original_max_position_embeddings"),
 }
+BETA_FAST, BETA_SLOW = 32.0, 1.0
+"""Yarn's blended band where none is given, in turns over the original context."""
+
 _LABELS = ("rope_type", "type", "rope_theta", "finetuned")
 
 
@@ -58,7 +63,8 @@ class RopeConfig:
             scaling in this form.
 
     Raises:
-        ValueError: unknown type, a setting the type needs is missing, or one that belongs to another type is given.
+        ValueError: unknown type, a setting the type needs is missing, one that belongs to another type is given, or a
+            value of the wrong type or out of range.
     """
 
     rope_type: str = "default"
@@ -78,8 +84,6 @@ class RopeConfig:
     def __post_init__(self):
         if self.rope_type not in ROPE_TYPES:
             raise ValueError(f"RoPE type {self.rope_type!r} is not implemented; implemented: {', '.join(ROPE_TYPES)}")
-        if not self.theta > 1:
-            raise ValueError(f"RoPE theta must be above 1, got {self.theta}")
         missing = [name for name in _REQUIRED_OF_TYPE[self.rope_type] if getattr(self, name) is None]
         if missing:
             raise ValueError(f"RoPE type {self.rope_type!r} needs {', '.join(missing)}")
@@ -88,15 +92,31 @@ class RopeConfig:
             value = getattr(self, field.name)
             if field.name not in known and value is not None:
                 raise ValueError(f"RoPE type {self.rope_type!r} has no setting {field.name} (got {value!r})")
+        self._check_values()
+
+    def _check_values(self) -> None:
+        numbers = ("theta", "factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow")
+        for name in (*numbers, "attention_factor", "mscale", "mscale_all_dim"):
+            if getattr(self, name) is not None:
+                # A scale of 0 says in published files that it is not used.
+                checks.number(f"RoPE {name}", getattr(self, name), zero=name.startswith("mscale"))
+        if self.theta <= 1:
+            raise ValueError(f"RoPE theta must be above 1, got {self.theta}")
         if self.factor is not None and self.factor < 1:
             raise ValueError(f"RoPE factor must be at least 1, got {self.factor}")
-        if self.rope_type == "llama3" and not (self.low_freq_factor or 0) < (self.high_freq_factor or 0):
-            raise ValueError(
-                f"RoPE low_freq_factor must be below high_freq_factor, got {self.low_freq_factor} and "
-                f"{self.high_freq_factor}"
-            )
-        if any(factor <= 0 for factor in self.frequency_factors):
-            raise ValueError("RoPE frequency_factors must be positive")
+        if self.original_max_position_embeddings is not None:
+            checks.integer("RoPE original_max_position_embeddings", self.original_max_position_embeddings)
+        if self.truncate is not None:
+            checks.truth("RoPE truncate", self.truncate)
+        bands = (
+            ("low_freq_factor", self.low_freq_factor, "high_freq_factor", self.high_freq_factor),
+            ("beta_slow", self.beta_slow or BETA_SLOW, "beta_fast", self.beta_fast or BETA_FAST),
+        )
+        for low_name, low, high_name, high in bands:
+            if low is not None and high is not None and low >= high:
+                raise ValueError(f"RoPE {low_name} must be below {high_name}, got {low} and {high}")
+        for factor in self.frequency_factors:
+            checks.number("every one of RoPE frequency_factors", factor)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "RopeConfig":
@@ -108,28 +128,31 @@ class RopeConfig:
         Raises:
             ValueError: an unknown type, or a setting that is not implemented, by name.
         """
-        settings = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+        settings = dict(_settings(config))
         rope_type = settings.get("rope_type", settings.get("type")) or "default"
         if rope_type not in ROPE_TYPES:
             raise ValueError(f"RoPE type {rope_type!r} is not implemented; implemented: {', '.join(ROPE_TYPES)}")
-        theta = settings.get("rope_theta") or config.get("rope_theta") or 10_000.0
-        if settings.get("partial_rotary_factor", config.get("partial_rotary_factor")) not in (None, 1, 1.0):
-            raise ValueError("RoPE partial_rotary_factor other than 1 is not implemented")
+        theta = _first(settings.get("rope_theta"), config.get("rope_theta"), 10_000.0)
+        rotated = settings.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+        if rotated not in (None, 1, 1.0):
+            raise ValueError(f"RoPE partial_rotary_factor {rotated!r} is not implemented, only 1")
         settings.pop("partial_rotary_factor", None)
         for label in _LABELS:
             settings.pop(label, None)
-        unknown = sorted(set(settings) - {field.name for field in dataclasses.fields(cls)})
+        unknown = sorted(set(settings) - {name for names in _FIELDS_OF_TYPE.values() for name in names})
         if unknown:
             raise ValueError(f"RoPE settings not implemented: {', '.join(unknown)}")
 
-        longest = config.get("max_position_embeddings", 2048)
+        longest = checks.integer("max_position_embeddings", _first(config.get("max_position_embeddings"), 2048))
         if "original_max_position_embeddings" in _FIELDS_OF_TYPE[rope_type]:
-            outer = config.get("original_max_position_embeddings")
             inner = settings.get("original_max_position_embeddings")
-            settings["original_max_position_embeddings"] = outer or inner or longest
+            settings["original_max_position_embeddings"] = checks.integer(
+                "original_max_position_embeddings",
+                _first(config.get("original_max_position_embeddings"), inner, longest),
+            )
         if rope_type == "yarn" and settings.get("factor") is None:
             settings["factor"] = longest / settings["original_max_position_embeddings"]
-        return cls(rope_type=rope_type, theta=float(theta), **settings)
+        return cls(rope_type=rope_type, theta=checks.number("rope_theta", theta), **settings)
 
     @property
     def attention_scaling(self) -> float:
@@ -145,6 +168,18 @@ class RopeConfig:
         if self.mscale and self.mscale_all_dim:
             return scale(self.mscale) / scale(self.mscale_all_dim)
         return scale(1.0)
+
+
+def _settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name in ("rope_scaling", "rope_parameters"):
+        if config.get(name) is not None and checks.mapping(name, config[name]):
+            return config[name]
+    return {}
+
+
+def _first(*values: Any) -> Any:
+    """Return the first value that is given."""
+    return next(value for value in values if value is not None)
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> np.ndarray:
@@ -193,7 +228,7 @@ def _yarn(rope: RopeConfig, base_frequencies: np.ndarray, head_dim: int) -> np.n
     def dimension_of(turns: float) -> float:
         return head_dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
 
-    low, high = dimension_of(rope.beta_fast or 32), dimension_of(rope.beta_slow or 1)
+    low, high = dimension_of(rope.beta_fast or BETA_FAST), dimension_of(rope.beta_slow or BETA_SLOW)
     if rope.truncate is None or rope.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)

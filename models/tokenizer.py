@@ -14,10 +14,19 @@ class Tokenizer:
     """A model's vocabulary, special tokens and chat template.
 
     Args:
-        backend: a transformers tokenizer; what this class does not offer can be asked of it.
+        backend: a fast tokenizer of transformers; what this class does not offer can be asked of it.
+
+    Raises:
+        TypeError: `backend` is something else.
     """
 
     def __init__(self, backend: Any):
+        from transformers import PreTrainedTokenizerFast
+
+        if not isinstance(backend, PreTrainedTokenizerFast):
+            raise TypeError(
+                f"a tokenizer must be one of transformers' fast ones (PreTrainedTokenizerFast), got {backend!r}"
+            )
         self.backend = backend
         self._special = frozenset(token for token, added in backend.added_tokens_decoder.items() if added.special)
 

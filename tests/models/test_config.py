@@ -57,10 +57,33 @@ def test_everything_transformers_writes_is_known():
         ({"rope_interleaved": True}, "rope_interleaved = True"),
         ({"sliding_window": 4096}, "sliding_window = 4096"),
         ({"num_key_value_heads": 3}, "must divide num_attention_heads=4, got 3"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads must be a positive integer, got 0"),
+        ({"num_key_value_heads": "2"}, "num_key_value_heads must be a positive integer, got '2'"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be a positive integer, got 0"),
+        ({"num_hidden_layers": True}, "num_hidden_layers must be a positive integer, got True"),
+        ({"hidden_size": "32"}, "hidden_size must be a positive integer, got '32'"),
+        ({"hidden_size": [32]}, r"hidden_size must be a positive integer, got \[32\]"),
+        ({"num_attention_heads": 4.0}, "num_attention_heads must be a positive integer, got 4.0"),
+        ({"num_attention_heads": {}}, "num_attention_heads must be a positive integer, got {}"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be a positive integer, got 0"),
+        ({"head_dim": 0}, "head_dim must be a positive integer, got 0"),
+        ({"head_dim": 8.0}, "head_dim must be a positive integer, got 8.0"),
+        ({"max_position_embeddings": "2048"}, "max_position_embeddings must be a positive integer, got '2048'"),
+        ({"max_position_embeddings": float("inf")}, "max_position_embeddings must be a positive integer, got inf"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false, got 'false'"),
+        ({"attention_bias": 1}, "attention_bias must be true or false, got 1"),
+        ({"mlp_bias": [True]}, r"mlp_bias must be true or false, got \[True\]"),
+        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps must be a finite positive number, got '1e-5'"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a finite positive number, got nan"),
+        ({"bos_token_id": "1"}, "bos_token_id must be an integer of at least 0, got '1'"),
+        ({"bos_token_id": True}, "bos_token_id must be an integer of at least 0, got True"),
+        ({"eos_token_id": 2.0}, "eos_token_id must be an integer of at least 0, got 2.0"),
+        ({"eos_token_id": "</s>"}, "eos_token_id must be an integer of at least 0, got '</s>'"),
+        ({"eos_token_id": [2, None]}, "every id of eos_token_id must be an integer of at least 0, got None"),
+        ({"model_type": ["llama"]}, r"model_type = \['llama'\], only 'llama'"),
         ({"vocab_size": 64.0}, "vocab_size must be a positive integer, got 64.0"),
         ({"head_dim": 7}, "head_dim must be even for RoPE, got 7"),
-        ({"rms_norm_eps": 0.0}, "rms_norm_eps must be positive"),
+        ({"rms_norm_eps": 0.0}, "rms_norm_eps must be a finite positive number, got 0.0"),
         ({"eos_token_id": [2, 64]}, "token id 64 lies outside"),
         ({"hidden_size": None}, "lacks hidden_size"),
         ({"num_attention_heads": 5}, "hidden_size 32 is no multiple of num_attention_heads 5"),
@@ -69,6 +92,30 @@ def test_everything_transformers_writes_is_known():
 def test_refusals_name_the_entry(entry, complaint):
     with pytest.raises(ValueError, match=complaint):
         LlamaConfig.from_hf(SMALL | entry)
+
+
+@pytest.mark.parametrize("config", [[], "llama", None, 3])
+def test_a_configuration_is_a_mapping(config):
+    with pytest.raises(ValueError, match="the model configuration must be a mapping, got"):
+        LlamaConfig.from_hf(config)
+
+
+def test_null_is_absent():
+    absent = dict.fromkeys(
+        ("num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings", "rope_scaling", "attention_bias")
+    )
+    assert LlamaConfig.from_hf(SMALL | absent) == LlamaConfig.from_hf(SMALL)
+    without = LlamaConfig.from_hf(SMALL | {"bos_token_id": None, "eos_token_id": None})
+    assert (without.bos_token_id, without.eos_token_ids) == (None, ())
+
+
+def test_a_configuration_by_hand_is_checked_and_hashable():
+    config = LlamaConfig.from_hf(SMALL)
+    assert hash(config.replace(eos_token_ids=[2, 3])) == hash(config.replace(eos_token_ids=(2, 3)))
+    with pytest.raises(ValueError, match="rope must be a RopeConfig, got None"):
+        config.replace(rope=None)
+    with pytest.raises(ValueError, match="rms_norm_eps must be a finite positive number, got None"):
+        config.replace(rms_norm_eps=None)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -255,6 +255,11 @@ def test_registered_name(tmp_path, monkeypatch):
         (("llama.attention.clamp_kqv", 8.0, gguf.GGUFValueType.FLOAT32), "llama.attention.clamp_kqv = 8.0"),
         (("llama.rope.dimension_count", 8, gguf.GGUFValueType.UINT32), "llama.rope.dimension_count = 8"),
         (("llama.rope.scaling.type", "longrope", gguf.GGUFValueType.STRING), "'longrope' is not implemented"),
+        (("llama.rope.freq_base", "1e4", gguf.GGUFValueType.STRING), "llama.rope.freq_base must be .*, got '1e4'"),
+        (
+            ("llama.rope.freq_base", float("nan"), gguf.GGUFValueType.FLOAT32),
+            "llama.rope.freq_base must be .*, got nan",
+        ),
     ],
 )
 def test_settings_not_implemented_are_named(tmp_path, entry, complaint):

@@ -87,8 +87,48 @@ def test_frequency_factors_divide():
         ({"rope_scaling": {"type": "linear", "factor": 2.0, "odd": 3.0}}, "not implemented: odd"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"rope_theta": 0.5}, "theta must be above 1, got 0.5"),
+        ({"rope_theta": 0}, "rope_theta must be a finite positive number, got 0"),
+        ({"rope_theta": -1e4}, "rope_theta must be a finite positive number, got -10000.0"),
+        ({"rope_theta": float("nan")}, "rope_theta must be a finite positive number, got nan"),
+        ({"rope_theta": float("inf")}, "rope_theta must be a finite positive number, got inf"),
+        ({"rope_theta": "1e4"}, "rope_theta must be a finite positive number, got '1e4'"),
+        ({"rope_theta": True}, "rope_theta must be a finite positive number, got True"),
+        ({"rope_parameters": {"rope_theta": [1e4]}}, r"rope_theta must be a finite positive number, got \[10000.0\]"),
+        ({"rope_scaling": "linear"}, "rope_scaling must be a mapping, got 'linear'"),
+        ({"rope_parameters": [1, 2]}, r"rope_parameters must be a mapping, got \[1, 2\]"),
+        ({"rope_scaling": {"type": ["linear"]}}, r"RoPE type \['linear'\] is not implemented"),
+        ({"rope_scaling": {"type": "linear", "factor": "2"}}, "RoPE factor must be a finite positive number, got '2'"),
+        ({"rope_scaling": {"type": "linear", "factor": float("nan")}}, "RoPE factor must be a finite .*, got nan"),
+        ({"rope_scaling": {"type": "linear", "factor": float("inf")}}, "RoPE factor must be a finite .*, got inf"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "theta": 3.0}}, "not implemented: theta"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0, "frequency_factors": [1.0]}},
+            "implemented: frequency_factors",
+        ),
+        ({"rope_scaling": {**LLAMA3, "low_freq_factor": 0}}, "RoPE low_freq_factor must be a finite .*, got 0"),
+        ({"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, "RoPE low_freq_factor must be below high_freq_factor"),
+        ({"rope_scaling": {**LLAMA3, "high_freq_factor": -4.0}}, "RoPE high_freq_factor must be a finite .*, got -4.0"),
+        (
+            {"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 8192.0}},
+            "original_max_position_embeddings must be a positive integer, got 8192.0",
+        ),
+        ({"rope_scaling": {**YARN, "beta_fast": 0}}, "RoPE beta_fast must be a finite positive number, got 0"),
+        ({"rope_scaling": {**YARN, "beta_slow": 40.0}}, "beta_slow must be below beta_fast, got 40.0 and 32.0"),
+        ({"rope_scaling": {**YARN, "attention_factor": -1.0}}, "RoPE attention_factor must be a finite .*, got -1.0"),
+        ({"rope_scaling": {**YARN, "mscale": -0.5}}, "RoPE mscale must be a finite number of at least 0, got -0.5"),
+        ({"rope_scaling": {**YARN, "truncate": "no"}}, "RoPE truncate must be true or false, got 'no'"),
+        (
+            {"max_position_embeddings": "x", "rope_scaling": {"type": "yarn"}},
+            "max_position_embeddings must be a positive",
+        ),
     ],
 )
 def test_bad_settings_are_named(settings, complaint):
     with pytest.raises(ValueError, match=complaint):
         RopeConfig.from_hf(settings)
+
+
+@pytest.mark.parametrize("factors", [(1.0, 0.0), (float("nan"),), ("1",)])
+def test_bad_frequency_factors(factors):
+    with pytest.raises(ValueError, match="every one of RoPE frequency_factors must be a finite positive number"):
+        RopeConfig(frequency_factors=factors)
