@@ -27,7 +27,7 @@ class Tokenizer:
             raise TypeError(
                 f"a tokenizer must be one of transformers' fast ones (PreTrainedTokenizerFast), got {backend!r}"
             )
-        self.backend = backend
+        self.backend: Any = backend
         self._special = frozenset(token for token, added in backend.added_tokens_decoder.items() if added.special)
 
     @classmethod

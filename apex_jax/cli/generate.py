@@ -39,6 +39,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         action=argparse.BooleanOptionalAction,
         help="print text as it comes (default: where standard output is a terminal)",
     )
+    output.add_argument(
+        "--warm-up", action="store_true", help="compile everything first, so that no request waits for a compilation"
+    )
     add_sampling_arguments(parser, max_tokens=MAX_TOKENS)
     add_model_arguments(parser)
     add_engine_arguments(parser)
@@ -55,13 +58,16 @@ def run(args: argparse.Namespace) -> int:
     progress = Progress(sys.stderr)
     with progress.step(f"Loading {args.model}"):
         llm = open_llm(args)
+    load_seconds = progress.seconds
+    if args.warm_up:
+        llm.warm_up(use_tqdm=sys.stderr.isatty())
     streams = not args.json and (sys.stdout.isatty() if args.stream is None else args.stream)
     if streams:
         served = serve(llm, tasks, Printer(tasks, sys.stdout).add)
     else:
         with progress.counting(len(tasks), "request") as advance:
             served = serve(llm, tasks, lambda _, news: advance() if news.finished else None)
-    summary = summarise(llm, served, load_seconds=progress.seconds)
+    summary = summarise(llm, served, load_seconds=load_seconds)
     if args.json:
         print(as_json(args.model, tasks, served.outputs, summary))
         return 0

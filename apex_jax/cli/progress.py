@@ -35,9 +35,9 @@ class Progress:
     @contextmanager
     def counting(self, total: int, unit: str) -> Iterator[Callable[[], object]]:
         """Show a bar; the function it gives advances it by one."""
-        from tqdm import tqdm
+        from ..progress_bar import Bar
 
-        with tqdm(total=total, unit=unit, file=self._out, disable=not self._shown) as bar:
+        with Bar(total=total, unit=unit, file=self._out, disable=not self._shown) as bar:
             yield bar.update
 
     def _write(self, text: str) -> None:

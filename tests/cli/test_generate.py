@@ -64,6 +64,15 @@ def test_parameters_of_a_line_go_before_those_of_the_command(generate, tiny):
     assert result["summary"]["device_kv_tokens"] == 256
 
 
+def test_warm_up_compiles_before_the_first_request(command, tiny, monkeypatch):
+    order = []
+    monkeypatch.setattr("apex_jax.llm.LLM.warm_up", lambda llm, *, use_tqdm: order.append(("warm_up", use_tqdm)))
+    monkeypatch.setattr("apex_jax.cli.generate.Printer.add", lambda *_: order.append("output"))
+    status, _, err = command("generate", *tiny, "--warm-up", "--max-tokens=1", "--jsonl", stdin="[5]")
+    assert (status, order) == (0, [("warm_up", False), "output"])
+    assert err.startswith("1 request · 1 token in ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -95,9 +104,26 @@ def test_what_cannot_be_used_ends_with_one_line(command, arguments, message):
 
 
 @pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--device-kv-tokens=999999999999", "device_kv_tokens=999999999999 is a KV cache of"),
+        ("--max-num-seqs=99999999", "max_num_seqs=99999999 needs"),
+        ("--max-model-len=2049", "max_model_len=2049 is above the model's own limit of 2048 tokens"),
+        ("--max-model-len=300", "max_model_len=300 is above what the KV cache holds: device_kv_tokens=256 gives 256"),
+    ],
+)
+def test_what_does_not_fit_ends_with_one_line(command, tiny, argument, message):
+    status, out, err = command("generate", *tiny, argument, "--jsonl", stdin="[5]")
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         ("[]", "is empty"),
+        ('[{"role": "user", "content": ["a"]}]', "a chat prompt needs a tokenizer"),
         ("[32000]", "token id 32000 is outside the vocabulary of 32000 tokens"),
         ('"text"', "needs a tokenizer"),
         (json.dumps(list(range(256))), "the prompt has 256 tokens"),
