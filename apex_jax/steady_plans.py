@@ -61,12 +61,13 @@ def _cohorts(
     if strategy == "async_overlap" and num_cohorts > period:
         raise ValueError(f"num_cohorts is {num_cohorts}; {num_layers} layers have {period} boundaries, one for each")
     count = wanted[strategy] if host_rows else 0
+    # In plan 0 no cohort of a few is at the ends, so that boarding and parking are both seen.
+    ahead = period - max(1, period // (2 * num_cohorts))
     cohorts = []
     for index in range(count):
         requests = range(first_request + host_rows * index // count, first_request + host_rows * (index + 1) // count)
         if strategy == "async_overlap":
-            # The first cohort is in the middle of its layers in plan 0, where parking and boarding are both seen.
-            token, boundary = divmod(number + (num_layers // 2 + period * index // count) % period, period)
+            token, boundary = divmod(number + period + ahead - period * index // count, period)
             first = last = boundary
         else:
             token, first, last = number, 0, num_layers
