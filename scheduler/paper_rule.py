@@ -33,14 +33,22 @@ class PaperRule:
     Attributes:
         linear_s, attention_s, prompt_s: T_lin, T_att and T_pre, see `pipelining_bound`.
         rate_ratio: N_G / N_C, cached tokens that device and host attend to a second.
-        bound: what the ratio must stay below.
     """
 
     linear_s: float
     attention_s: float
     prompt_s: float
     rate_ratio: float
-    bound: float
+
+    @property
+    def decode_bound(self) -> float:
+        """What the paper's equation 6 says the ratio must stay below, prompts or not."""
+        return pipelining_bound(self.linear_s, self.attention_s)
+
+    @property
+    def bound(self) -> float:
+        """What the ratio must stay below."""
+        return pipelining_bound(self.linear_s, self.attention_s, self.prompt_s)
 
     @property
     def holds(self) -> bool:
@@ -60,10 +68,4 @@ class PaperRule:
         prompt = together - decode + costs.prefill_attention(load)
         host = costs.num_layers * costs.host_attention(host_rows, host_tokens)
         ratio = (load.device_kv_tokens / attention) / (host_tokens / host) if host > 0 else 0.0
-        return cls(
-            linear_s=linear,
-            attention_s=attention,
-            prompt_s=prompt,
-            rate_ratio=ratio,
-            bound=pipelining_bound(linear, attention, prompt),
-        )
+        return cls(linear_s=linear, attention_s=attention, prompt_s=prompt, rate_ratio=ratio)

@@ -190,7 +190,7 @@ class Planner:
             return f"a host request has rested for {self.options.patience} tokens' worth of iterations, so they ride"
         if chosen.strategy != "device_only":
             gain = f"{chosen.rate / alone:.2f} times device_only's rate" if alone else "nothing is on the device"
-            return f"{chosen.strategy} is predicted best: {gain}"
+            return f"predicted best, {gain}"
         late = [name for name, each in candidates.items() if not each.keeps(self._limits.token_s)]
         if late:
             return f"within {1e3 * self._limits.token_s:.0f} ms a token device_only is best; {', '.join(late)} break it"

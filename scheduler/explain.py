@@ -1,0 +1,130 @@
+"""The planner's last decision on one screen: what each strategy was predicted to make, what was chosen and why, and how
+the last predictions compared with what happened."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+
+from .candidates import Candidate
+from .correction import Measured
+from .cost_model import CostModel
+from .paper_rule import PaperRule
+from .plan import Strategy
+from .planner import Choice, Planner
+from .policy import Situation
+from .prediction import Prediction
+
+SHOWN = 5
+"""Iterations whose prediction is printed beside what they took, and earlier decisions."""
+
+
+def explain(planner: Planner) -> str:
+    """Return the last decision and what led to it, as text of one screen."""
+    if not planner.choices:
+        return "No decision has been made yet."
+    choice = planner.choices[-1]
+    lines = [*_machine(planner.model), "", _requests(choice.situation), ""]
+    rows = choice.situation.host_rows
+    title = f"with the {rows} host requests that exist" if rows else "no request is on the host"
+    lines += _table(title, choice.candidates)
+    if choice.target:
+        most = max(candidate.riding for candidate in choice.target.values())
+        lines += ["", *_table(f"with as many on the host as could come to exist, {most} at most", choice.target)]
+    lines += ["", *_rule(choice.rule), "", *_decision(choice)]
+    before = [f"{old.decision.strategy} ({old.reason})" for old in list(planner.choices)[-1 - SHOWN : -1]]
+    lines += [f"before      {text}" for text in before[-2:]]
+    return "\n".join([*lines, "", *_record(planner.model.recent)])
+
+
+def _machine(model: CostModel) -> Iterator[str]:
+    key, factors = model.profile.key, model.factors
+    source = "described by rates" if model.profile.described else "measured"
+    yield f"machine     {key.device}, host {key.host}; {source}"
+    yield f"model       {key.model}; {key.dtypes}"
+    changed = [
+        f"{name.replace('_', ' ')} x {factor:.2f}"
+        for name, factor in factors._asdict().items()
+        if abs(factor - 1) >= 0.005
+    ]
+    yield f"corrections {', '.join(changed) or 'none'}"
+
+
+def _requests(situation: Situation) -> str:
+    def side(rows: int, tokens: int, free: int) -> str:
+        return f"{rows:,} with {tokens:,} tokens of KV, room for {free:,} more"
+
+    device = side(situation.device_rows, situation.device_kv_tokens, situation.free_device_tokens)
+    host = side(situation.host_rows, situation.host_kv_tokens, situation.free_host_tokens)
+    prompts = f"; {situation.prefill_tokens:,} prompt tokens in this iteration" if situation.prefill_tokens else ""
+    return f"device      {device}\nhost        {host}\nwaiting     {situation.waiting:,}{prompts}"
+
+
+def _table(title: str, candidates: Mapping[Strategy, Candidate]) -> Iterator[str]:
+    yield title
+    yield (
+        f"  {'':21} {'cohorts':>9} {'iteration':>9} {'device':>8} {'host':>8} {'device':>8} "
+        f"{'tokens/s':>9} {'ms a token':>17}"
+    )
+    yield (f"  {'':21} {'':>9} {'ms':>9} {'busy ms':>8} {'busy ms':>8} {'waits':>8} {'':>9} {'device':>8} {'host':>8}")
+    for strategy, candidate in candidates.items():
+        prediction = candidate.prediction
+        size = max(candidate.lanes, default=0)
+        cohorts = f"{len(candidate.lanes)} x {size}" if size else "-"
+        yield (
+            f"  {strategy:21} {cohorts:>9} {_ms(prediction.iteration_s):>9} {_ms(prediction.device_busy_s):>8} "
+            f"{_ms(prediction.host_busy_s):>8} {_ms(prediction.device_wait_s):>8} {candidate.rate:9,.1f} "
+            f"{_ms(candidate.device_token_s):>8} {_ms(candidate.host_token_s):>8}"
+            f"{' beyond what the profile covers' if prediction.extrapolated else ''}"
+        )
+
+
+def _rule(rule: PaperRule | None) -> Iterator[str]:
+    if rule is None:
+        yield "paper's rule (eq. 6): says nothing without decode attention on either side"
+        return
+    linear, attention = _ms(rule.linear_s), _ms(rule.attention_s)
+    yield "paper's rule (eq. 6): pipelining beats device_only in decode if N_G/N_C < 2 T_lin/T_att + 3 + T_att/T_lin"
+    decode = rule.decode_bound
+    yield (
+        f"  {rule.rate_ratio:.2f} < 2 * {linear}/{attention} + 3 + {attention}/{linear} = {decode:.2f}: "
+        f"{'holds' if rule.rate_ratio < decode else 'does not hold'}"
+    )
+    if rule.prompt_s > 0:
+        yield (
+            f"  with prompts of T_pre = {_ms(rule.prompt_s)} ms, (2 T_lin + T_att + T_pre) (T_lin + T_att + T_pre) / "
+            f"(T_lin T_att) = {rule.bound:.2f}: {'holds' if rule.holds else 'does not hold'}"
+        )
+
+
+def _decision(choice: Choice) -> Iterator[str]:
+    decision = choice.decision
+    yield f"chosen      {decision.strategy}: {choice.reason}"
+    yield f"            up to {decision.max_host_requests:,} requests may live on the host"
+
+
+def _record(recent: Sequence[tuple[Prediction, Measured]]) -> Iterator[str]:
+    if not recent:
+        yield "no iteration has been measured yet"
+        return
+    errors = sorted(abs(measured.iteration_s / prediction.iteration_s - 1) for prediction, measured in recent)
+    worst = errors[math.ceil(0.9 * len(errors)) - 1]
+    yield (
+        f"the last {len(recent)} iterations: measured differs from predicted by {statistics.median(errors):.1%} "
+        f"in the median, {worst:.1%} at the 90th percentile"
+    )
+    for prediction, measured in list(recent)[-SHOWN:]:
+        busy = "" if measured.host_busy_s is None else f", host busy {_ms(measured.host_busy_s)} ms"
+        yield (
+            f"  {prediction.strategy:21} predicted {_ms(prediction.iteration_s):>7} ms, host busy "
+            f"{_ms(prediction.host_busy_s)} ms; measured {_ms(measured.iteration_s):>7} ms{busy}"
+        )
+
+
+def _ms(seconds: float) -> str:
+    """Milliseconds in three or four figures."""
+    milliseconds = 1e3 * seconds
+    if milliseconds == 0:
+        return "-"
+    return f"{milliseconds:,.0f}" if milliseconds >= 1000 else f"{milliseconds:.{1 if milliseconds >= 10 else 3}f}"
