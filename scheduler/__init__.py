@@ -1,9 +1,26 @@
 """Requests, page accounting, plans, the cost model that chooses among them, and the scheduler: plain data, no JAX."""
 
+from .correction import Measured
 from .cost_model import CostModel
 from .curve import AttentionTime, Curve
+from .explain import explain
 from .page_table import OutOfPages, PageTable
-from .plan import DecodeRow, NewPages, Plan, PrefillChunk
+from .paper_rule import PaperRule, pipelining_bound
+from .plan import (
+    STRATEGIES,
+    Cohort,
+    DecodeRow,
+    Eviction,
+    Fetch,
+    Landing,
+    NewPages,
+    Plan,
+    PrefillChunk,
+    Stage,
+    Strategy,
+)
+from .planner import Choice, Planner, PlannerOptions
+from .policy import Decision, FixedPolicy, Policy, Situation
 from .prediction import CohortLoad, Load, Prediction, Terms, prompt_pairs
 from .profile import Padding, Profile, ProfileKey
 from .profile_file import ProfileError, load_profile, save_profile
@@ -13,21 +30,34 @@ from .scheduler import Scheduler
 from .walk import Clock
 
 __all__ = [
+    "STRATEGIES",
     "AttentionTime",
+    "Choice",
     "Clock",
+    "Cohort",
     "CohortLoad",
     "CostModel",
     "Curve",
+    "Decision",
     "DecodeRow",
     "DeviceRates",
+    "Eviction",
+    "Fetch",
+    "FixedPolicy",
     "HostRates",
+    "Landing",
     "Load",
+    "Measured",
     "ModelShape",
     "NewPages",
     "OutOfPages",
     "Padding",
     "PageTable",
+    "PaperRule",
     "Plan",
+    "Planner",
+    "PlannerOptions",
+    "Policy",
     "Prediction",
     "PrefillChunk",
     "Profile",
@@ -35,9 +65,14 @@ __all__ = [
     "ProfileKey",
     "Request",
     "Scheduler",
+    "Situation",
+    "Stage",
+    "Strategy",
     "Terms",
     "describe",
+    "explain",
     "load_profile",
+    "pipelining_bound",
     "prompt_pairs",
     "save_profile",
 ]
