@@ -13,7 +13,8 @@ class Buckets:
     """Batch shapes of an executor.
 
     Args:
-        max_num_seqs: decode rows at most.
+        max_num_seqs: device rows at most.
+        max_host_seqs: host rows at most; 0 without a host tier.
         max_prefill_pages: prompt tiles in one iteration at most; a tile is a page of tokens.
         page_size: tokens a page holds.
         table_width: pages of the longest sequence.
@@ -21,20 +22,36 @@ class Buckets:
     """
 
     max_num_seqs: int
+    max_host_seqs: int
     max_prefill_pages: int
     page_size: int
     table_width: int
     ragged_attention: bool
 
+    @property
+    def slots(self) -> int:
+        """Requests that can have state in an executor; the id behind the last is the spare slot of padding."""
+        return self.max_num_seqs + self.max_host_seqs
+
     @cached_property
     def decode_rows(self) -> tuple[int, ...]:
-        """Row counts of an iteration that only decodes: powers of two."""
+        """Device rows of an iteration without prompts: powers of two."""
         return _steps(self.max_num_seqs, 2)
 
     @cached_property
     def mixed_rows(self) -> tuple[int, ...]:
-        """Decode rows beside a prefill: few, since the tiles' work hides padding rows."""
+        """Device rows beside a prefill: few, since the tiles' work hides padding rows."""
         return (0, *(_steps(self.max_num_seqs, 8)[1:] if self.max_num_seqs > 1 else (1,)))
+
+    @cached_property
+    def host_rows(self) -> tuple[int, ...]:
+        """Rows of a cohort: powers of four, since each is compiled beside every number of device rows."""
+        return _steps(self.max_host_seqs, 4, start=min(4, self.max_host_seqs)) if self.max_host_seqs else ()
+
+    @cached_property
+    def samples(self) -> tuple[int, ...]:
+        """Rows that sample in one iteration; every number of device rows is among them."""
+        return tuple(sorted({*self.decode_rows, *_steps(self.slots, 2)}))
 
     @cached_property
     def tiles(self) -> tuple[int, ...]:
@@ -45,6 +62,11 @@ class Buckets:
     def table_widths(self) -> tuple[int, ...]:
         """Page table widths of decode rows."""
         return (self.table_width,) if self.ragged_attention else _steps(self.table_width, 4, start=4)
+
+    @cached_property
+    def moved_pages(self) -> tuple[int, ...]:
+        """Pages that move between device and host in one copy."""
+        return _steps(self.table_width, 2)
 
     @staticmethod
     def fit(sizes: tuple[int, ...], count: int) -> int:

@@ -11,15 +11,15 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .executor import Executor, Submitted
+from .executor import Executor, Outcome, Submitted
 from .outputs import Logprob
 from .sampling import Sampled, seed_words
 from .sampling_params import SamplingParams
-from .scheduler import PageTable, Plan, Request, Scheduler
+from .scheduler import PageTable, Plan, Policy, Request, Scheduler
 from .stopping import OutputStream
 
 
@@ -90,37 +90,87 @@ class EngineStats:
         iterations: plans run.
         prompt_tokens: prompt tokens computed, those of preempted requests again each time.
         output_tokens: tokens that belong to results.
+        device_tokens, host_tokens: output tokens sampled after attention on the device and on the host; more than
+            `output_tokens` by those computed for requests that turned out to have ended.
         preemptions: times a request lost its pages and was computed again.
-        running, waiting: requests now.
+        evictions, landings: times a request's KV moved to the host, and back.
+        busy_seconds: from submitting plans to their results, idle times between requests left out.
+        device_utilisation: share of `busy_seconds` in which the device was not known to wait for the host; at most
+            that much of it was work.
+        host_utilisation: share of `busy_seconds` in which the host attended or moved pages.
+        wait_seconds: time in which the device had nothing to do until a result of the host came.
+        host_seconds, move_seconds: the host's time for attention, and for pages that moved.
+        running, waiting, on_host: requests now; `on_host` of the running ones have their KV there.
         free_pages, num_pages: pages of the device KV cache.
+        free_host_pages, num_host_pages: pages of the host KV cache.
     """
 
     iterations: int
     prompt_tokens: int
     output_tokens: int
+    device_tokens: int
+    host_tokens: int
     preemptions: int
+    evictions: int
+    landings: int
+    busy_seconds: float
+    device_utilisation: float | None
+    host_utilisation: float | None
+    wait_seconds: float
+    host_seconds: float
+    move_seconds: float
     running: int
     waiting: int
+    on_host: int
     free_pages: int
     num_pages: int
+    free_host_pages: int
+    num_host_pages: int
+
+
+@dataclass(kw_only=True)
+class _Counters:
+    """Sums over the life of an engine; times in nanoseconds."""
+
+    iterations: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    device_tokens: int = 0
+    host_tokens: int = 0
+    preemptions: int = 0
+    evictions: int = 0
+    landings: int = 0
+    busy_ns: int = 0
+    wait_ns: int = 0
 
 
 class Engine:
-    """Runs requests to their ends on an executor."""
+    """Runs requests to their ends on an executor.
 
-    def __init__(self, executor: Executor) -> None:
+    Args:
+        executor: runs plans.
+        policy: chooses the strategy of each plan; device_only if None.
+    """
+
+    def __init__(self, executor: Executor, policy: Policy | None = None) -> None:
         self.executor = executor
-        self._iterations = self._prompt_tokens = self._output_tokens = self._past_preemptions = 0
+        self.policy = policy
+        self._counters = _Counters()
         self._next_id = 0
         self._torn = False
+        self._last_end = 0
         self._start_empty()
 
     def _start_empty(self) -> None:
-        buckets = self.executor.buckets
+        buckets, worker = self.executor.buckets, self.executor.worker
         self._scheduler = Scheduler(
-            PageTable(self.executor.num_pages, buckets.page_size),
+            PageTable(self.executor.device.num_pages, buckets.page_size),
+            num_layers=self.executor.device.num_layers,
             max_num_seqs=buckets.max_num_seqs,
             max_prefill_tokens=buckets.max_prefill_pages * buckets.page_size,
+            host_pages=PageTable(worker.num_pages, buckets.page_size) if worker else None,
+            max_host_seqs=buckets.max_host_seqs,
+            policy=self.policy,
         )
         self._generations: dict[int, Generation] = {}
         self._pending: deque[Submitted] = deque()
@@ -174,13 +224,19 @@ class Engine:
                 the exception; the engine is empty and usable.
         """
         with self._changing():
+            for request_id in self.executor.arrived():
+                if not self._scheduler.fetch_arrived(request_id):
+                    self.executor.forget(request_id)
             plan = self._scheduler.schedule()
             if plan is not None:
                 self._submit(plan)
             if self._pending and (plan is None or len(self._pending) > 1):
                 self._receive(self._pending.popleft())
+            elif plan is None and self._scheduler.is_fetching:
+                self.executor.wait_for_fetch()
             elif plan is None and self._generations:
                 raise RuntimeError(f"{len(self._generations)} requests are unfinished, but none can be scheduled")
+            self._rest_if_done()
 
     def abort(self, generation: Generation, reason: str | None = None) -> None:
         """End a completion now; what it holds is free for others. One that has ended already is left as it is."""
@@ -188,11 +244,17 @@ class Engine:
             if self._generations.pop(generation.request.id, None) is not None:
                 self._scheduler.finish(generation.request.id)
             generation.abort(reason, time.monotonic())
+            self._rest_if_done()
+
+    def _rest_if_done(self) -> None:
+        """Leave no thread behind when the last request has ended; what is still under way belongs to nobody."""
+        if not self._generations:
+            self.executor.rest()
 
     def warm_up(self) -> None:
         """Compile every program that requests can need; changes none of those under way."""
         with self._changing():
-            self.executor.warm_up()
+            self.executor.device.warm_up()
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -219,23 +281,47 @@ class Engine:
         for generation in self._generations.values():
             generation.error = error
             generation.abort(reason, time.monotonic())
-        self._past_preemptions += self._scheduler.preemptions
+        self._counters = self._totals()
         self._start_empty()
         self.executor.reset()
         self._torn = False
 
+    def _totals(self) -> _Counters:
+        past, now = self._counters, self._scheduler
+        return replace(
+            past,
+            preemptions=past.preemptions + now.preemptions,
+            evictions=past.evictions + now.evictions,
+            landings=past.landings + now.landings,
+        )
+
     def stats(self) -> EngineStats:
         """Return counts since the engine was made."""
         self._recover()
+        totals, scheduler, host = self._totals(), self._scheduler, self.executor.host
+        busy, moves = totals.busy_ns, host.store_ns + host.load_ns
         return EngineStats(
-            iterations=self._iterations,
-            prompt_tokens=self._prompt_tokens,
-            output_tokens=self._output_tokens,
-            preemptions=self._past_preemptions + self._scheduler.preemptions,
-            running=self._scheduler.num_running,
-            waiting=self._scheduler.num_waiting,
-            free_pages=self._scheduler.pages.num_free,
-            num_pages=self._scheduler.pages.num_pages,
+            iterations=totals.iterations,
+            prompt_tokens=totals.prompt_tokens,
+            output_tokens=totals.output_tokens,
+            device_tokens=totals.device_tokens,
+            host_tokens=totals.host_tokens,
+            preemptions=totals.preemptions,
+            evictions=totals.evictions,
+            landings=totals.landings,
+            busy_seconds=busy / 1e9,
+            device_utilisation=1 - min(totals.wait_ns, busy) / busy if busy else None,
+            host_utilisation=min(1.0, (host.attend_ns + moves) / busy) if busy else None,
+            wait_seconds=totals.wait_ns / 1e9,
+            host_seconds=host.attend_ns / 1e9,
+            move_seconds=moves / 1e9,
+            running=scheduler.num_running,
+            waiting=scheduler.num_waiting,
+            on_host=scheduler.num_on_host,
+            free_pages=scheduler.pages.num_free,
+            num_pages=scheduler.pages.num_pages,
+            free_host_pages=scheduler.host_pages.num_free if scheduler.host_pages else 0,
+            num_host_pages=scheduler.host_pages.num_pages if scheduler.host_pages else 0,
         )
 
     def _submit(self, plan: Plan) -> None:
@@ -245,23 +331,51 @@ class Engine:
                 generation = self._generations[chunk.request_id]
                 generation.started = generation.started or now
                 request = generation.request
-                self.executor.assign_slot(
+                self.executor.device.assign_slot(
                     chunk.slot, generation.params, generation.seed, (*request.prompt, *request.output)
                 )
         self._pending.append(self.executor.submit(plan))
-        self._iterations += 1
-        self._prompt_tokens += plan.prefill_tokens
+        self._counters.iterations += 1
+        self._counters.prompt_tokens += plan.prefill_tokens
 
     def _receive(self, submitted: Submitted) -> None:
-        sampled = self.executor.fetch(submitted)
-        now = time.monotonic()
-        for request, row in self._scheduler.update(submitted.plan, sampled.tokens.tolist()):
-            generation = self._generations[request.id]
-            self._take(generation, sampled, row, now)
-            self._output_tokens += int(sampled.tokens[row]) >= 0
+        outcome = self.executor.fetch(submitted)
+        self._account(submitted)
+        plan, now = submitted.plan, time.monotonic()
+        arrived = self._scheduler.update(plan, outcome.sampled.tokens.tolist())
+        hosted = sum(row is not None for cohort in plan.arriving for row in cohort.rows)
+        self._counters.host_tokens += hosted
+        self._counters.device_tokens += len(plan.sampling_requests) - hosted
+        self._end_failed(outcome, now)
+        for request, row in arrived:
+            generation = self._generations.get(request.id)
+            if generation is None:
+                continue
+            self._take(generation, outcome.sampled, row, now)
+            self._counters.output_tokens += int(outcome.sampled.tokens[row]) >= 0
             if generation.finished:
                 del self._generations[request.id]
                 self._scheduler.finish(request.id)
+
+    def _account(self, submitted: Submitted) -> None:
+        end = time.perf_counter_ns()
+        self._counters.busy_ns += end - max(submitted.began_ns, self._last_end)
+        self._counters.wait_ns += submitted.wait_ns
+        self._last_end = end
+
+    def _end_failed(self, outcome: Outcome, now: float) -> None:
+        """End the requests that the host has failed."""
+        failures = dict(outcome.failures)
+        if outcome.host_lost is not None:
+            for request_id, generation in self._generations.items():
+                if generation.request.side == "host":
+                    failures.setdefault(request_id, outcome.host_lost)
+        for request_id, error in failures.items():
+            generation = self._generations.pop(request_id, None)
+            if generation is not None:
+                self._scheduler.finish(request_id)
+                generation.error = error
+                generation.abort(f"{type(error).__name__}: {error}", now)
 
     def _take(self, generation: Generation, sampled: Sampled, row: int, now: float) -> None:
         token = int(sampled.tokens[row])

@@ -1,26 +1,58 @@
-"""Runs plans on the device: the only module of the engine that touches arrays.
+"""Runs plans: tells the device which boundary comes next, and the host worker what to attend to meanwhile.
 
-It mirrors what the programs need to know of each request slot (page table row, sampling settings) in numpy, packs a
-plan into one or two integer matrices, and dispatches. Nothing here waits for the device except `fetch`.
+The executor decides nothing. It walks the stages of a plan in order; the device's queue keeps that order, and the host
+worker's queue keeps the order in which jobs were handed over, so that no further synchronisation is needed: the
+executor waits in one place only, where a cohort boards and the host's result is not there yet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import cast
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .buckets import Buckets
-from .models.config import LlamaConfig
-from .models.llama import Weights
-from .programs import ROW_COLUMNS, TILE_COLUMNS, DecodeAttention, build_programs
-from .sampling import MODES, Sampled, SamplingMode, SamplingRows, pack_rows
+from .host_offload import HostJob, HostWorker
+from .packing import PageTables, pack_cohort, padded_pages
+from .sampling import Sampled
 from .sampling_params import SamplingParams
-from .scheduler import Plan, PrefillChunk
+from .scheduler import Cohort, Eviction, Fetch, Landing, Plan, Stage
+from .trace import Recorder
+
+
+class Device(Protocol):
+    """What an executor asks of a device; `JaxDevice` documents each method."""
+
+    buckets: Buckets
+    num_pages: int
+    num_layers: int
+    tables: PageTables
+
+    def reset(self) -> None: ...
+    def assign_slot(self, slot: int, params: SamplingParams, seed: np.ndarray, tokens: Sequence[int]) -> None: ...
+    def run_decode(self, plan: Plan) -> None: ...
+    def begin(self, plan: Plan) -> None: ...
+    def board(self, cohort: Cohort) -> None: ...
+    def boundary(
+        self, boundary: int, *, device: bool, cohort: int | None, attended: Any
+    ) -> Callable[[], np.ndarray] | None: ...
+    def attend(self, layer: int) -> None: ...
+    def layer(self, boundary: int) -> None: ...
+    def sample(self, plan: Plan) -> Any: ...
+    def fetch(self, end: Any, count: int) -> Sampled: ...
+    def gather(self, layer: int, pages: Sequence[int]) -> Callable[[], np.ndarray]: ...
+    def scatter(self, layer: int, pages: Sequence[int], tiles: Any) -> None: ...
+    def deliver(self, array: np.ndarray) -> Any: ...
+    def no_attention(self, rows: int) -> Any: ...
+    def forget_cohorts(self) -> None: ...
+    def set_weights(self, weights: Any) -> None: ...
+    def warm_up(self) -> None: ...
+    @property
+    def is_idle(self) -> bool: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,236 +61,295 @@ class Submitted:
 
     Attributes:
         plan: what was submitted.
-        end: its samples on the device, those of `plan.sampling_requests` first; where it samples nothing, an array
-            that is ready when the plan has run.
+        end: what `Device.sample` returned.
+        began_ns: when its dispatch began (`time.perf_counter_ns`).
+        wait_ns: how long the executor waited in it for the host, as far as the device then had nothing to do.
     """
 
     plan: Plan
-    end: Sampled | jax.Array
+    end: Any
+    began_ns: int
+    wait_ns: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A plan that has run.
+
+    Attributes:
+        sampled: one row for each of `plan.sampling_requests`.
+        failures: requests whose host jobs failed, with what went wrong; their samples mean nothing.
+        host_lost: what made the host lose pages of every request, if that happened.
+    """
+
+    sampled: Sampled
+    failures: dict[int, BaseException]
+    host_lost: BaseException | None
+
+
+@dataclass(kw_only=True)
+class HostCounters:
+    """What a host worker has done: times in nanoseconds, pages counted in one layer each."""
+
+    attend_ns: int = 0
+    jobs: int = 0
+    store_ns: int = 0
+    stored_pages: int = 0
+    load_ns: int = 0
+    loaded_pages: int = 0
+
+
+@dataclass(kw_only=True)
+class _Riding:
+    """A cohort whose token is under way."""
+
+    request_ids: tuple[int, ...]
+    table: np.ndarray
+    job: HostJob | None = None
+    failed: bool = False
+
+
+@dataclass(kw_only=True)
+class _Progress:
+    """A plan being dispatched."""
+
+    plan: Plan
+    wait_ns: int = 0
+    riding: dict[int, Cohort] = field(default_factory=dict)
 
 
 class Executor:
-    """Device state (weights, KV cache, last tokens) and the programs that advance it.
+    """Runs plans on a device and, if there is a host tier, a host worker.
 
     Args:
-        config: the model.
-        weights: its arrays; they are moved to `device` if they are elsewhere.
-        attention: append and decode attention of this device.
-        device: where everything runs.
-        num_pages: pages of the KV cache.
-        buckets: the batch shapes to compile for.
-        eos_token_ids: tokens that a request with `min_tokens` may not draw early.
+        device: runs the linear layers and the device rows' attention.
+        worker: attends for host rows; None without a host tier.
+        recorder: takes down what happens when; None records nothing.
     """
 
-    def __init__(
-        self,
-        config: LlamaConfig,
-        weights: Weights,
-        *,
-        attention: DecodeAttention,
-        device: jax.Device,
-        num_pages: int,
-        buckets: Buckets,
-        eos_token_ids: Sequence[int],
-    ) -> None:
-        self.config = config
+    def __init__(self, device: Device, worker: HostWorker | None = None, recorder: Recorder | None = None) -> None:
         self.device = device
-        self.num_pages = num_pages
-        self.buckets = buckets
-        self._eos_token_ids = tuple(eos_token_ids)
-        self._programs = build_programs(config, attention, buckets.page_size)
-        self.set_weights(weights)
-        self.reset()
+        self.worker = worker
+        self.recorder = recorder
+        self.host = HostCounters()
+        if worker is not None:
+            worker.on_end = self._note
+        self._start_empty()
 
-    def set_weights(self, weights: Weights) -> None:
-        """Use other weights of the same shapes from the next iteration on."""
-        self._weights = jax.device_put(weights, self.device)
-        # The head's programs get a tree without layers: flattening hundreds of leaves costs more than a dispatch.
-        self._ends = replace(self._weights, layers=())
+    def _start_empty(self) -> None:
+        self._host_tables = PageTables(self.device.buckets)
+        self._cohorts: dict[int, _Riding] = {}
+        self._stores: deque[tuple[int, HostJob]] = deque()
+        self._loads: dict[int, list[HostJob]] = {}
+        self._failures: dict[int, BaseException] = {}
+        self._host_lost: BaseException | None = None
+        self._losses = self.worker.losses if self.worker else 0
 
     @property
-    def dtype(self) -> jnp.dtype:
-        """The type of weights and KV cache."""
-        return self._weights.dtype
+    def buckets(self) -> Buckets:
+        return self.device.buckets
 
     def reset(self) -> None:
-        """Forget all requests. Arrays are made anew, because an interrupted dispatch may have consumed the old ones."""
-        slots, config = self.buckets.max_num_seqs, self.config
-        page = (config.num_key_value_heads, 2, self.buckets.page_size, config.head_dim)
-        self._caches: tuple[jax.Array, ...] = ()
-        self._caches = tuple(
-            jnp.zeros((self.num_pages, *page), self._weights.dtype, device=self.device)
-            for _ in range(config.num_hidden_layers)
-        )
-        self._last_token = jnp.zeros(slots + 1, jnp.int32, device=self.device)
-        self._seen: jax.Array | None = None
-        self._tables = np.zeros((slots + 1, self.buckets.table_width), np.int32)
-        self._params: list[SamplingParams] = [SamplingParams(temperature=0)] * (slots + 1)
-        self._settings = pack_rows([None] * (slots + 1), eos_token_ids=())
+        """Forget all requests and whatever is under way."""
+        if self.worker is not None:
+            self.worker.discard()
+        self._start_empty()
+        self.device.reset()
 
-    def assign_slot(self, slot: int, params: SamplingParams, seed: np.ndarray, tokens: Sequence[int]) -> None:
-        """Give a slot to a request before the plan with its first chunk is submitted.
-
-        Args:
-            slot: row of the per-request state.
-            params: the request's sampling settings.
-            seed: uint32 [2], see `seed_words`.
-            tokens: prompt and output so far, which a repetition penalty counts.
-        """
-        self._params[slot] = params
-        settings = pack_rows([(params, seed, 0)], eos_token_ids=self._eos_token_ids)
-        jax.tree.map(lambda table, row: table.__setitem__(slot, row[0]), self._settings, settings)
-        if SamplingMode.covering([params]).penalties:
-            seen = np.zeros(self.config.vocab_size, bool)
-            seen[list(tokens)] = True
-            self._seen = self._programs.mark_prompt(self._seen_table(), np.int32(slot), seen)
+    def rest(self) -> None:
+        """End the host worker's thread, once what it was given is done; the next job starts another."""
+        if self.worker is not None:
+            self.worker.stop()
+        self._cohorts.clear()
+        self._loads.clear()
+        self.device.forget_cohorts()
 
     def submit(self, plan: Plan) -> Submitted:
         """Dispatch a plan; returns before the device has run it."""
-        for change in plan.new_pages:
-            self._tables[change.slot, change.first : change.first + len(change.pages)] = change.pages
-        rows = self._pack_rows(plan)
-        if plan.prefill:
-            tiles = self._pack_tiles(plan.prefill)
-            x = self._run_mixed(tiles, rows, one_request=len(plan.prefill) == 1)
+        began = time.perf_counter_ns()
+        progress = _Progress(plan=plan, riding={cohort.id: cohort for cohort in plan.cohorts})
+        self.device.tables.apply(plan.new_pages)
+        for landing in plan.landings:
+            self._land(landing)
+        for eviction in plan.evictions:
+            self._host_tables.replace(eviction.slot, eviction.host_pages)
+        self._host_tables.apply(plan.new_host_pages)
+        if plan.decode and not (plan.cohorts or plan.prefill or plan.evictions):
+            self.device.run_decode(plan)
         else:
-            tiles = ()
-            x = self._run_decode(rows)
-        if not plan.sampling_requests:
-            return Submitted(plan=plan, end=x)
-        ends, batch = self._pack_ends(plan, first_row=len(tiles) * self.buckets.page_size)
-        if plan.prefill:
-            x = self._programs.take(x, ends)
-        mode = SamplingMode.covering([self._params[slot] for slot in batch[: len(plan.sampling_requests), 0]])
-        sampled = self._sample(x, batch, mode)
-        for leaf in jax.tree.leaves(sampled):
-            leaf.copy_to_host_async()
-        return Submitted(plan=plan, end=sampled)
+            self._run_stages(progress)
+        for fetch in plan.fetches:
+            self._fetch(fetch)
+        end = self.device.sample(plan)
+        for cohort in plan.arriving:
+            del self._cohorts[cohort.id]
+        return Submitted(plan=plan, end=end, began_ns=began, wait_ns=progress.wait_ns)
 
-    def fetch(self, submitted: Submitted) -> Sampled:
-        """Wait for a plan to end; samples as numpy arrays with one row for each of `plan.sampling_requests`."""
-        if isinstance(submitted.end, jax.Array):
-            submitted.end.block_until_ready()
-            return Sampled(tokens=cast(jax.Array, np.zeros(0, np.int32)))
-        count = len(submitted.plan.sampling_requests)
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], submitted.end)
+    def fetch(self, submitted: Submitted) -> Outcome:
+        """Wait for a plan to end."""
+        sampled = self.device.fetch(submitted.end, len(submitted.plan.sampling_requests))
+        while self._stores and self._stores[0][1].ended:
+            request_id, job = self._stores.popleft()
+            if job.error is not None:
+                self._fail((request_id,), job.error)
+        failures, self._failures = self._failures, {}
+        lost, self._host_lost = self._host_lost, None
+        return Outcome(sampled=sampled, failures=failures, host_lost=lost)
 
-    def warm_up(self, modes: Sequence[SamplingMode] = MODES) -> None:
-        """Compile every program that any plan can need, by running each on padding; changes no request."""
-        buckets = self.buckets
-        if any(mode.penalties for mode in modes):
-            empty = np.zeros(self.config.vocab_size, bool)
-            self._seen = self._programs.mark_prompt(self._seen_table(), np.int32(buckets.max_num_seqs), empty)
-        for count in buckets.decode_rows:
-            xs = [self._run_decode(self._padding_rows(count, width)) for width in buckets.table_widths]
-            for mode in modes:
-                self._sample(xs[0], self._padding_batch(count), mode)
-        for tiles in buckets.tiles:
-            for count in buckets.mixed_rows:
-                xs = [
-                    self._run_mixed(self._padding_tiles(tiles), self._padding_rows(count, width), one_request=alone)
-                    for width in (buckets.table_widths if count else buckets.table_widths[:1])
-                    for alone in ((True, False) if tiles > 1 else (True,))
-                ]
-                for samples in buckets.decode_rows:
-                    self._programs.take(xs[0], np.zeros(samples, np.int32))
-        jax.block_until_ready(self._last_token)
+    def arrived(self) -> list[int]:
+        """Return the requests whose fetches have come to an end; a failed one is reported with the next outcome."""
+        ended = [request_id for request_id, jobs in self._loads.items() if all(job.ended for job in jobs)]
+        for request_id in ended:
+            error = next((job.error for job in self._loads[request_id] if job.error is not None), None)
+            if error is not None:
+                self._fail((request_id,), error)
+        return [request_id for request_id in ended if request_id not in self._failures]
 
-    def _run_decode(self, rows: np.ndarray) -> jax.Array:
-        x, self._caches = self._programs.decode_step(self._weights, self._caches, self._last_token, rows)
-        return x
+    def forget(self, request_id: int) -> None:
+        """Drop what was fetched for a request that is gone."""
+        self._loads.pop(request_id, None)
 
-    def _run_mixed(self, tiles: np.ndarray, rows: np.ndarray, *, one_request: bool) -> jax.Array:
-        packed = jax.device_put((tiles, rows), self.device)
-        x, turn = self._programs.embed_mixed(self._ends, self._last_token, *packed)
-        caches = list(self._caches)
-        for index, layer in enumerate(self._weights.layers):
-            x, caches[index] = self._programs.layer_mixed(
-                layer, caches[index], x, turn, *packed, one_request=one_request
-            )
-        self._caches = tuple(caches)
-        return x
+    def wait_for_fetch(self) -> None:
+        """Wait until a fetch has come to an end; there must be one."""
+        jobs = next(iter(self._loads.values()))
+        assert self.worker is not None
+        for job in jobs:
+            self._result_or_none(job)
 
-    def _sample(self, x: jax.Array, batch: np.ndarray, mode: SamplingMode) -> Sampled:
-        seen = self._seen if mode.penalties else None
-        settings = self._settings_of(batch[:, 0], mode)
-        sampled, self._last_token, seen = self._programs.sample(
-            self._ends, x, batch, self._last_token, seen, settings, mode=mode
+    def _run_stages(self, progress: _Progress) -> None:
+        plan, device = progress.plan, self.device
+        stages = plan.stages
+        device.begin(plan)
+        for cohort in plan.cohorts:
+            if cohort.first == 0:
+                self._depart(cohort)
+        gathered = -1
+        attended = False
+        for index, stage in enumerate(stages):
+            boundary = stage.boundary
+            follows = stages[index + 1] if index + 1 < len(stages) else None
+            if gathered < boundary < plan.num_layers:
+                gathered = boundary
+                for eviction in plan.evictions:
+                    self._evict(eviction, boundary)
+            if stage.device and stage.cohort is None and boundary > 0 and not attended:
+                device.layer(boundary)
+            else:
+                self._pass(progress, stage, follows)
+            if stage.device and boundary < plan.num_layers:
+                # Where the device rows go on alone, their attention and the boundary after it are one program.
+                attended = follows is None or not follows.device or follows.cohort is not None
+                if attended:
+                    device.attend(boundary)
+        for layer in range(gathered + 1, plan.num_layers):
+            for eviction in plan.evictions:
+                self._evict(eviction, layer)
+
+    def _pass(self, progress: _Progress, stage: Stage, follows: Stage | None) -> None:
+        boundary, attended = stage.boundary, None
+        if stage.cohort is not None and boundary > 0:
+            attended = self._await(progress, self._cohorts[stage.cohort], stage.cohort, boundary)
+        qkv = self.device.boundary(boundary, device=stage.device, cohort=stage.cohort, attended=attended)
+        if stage.cohort is not None and qkv is not None:
+            at_once = follows is not None and follows.cohort == stage.cohort
+            self._hand_over(progress.riding[stage.cohort], boundary, qkv, wake=not at_once)
+
+    def _depart(self, cohort: Cohort) -> None:
+        packed = pack_cohort(cohort, self.buckets)
+        self._cohorts[cohort.id] = _Riding(
+            request_ids=tuple(row.request_id for row in cohort.rows if row is not None),
+            table=self._host_tables.rows[packed[:, 0]],
         )
-        if mode.penalties:
-            self._seen = seen
-        return sampled
+        self.device.board(cohort)
 
-    def _settings_of(self, slots: np.ndarray, mode: SamplingMode) -> SamplingRows | None:
-        # A copy, which a program still under way may read after a slot's settings have changed.
-        return jax.tree.map(lambda table: table[slots], self._settings) if mode.sampled else None
+    def _hand_over(self, cohort: Cohort, layer: int, qkv: Callable[[], np.ndarray], *, wake: bool) -> None:
+        riding = self._cohorts[cohort.id]
+        if riding.failed:
+            return
+        assert self.worker is not None
+        lengths = np.ascontiguousarray(pack_cohort(cohort, self.buckets)[:, 1])
+        riding.job = self.worker.attend(
+            layer, qkv, riding.table, lengths, self.device.deliver, tag=cohort.id, wake=wake
+        )
 
-    def _seen_table(self) -> jax.Array:
-        if self._seen is None:
-            shape = (self.buckets.max_num_seqs + 1, self.config.vocab_size)
-            return jnp.zeros(shape, bool, device=self.device)
-        return self._seen
+    def _await(self, progress: _Progress, riding: _Riding, cohort: int, boundary: int) -> Any:
+        """Return the host's attention for a cohort that boards; zeros if it has failed."""
+        if not riding.failed:
+            assert riding.job is not None
+            begin = time.perf_counter_ns()
+            late = not riding.job.ended
+            result = self._result_or_none(riding.job)
+            if late:
+                end = time.perf_counter_ns()
+                if self.device.is_idle:
+                    progress.wait_ns += end - begin
+                if self.recorder is not None:
+                    self.recorder.span("waits", "device waits", begin, end, layer=boundary - 1, cohort=cohort)
+            if result is not None:
+                return result
+            riding.failed = True
+            assert riding.job.error is not None
+            self._fail(riding.request_ids, riding.job.error)
+        return self.device.no_attention(len(riding.table))
 
-    def _pack_rows(self, plan: Plan) -> np.ndarray:
-        """Return the decode batch, int32 [B, 2 + W], padded to a bucket."""
-        decode, buckets = plan.decode, self.buckets
-        count = buckets.fit(buckets.mixed_rows if plan.prefill else buckets.decode_rows, len(decode))
-        longest = max((row.length for row in decode), default=1)
-        width = buckets.fit(buckets.table_widths, -(-longest // buckets.page_size))
-        packed = self._padding_rows(count, width)
-        if decode:
-            slots = [row.slot for row in decode]
-            packed[: len(decode), 0] = slots
-            packed[: len(decode), 1] = [row.length for row in decode]
-            packed[: len(decode), ROW_COLUMNS:] = self._tables[slots, :width]
-        return packed
+    def _result_or_none(self, job: HostJob) -> Any:
+        assert self.worker is not None
+        try:
+            return self.worker.wait(job)
+        except Exception:
+            if job.error is None:
+                raise
+            return None
 
-    def _pack_tiles(self, chunks: Sequence[PrefillChunk]) -> np.ndarray:
-        """Return the prompt tiles, int32 [M, 2 + S + W], padded to a bucket."""
-        size = self.buckets.page_size
-        tiles = [-(-len(chunk.tokens) // size) for chunk in chunks]
-        packed = self._padding_tiles(self.buckets.fit(self.buckets.tiles, sum(tiles)))
-        tile = 0
-        for chunk, count in zip(chunks, tiles, strict=True):
-            block = packed[tile : tile + count]
-            first_page = chunk.start // size
-            block[:, 0] = chunk.start + np.arange(count) * size
-            block[:, 1] = self._tables[chunk.slot, first_page : first_page + count]
-            tokens = np.zeros(count * size, np.int32)
-            tokens[: len(chunk.tokens)] = chunk.tokens
-            block[:, TILE_COLUMNS : TILE_COLUMNS + size] = tokens.reshape(count, size)
-            block[:, TILE_COLUMNS + size :] = self._tables[chunk.slot]
-            tile += count
-        return packed
+    def _evict(self, eviction: Eviction, layer: int) -> None:
+        assert self.worker is not None
+        tiles = self.device.gather(layer, eviction.device_pages)
+        pages = padded_pages(eviction.host_pages, self.buckets, padding=-1)
+        self._stores.append((eviction.request_id, self.worker.store(layer, tiles, pages, tag=eviction.request_id)))
 
-    def _pack_ends(self, plan: Plan, *, first_row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return which of the iteration's tokens are sampled after, int32 [R], and the sample batch, int32 [R, 2].
+    def _fetch(self, fetch: Fetch) -> None:
+        assert self.worker is not None
+        pages = padded_pages(fetch.host_pages, self.buckets, padding=-1)
+        self._loads[fetch.request_id] = [
+            self.worker.load(layer, pages, self.device.deliver, tag=fetch.request_id)
+            for layer in range(self.device.num_layers)
+        ]
 
-        `first_row` is the place of the first decode row, after the tiles. Both are padded to a bucket.
-        """
-        size, samples, tile = self.buckets.page_size, [], 0
-        for chunk in plan.prefill:
-            if chunk.samples:
-                samples.append((tile * size + len(chunk.tokens) - 1, chunk.slot, chunk.step))
-            tile += -(-len(chunk.tokens) // size)
-        samples += [(row, item.slot, item.step) for row, item in enumerate(plan.decode, first_row)]
-        count = self.buckets.fit(self.buckets.decode_rows, len(samples))
-        ends, batch = np.zeros(count, np.int32), self._padding_batch(count)
-        packed = np.array(samples, np.int32)
-        ends[: len(samples)], batch[: len(samples)] = packed[:, 0], packed[:, 1:]
-        return ends, batch
+    def _land(self, landing: Landing) -> None:
+        self.device.tables.replace(landing.slot, landing.device_pages)
+        for layer, job in enumerate(self._loads.pop(landing.request_id)):
+            self.device.scatter(layer, landing.device_pages, self._result_or_none(job))
 
-    def _padding_rows(self, count: int, width: int) -> np.ndarray:
-        packed = np.zeros((count, ROW_COLUMNS + width), np.int32)
-        packed[:, 0] = self.buckets.max_num_seqs
-        return packed
+    def _note(self, job: HostJob) -> None:
+        """Count a host job that has ended; called in the thread that ran it, one at a time."""
+        spent = job.ended_ns - (job.fetched_ns or job.ended_ns)
+        if job.kind == "attend":
+            self.host.attend_ns += spent
+            self.host.jobs += 1
+        elif job.kind == "store":
+            self.host.store_ns += spent
+            self.host.stored_pages += job.rows
+        else:
+            self.host.load_ns += spent
+            self.host.loaded_pages += job.rows
+        if self.recorder is None or job.error is not None:
+            return
+        names = {
+            "attend": ("to host", "attention", "to device"),
+            "store": ("to host", "evict", ""),
+            "load": ("", "fetch", "to device"),
+        }
+        arrive, work, leave = names[job.kind]
+        args = {"layer": job.layer, "rows": job.rows} | ({"cohort": job.tag} if job.kind == "attend" else {})
+        if arrive:
+            self.recorder.span("transfers", arrive, job.begun_ns, job.fetched_ns, **args)
+        self.recorder.span("host", work, job.fetched_ns, job.computed_ns, **args)
+        if leave:
+            self.recorder.span("transfers", leave, job.computed_ns, job.ended_ns, **args)
 
-    def _padding_tiles(self, count: int) -> np.ndarray:
-        packed = np.zeros((count, TILE_COLUMNS + self.buckets.page_size + self.buckets.table_width), np.int32)
-        packed[:, 1] = self.num_pages
-        return packed
-
-    def _padding_batch(self, count: int) -> np.ndarray:
-        packed = np.zeros((count, 2), np.int32)
-        packed[:, 0] = self.buckets.max_num_seqs
-        return packed
+    def _fail(self, request_ids: Sequence[int], error: BaseException) -> None:
+        self._failures |= dict.fromkeys(request_ids, error)
+        assert self.worker is not None
+        if self.worker.losses > self._losses:
+            self._losses = self.worker.losses
+            self._host_lost = error

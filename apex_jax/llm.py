@@ -16,6 +16,8 @@ from .device import default_dtype, device_attention_for
 from .engine import Engine, EngineStats
 from .executor import Executor
 from .fair_lock import FairLock
+from .host_tier import make_policy, make_worker
+from .jax_device import JaxDevice
 from .jobs import Job, delta, result
 from .memory import EngineSizes, plan_memory
 from .models import LlamaConfig, Tokenizer, Weights, open_model, params_dtype, weights_from_params
@@ -51,6 +53,8 @@ class LLM:
         dtype: of weights and KV cache.
         attention_name: decode attention in use, "native" or "xla".
         device_kv_tokens: size of the device KV cache in tokens.
+        host_kv_tokens: size of the host KV cache in tokens, 0 without one.
+        strategy: as it was given.
         max_model_len: longest context in tokens, prompt and output.
     """
 
@@ -120,15 +124,18 @@ class LLM:
         self.dtype = weights.dtype
         self.attention_name = attention.name
         self.device_kv_tokens = sizes.pages * options.page_size
+        self.host_kv_tokens = sizes.host_pages * options.page_size
         self.max_model_len = sizes.max_model_len
+        self.strategy = options.strategy
         buckets = Buckets(
             max_num_seqs=sizes.max_num_seqs,
+            max_host_seqs=sizes.max_host_seqs,
             max_prefill_pages=sizes.max_prefill_pages,
             page_size=options.page_size,
             table_width=-(-self.max_model_len // options.page_size),
             ragged_attention=attention.ragged,
         )
-        executor = Executor(
+        jax_device = JaxDevice(
             config,
             weights,
             attention=attention.append_and_attend,
@@ -137,7 +144,9 @@ class LLM:
             buckets=buckets,
             eos_token_ids=config.eos_token_ids,
         )
-        self._engine = Engine(executor)
+        worker = make_worker(config, weights.dtype, options, sizes, device=device)
+        policy = make_policy(options, sizes)
+        self._engine = Engine(Executor(jax_device, worker), policy)
         self._lock = FairLock()
         self._dropped: deque[list[Job]] = deque()
         self._seeds = np.random.default_rng(options.seed)
@@ -205,8 +214,8 @@ class LLM:
             self._abort_dropped()
             if self._engine.has_unfinished:
                 raise RuntimeError("update_params was called while requests are under way; let them end or close them")
-            executor = self._engine.executor
-            executor.set_weights(jax.tree.map(jnp.copy, weights_from_params(self.config, params, dtype=executor.dtype)))
+            weights = weights_from_params(self.config, params, dtype=self.dtype)
+            self._engine.executor.device.set_weights(jax.tree.map(jnp.copy, weights))
 
     def warm_up(self, *, use_tqdm: bool = False) -> None:
         """Compile everything that requests can need, so that none of them waits for a compilation.

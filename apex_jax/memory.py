@@ -30,12 +30,16 @@ class EngineSizes:
         max_num_seqs: requests that run at once.
         max_prefill_pages: pages of prompt tokens computed in one iteration.
         max_model_len: longest context in tokens, prompt and output.
+        host_pages: pages of the host KV cache, 0 without one.
+        max_host_seqs: requests that live on the host at once.
     """
 
     pages: int
     max_num_seqs: int
     max_prefill_pages: int
     max_model_len: int
+    host_pages: int
+    max_host_seqs: int
 
 
 def kv_bytes_per_token(config: LlamaConfig, dtype: jnp.dtype) -> int:
@@ -60,11 +64,13 @@ def plan_memory(config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *
         )
     longest = options.max_model_len or own_limit
     max_num_seqs = options.max_num_seqs or (16 if device.platform == "cpu" else 64)
+    max_host_seqs = 0 if options.host_kv_bytes is None else options.max_host_seqs or 4 * max_num_seqs
     # No iteration has more prompt tokens than all requests together.
     prompt_pages = max(1, min(options.max_num_batched_tokens, max_num_seqs * longest) // page_size)
     free = _free_after_weights(config, dtype, device)
+    requests = max_num_seqs + max_host_seqs
     free -= _work_bytes(
-        config, options, max_num_seqs=max_num_seqs, prompt_tokens=prompt_pages * page_size, free=free, device=device
+        config, options, max_num_seqs=requests, prompt_tokens=prompt_pages * page_size, free=free, device=device
     )
     pages, budget = _pages(config, dtype, options, useful_tokens=max_num_seqs * longest, free=free, device=device)
     cached = pages * page_size
@@ -73,9 +79,34 @@ def plan_memory(config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *
             f"max_model_len={options.max_model_len} is above what the KV cache holds: {budget} gives {cached} tokens "
             f"in pages of {page_size}"
         )
+    used = free_memory(device) - free + pages * page_size * kv_bytes_per_token(config, dtype)
     return EngineSizes(
-        pages=pages, max_num_seqs=max_num_seqs, max_prefill_pages=prompt_pages, max_model_len=min(longest, cached)
+        pages=pages,
+        max_num_seqs=max_num_seqs,
+        max_prefill_pages=prompt_pages,
+        max_model_len=min(longest, cached),
+        host_pages=_host_pages(config, dtype, options, used=used if _limit(device) is None else 0),
+        max_host_seqs=max_host_seqs,
     )
+
+
+def _host_pages(config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *, used: int) -> int:
+    """Return the pages of the host KV cache; `used` bytes of main memory are the device's, where it is a CPU."""
+    if options.host_kv_bytes is None:
+        return 0
+    token_bytes = kv_bytes_per_token(config, dtype)
+    pages = options.host_kv_bytes // (token_bytes * options.page_size)
+    if pages < 1:
+        raise ValueError(
+            f"host_kv_bytes={options.host_kv_bytes} is less than one page of the host KV cache: {options.page_size} "
+            f"tokens of {token_bytes} bytes each"
+        )
+    free = host_memory_available() - used
+    if options.host_kv_bytes > free:
+        raise ValueError(
+            f"host_kv_bytes={options.host_kv_bytes} is above the {free} bytes of main memory that are free"
+        )
+    return pages
 
 
 def _free_after_weights(config: LlamaConfig, dtype: jnp.dtype, device: jax.Device) -> int:
@@ -98,7 +129,8 @@ def _work_bytes(
     per_token = 4 * (2 * config.hidden_size + 2 * config.query_size + 3 * config.intermediate_size)
     rows, prompts = max_num_seqs * (per_request + per_token), prompt_tokens * per_token
     if rows + prompts > free:
-        name = "max_num_seqs" if rows > prompts else "max_num_batched_tokens"
+        of_rows = "max_num_seqs" if options.host_kv_bytes is None else "max_num_seqs + max_host_seqs"
+        name = of_rows if rows > prompts else "max_num_batched_tokens"
         value = max_num_seqs if rows > prompts else options.max_num_batched_tokens
         raise ValueError(
             f"{name}={value} needs {max(rows, prompts)} bytes for the work of one iteration; {device} has {free} bytes "

@@ -7,6 +7,8 @@ from numbers import Integral, Real
 
 import jax
 
+from .scheduler import STRATEGIES
+
 PAGE_SIZES = (16, 32, 64, 128)
 
 
@@ -24,6 +26,13 @@ class EngineOptions:
         memory_fraction: share of the device's free memory for the KV cache if its size is not given; 0.9 on an
             accelerator and 0.125 on a CPU if None.
         page_size: tokens in a page of the KV cache: 16, 32, 64 or 128.
+        host_kv_bytes: size of the host KV cache, in main memory: requests that the device has no room for live there
+            and have their attention computed by the CPU. None for no host tier.
+        max_host_seqs: requests that live there at once; four times `max_num_seqs` if None.
+        strategy: how the device's and the host's work go together: "device_only", "layer_sync",
+            "asymmetric_pipelining", "async_overlap", or "auto": what a cost model predicts to be fastest, iteration by
+            iteration. Without a host tier there is only "device_only", and "auto" means that.
+        num_cohorts: groups in which the host requests of "async_overlap" advance, each at another layer.
         device: where the model runs; JAX's default device if None.
         seed: requests without a seed of their own get one drawn from this.
 
@@ -38,13 +47,18 @@ class EngineOptions:
     device_kv_bytes: int | None = None
     memory_fraction: float | None = None
     page_size: int = 64
+    host_kv_bytes: int | None = None
+    max_host_seqs: int | None = None
+    strategy: str = "auto"
+    num_cohorts: int = 2
     device: jax.Device | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "device_kv_tokens", "device_kv_bytes")
-        for name in counts:
-            optional = name != "max_num_batched_tokens"
+        needed = ("max_num_batched_tokens", "num_cohorts")
+        counts = ("max_model_len", "max_num_seqs", "device_kv_tokens", "device_kv_bytes")
+        for name in (*needed, *counts, "host_kv_bytes", "max_host_seqs"):
+            optional = name not in needed
             if not (optional and getattr(self, name) is None):
                 self._check_integer(name, 1, f"a positive integer{' or None' if optional else ''}")
         self._check_integer("seed", 0, "an integer of at least 0")
@@ -56,6 +70,7 @@ class EngineOptions:
                 "give device_kv_tokens or device_kv_bytes, not both: "
                 f"got {self.device_kv_tokens} tokens and {self.device_kv_bytes} bytes"
             )
+        self._check_host()
         fraction = self.memory_fraction
         if fraction is not None and (
             isinstance(fraction, bool) or not isinstance(fraction, Real) or not 0 < fraction <= 1
@@ -67,6 +82,16 @@ class EngineOptions:
                 "device must be a jax.Device such as jax.devices()[0] or jax.devices('cpu')[0], or None; "
                 f"got {self.device!r}; JAX's devices here: {found}"
             )
+
+    def _check_host(self) -> None:
+        if self.strategy not in ("auto", *STRATEGIES):
+            allowed = ", ".join(("auto", *STRATEGIES))
+            raise ValueError(f"strategy must be one of {allowed}, got {self.strategy!r}")
+        if self.host_kv_bytes is None:
+            if self.strategy not in ("auto", "device_only"):
+                raise ValueError(f"strategy={self.strategy!r} needs a host KV cache: give host_kv_bytes")
+            if self.max_host_seqs is not None:
+                raise ValueError(f"max_host_seqs={self.max_host_seqs} needs a host KV cache: give host_kv_bytes")
 
     def _check_integer(self, name: str, least: int, wanted: str) -> None:
         value = getattr(self, name)

@@ -1,13 +1,15 @@
 """The device programs of an iteration: pure functions over weights, caches and packed integer batches.
 
-An iteration that only decodes is one whole-step program, so that Python dispatches once. An iteration with prompt
-tokens runs `embed_mixed`, then `layer_mixed` once per layer (one compilation serves all layers), since its compute
-hides the dispatch. Both end in `sample_rows`, which takes the rows that need a token through the head and the sampler
-and leaves the tokens on the device, where the next iteration reads them. Its shapes depend on the number of these rows
-alone (`take` picks them out of an iteration with prompt tokens), because there are many sampling modes to compile.
+An iteration that only decodes device rows is one whole-step program, so that Python dispatches once. Any other runs
+from boundary to boundary (see `scheduler.plan`): `boundary` is post-attention of one layer and pre-attention of the
+next for device rows, a cohort of host rows, or both in one batch; `attend` is the device rows' attention in between;
+`layer` is `attend` and `boundary` in one, for the boundaries that no cohort rides. Each is compiled once for all layers.
+All end in `sample_rows`, which takes the rows that need a token through the head and the sampler and leaves the tokens
+on the device, where the next iteration reads them. Its shapes depend on the number of these rows alone (`collect`
+brings them together from all that rode to the end), because there are many sampling modes to compile.
 
 Letters beside the project's: M tiles of S prompt tokens (a tile fills one KV page), R rows that sample, W page table
-width.
+width. T counts the tokens of a batch: those of the tiles, then the decode rows.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ Appends k and v at position `lengths - 1` and attends over `lengths` tokens; row
 
 
 class DecodeBatch(NamedTuple):
-    """Columns of int32 [B, 2 + W]; padding rows have length 0 and the spare slot."""
+    """Columns of int32 [B, 2 + W]; padding rows have length 0 and the spare slot. W is 0 for host rows."""
 
     slots: Array
     lengths: Array
@@ -78,17 +80,47 @@ class SampleBatch(NamedTuple):
         return cls(packed[:, 0], packed[:, 1])
 
 
+class Heads(NamedTuple):
+    """What pre-attention gives: q [T, N, H], k and v [T, K, H]."""
+
+    q: Array
+    k: Array
+    v: Array
+
+
+class Riders(NamedTuple):
+    """Rows that pass a boundary together.
+
+    Attributes:
+        x: residual stream [T, D].
+        turn: their rotation, float32 [T, 2, H/2].
+        attended: attention [T, N, H] of the layer behind the boundary; None at boundary 0.
+    """
+
+    x: Array
+    turn: Array
+    attended: Array | None
+
+
+Passed = tuple[Array, Heads | None]
+"""x [T, D] after a boundary and the heads for the layer ahead, which boundary L does not give."""
+
+
 @dataclass(frozen=True)
 class Programs:
     """Jitted programs for one model, device attention and page size; each compiles once for every shape of its
     batch."""
 
     decode_step: Callable[..., tuple[Array, Caches]]
-    embed_mixed: Callable[..., tuple[Array, Array]]
-    layer_mixed: Callable[..., tuple[Array, Array]]
-    take: Callable[[Array, Any], Array]
+    embed: Callable[..., tuple[Array, Array]]
+    boundary: Callable[..., tuple[Passed | None, tuple[Array, Array | None] | None]]
+    attend: Callable[..., tuple[Array, Array]]
+    layer: Callable[..., tuple[Passed, Array]]
+    collect: Callable[[Array, Array, Any], Array]
     sample: Callable[..., tuple[Sampled, Array, Array | None]]
     mark_prompt: Callable[[Array, Any, Any], Array]
+    gather: Callable[[Array, Any], Array]
+    scatter: Callable[[Array, Any, Any], Array]
 
 
 def build_programs(config: LlamaConfig, attention: DecodeAttention, page_size: int) -> Programs:
@@ -112,30 +144,46 @@ def build_programs(config: LlamaConfig, attention: DecodeAttention, page_size: i
             new_caches.append(cache)
         return x, tuple(new_caches)
 
-    def embed_mixed(
-        weights: Weights, last_token: Array, packed_tiles: Array, packed_rows: Array
+    def embed(
+        weights: Weights, last_token: Array, packed_tiles: Array | None, packed_rows: Array
     ) -> tuple[Array, Array]:
-        tiles = TileBatch.unpack(packed_tiles, page_size)
         rows = DecodeBatch.unpack(packed_rows)
-        tokens = jnp.concatenate([tiles.tokens.reshape(-1), last_token[rows.slots]])
-        positions = (tiles.starts[:, None] + jnp.arange(page_size)[None, :]).reshape(-1)
-        positions = jnp.concatenate([positions, jnp.maximum(rows.lengths - 1, 0)])
+        tokens, positions = last_token[rows.slots], jnp.maximum(rows.lengths - 1, 0)
+        if packed_tiles is not None:
+            tiles = TileBatch.unpack(packed_tiles, page_size)
+            places = (tiles.starts[:, None] + jnp.arange(page_size)[None, :]).reshape(-1)
+            tokens = jnp.concatenate([tiles.tokens.reshape(-1), tokens])
+            positions = jnp.concatenate([places, positions])
         return llama.embed(config, weights, tokens), llama.rotation(config, positions)
 
-    def layer_mixed(
-        layer: LayerWeights,
-        cache: Array,
-        x: Array,
-        turn: Array,
-        packed_tiles: Array,
-        packed_rows: Array,
-        one_request: bool,
+    def boundary(
+        behind: LayerWeights | None, ahead: LayerWeights | None, device: Riders | None, cohort: Riders | None
+    ) -> tuple[Passed | None, tuple[Array, Array | None] | None]:
+        on_board = [riders for riders in (device, cohort) if riders is not None]
+        x = jnp.concatenate([riders.x for riders in on_board])
+        if behind is not None:
+            attended = jnp.concatenate([riders.attended.astype(x.dtype) for riders in on_board])
+            x = llama.post_attention(config, behind, x, attended)
+        heads = None
+        if ahead is not None:
+            turn = jnp.concatenate([riders.turn for riders in on_board])
+            heads = Heads(*llama.pre_attention(config, ahead, x, turn))
+        border = 0 if device is None else device.x.shape[0]
+        first = None if device is None else (x[:border], heads and Heads(*(part[:border] for part in heads)))
+        if cohort is None:
+            return first, None
+        return first, (x[border:], heads and jnp.concatenate([part[border:] for part in heads], axis=1))
+
+    def attend(
+        cache: Array, heads: Heads, packed_tiles: Array | None, packed_rows: Array, one_request: bool
     ) -> tuple[Array, Array]:
-        tiles = TileBatch.unpack(packed_tiles, page_size)
         rows = DecodeBatch.unpack(packed_rows)
+        if packed_tiles is None:
+            return attention(*heads, cache, rows.table, rows.lengths)
+        tiles = TileBatch.unpack(packed_tiles, page_size)
         num_tiles = tiles.starts.shape[0]
         prompt = num_tiles * page_size
-        q, k, v = llama.pre_attention(config, layer, x, turn)
+        q, k, v = heads
 
         def tiled(a: Array) -> Array:
             return a[:prompt].reshape(num_tiles, page_size, *a.shape[1:])
@@ -147,8 +195,24 @@ def build_programs(config: LlamaConfig, attention: DecodeAttention, page_size: i
             decoded, cache = lax.optimization_barrier((decoded, cache))
         cache = write_tiles(cache, tiles.pages, tiled(k), tiled(v))
         out = prefill_attention(tiled(q), cache, tiles.table, tiles.starts, one_request=one_request)
-        out = jnp.concatenate([out.reshape(prompt, *q.shape[1:]), decoded.astype(out.dtype)])
-        return llama.post_attention(config, layer, x, out), cache
+        return jnp.concatenate([out.reshape(prompt, *q.shape[1:]), decoded.astype(out.dtype)]), cache
+
+    def layer(
+        behind: LayerWeights,
+        ahead: LayerWeights | None,
+        cache: Array,
+        passed: Passed,
+        turn: Array,
+        packed_tiles: Array | None,
+        packed_rows: Array,
+        one_request: bool,
+    ) -> tuple[Passed, Array]:
+        x, heads = passed
+        assert heads is not None
+        attended, cache = attend(cache, heads, packed_tiles, packed_rows, one_request)
+        after, _ = boundary(behind, ahead, Riders(x, turn, attended), None)
+        assert after is not None
+        return after, cache
 
     def sample_rows(
         weights: Weights,
@@ -169,9 +233,13 @@ def build_programs(config: LlamaConfig, attention: DecodeAttention, page_size: i
 
     return Programs(
         decode_step=jax.jit(decode_step, donate_argnames=("caches",)),
-        embed_mixed=jax.jit(embed_mixed),
-        layer_mixed=jax.jit(layer_mixed, donate_argnames=("cache", "x"), static_argnames=("one_request",)),
-        take=jax.jit(lambda x, rows: x[rows]),
+        embed=jax.jit(embed),
+        boundary=jax.jit(boundary),
+        attend=jax.jit(attend, donate_argnames=("cache",), static_argnames=("one_request",)),
+        layer=jax.jit(layer, donate_argnames=("cache",), static_argnames=("one_request",)),
+        collect=jax.jit(lambda ends, x, places: ends.at[places].set(x, mode="drop"), donate_argnums=0),
         sample=jax.jit(sample_rows, donate_argnames=("last_token", "seen"), static_argnames=("mode",)),
         mark_prompt=jax.jit(lambda seen, slot, row: seen.at[slot].set(row), donate_argnums=0),
+        gather=jax.jit(lambda cache, pages: cache[pages]),
+        scatter=jax.jit(lambda cache, pages, tiles: cache.at[pages].set(tiles, mode="drop"), donate_argnums=0),
     )

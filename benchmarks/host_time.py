@@ -25,6 +25,7 @@ from apex_jax import LlamaConfig, SamplingParams
 from apex_jax.buckets import Buckets
 from apex_jax.engine import Engine
 from apex_jax.executor import Executor
+from apex_jax.jax_device import JaxDevice
 from apex_jax.models import random_weights
 from apex_jax.stopping import OutputStream
 
@@ -46,18 +47,19 @@ def build(layers: int, rows: int) -> Engine:
         head_dim=16,
         max_position_embeddings=1024,
     )
-    buckets = Buckets(max_num_seqs=rows, max_prefill_pages=1, page_size=64, table_width=16, ragged_attention=True)
-    return Engine(
-        Executor(
-            config,
-            random_weights(config, 0, jnp.float32),
-            attention=trivial_attention,
-            device=jax.devices()[0],
-            num_pages=16 * rows,
-            buckets=buckets,
-            eos_token_ids=(),
-        )
+    buckets = Buckets(
+        max_num_seqs=rows, max_host_seqs=0, max_prefill_pages=1, page_size=64, table_width=16, ragged_attention=True
     )
+    device = JaxDevice(
+        config,
+        random_weights(config, 0, jnp.float32),
+        attention=trivial_attention,
+        device=jax.devices()[0],
+        num_pages=16 * rows,
+        buckets=buckets,
+        eos_token_ids=(),
+    )
+    return Engine(Executor(device))
 
 
 def run(engine: Engine, rows: int) -> None:

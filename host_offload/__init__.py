@@ -3,10 +3,13 @@
 from .attention import decode_attention, native_attention_available
 from .cache import HostKVCache, HostKVConfig, allocate, available_memory, read_pages, write_pages
 from .native_library import machine_instructions
+from .worker import HostJob, HostWorker
 
 __all__ = [
+    "HostJob",
     "HostKVCache",
     "HostKVConfig",
+    "HostWorker",
     "allocate",
     "available_memory",
     "decode_attention",

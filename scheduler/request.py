@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
+
+Side = Literal["device", "host"]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -10,6 +13,8 @@ class Request:
     """One sequence being generated.
 
     A request is *waiting* while it has no slot, *prefilling* while `computed < prefill_target`, *decoding* after that.
+    A decoding request has its KV on one side. On the host it *rests* between two tokens, is in a cohort for the length
+    of a token, or is being fetched.
 
     Attributes:
         id: unique and increasing with arrival; the scheduler serves lower ids first.
@@ -21,8 +26,16 @@ class Request:
         prefill_target: tokens to prefill after the last admission: the prompt and, after a preemption, the output so
             far.
         slot: row of the executor's per-request state, None while waiting.
-        pages: device pages held, in order of position.
-        preemptions: how often its pages were taken away.
+        side: where its KV is.
+        pages: device pages held, in order of position; a fetch reserves them.
+        host_pages: the same on the host.
+        cohort: id of the cohort it is in, if any.
+        fetching: its KV is on the way to the device.
+        fetched: its KV has come there and waits for a plan that lands it.
+        last_turn: number of the plan with which it last began a token on the host.
+        preemptions: how often its pages were taken away and its tokens computed again.
+        evictions, landings: how often it moved to the host, and back.
+        device_tokens, host_tokens: output tokens by the side on which their attention was computed.
     """
 
     id: int
@@ -33,8 +46,18 @@ class Request:
     computed: int = 0
     prefill_target: int = 0
     slot: int | None = None
+    side: Side = "device"
     pages: list[int] = field(default_factory=list)
+    host_pages: list[int] = field(default_factory=list)
+    cohort: int | None = None
+    fetching: bool = False
+    fetched: bool = False
+    last_turn: int = -1
     preemptions: int = 0
+    evictions: int = 0
+    landings: int = 0
+    device_tokens: int = 0
+    host_tokens: int = 0
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -55,3 +78,13 @@ class Request:
     @property
     def is_prefilling(self) -> bool:
         return self.computed < self.prefill_target
+
+    @property
+    def wants_token(self) -> bool:
+        """Whether the next thing it needs is a decode step."""
+        return not self.is_prefilling and self.steps < self.max_tokens
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether it is on the host between two tokens."""
+        return self.side == "host" and self.cohort is None and not self.fetching

@@ -1,8 +1,13 @@
-"""First-come-first-served continuous batching over one pool of device pages.
+"""First-come-first-served continuous batching over device pages and, if there is a host tier, host pages.
 
 Three verbs: `add` a request, `schedule` the next plan, `update` with the tokens of a plan that has run. Plans are made
 one iteration ahead: when a plan is scheduled the tokens of the one before it have usually not arrived, so the scheduler
 counts tokens in flight and never needs their values, except to prefill a preempted request again.
+
+Every request is prefilled on the device and stays there while there is room. When there is none, the youngest device
+request is evicted to the host, if the policy wants requests there and the host has room; otherwise newcomers wait, and
+a request that cannot grow takes the pages of the youngest, which is computed again later. As the device drains, host
+requests are fetched back.
 """
 
 from __future__ import annotations
@@ -10,34 +15,59 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Sequence
 
+from .cohorts import Cohorts
+from .draft import Draft
 from .page_table import PageTable
-from .plan import DecodeRow, NewPages, Plan, PrefillChunk
+from .plan import DecodeRow, Eviction, Fetch, Landing, Plan, PrefillChunk
+from .policy import Decision, FixedPolicy, Policy, Situation
 from .request import Request
 
 
 class Scheduler:
-    """Decides which requests run in the next iteration.
+    """Decides which requests run in the next iteration, and where.
 
     Args:
         pages: the device pages.
-        max_num_seqs: requests that may hold a slot at once.
+        num_layers: L of the model.
+        max_num_seqs: requests that may be on the device at once.
         max_prefill_tokens: prompt tokens computed in one iteration; rounded down to whole pages, at least one.
+        host_pages: the host pages, of the same page size; None without a host tier.
+        max_host_seqs: requests that may be on the host at once.
+        policy: chooses the strategy of each plan; device_only if None.
     """
 
-    def __init__(self, pages: PageTable, *, max_num_seqs: int, max_prefill_tokens: int) -> None:
+    def __init__(
+        self,
+        pages: PageTable,
+        *,
+        num_layers: int,
+        max_num_seqs: int,
+        max_prefill_tokens: int,
+        host_pages: PageTable | None = None,
+        max_host_seqs: int = 0,
+        policy: Policy | None = None,
+    ) -> None:
         if max_num_seqs < 1:
             raise ValueError(f"max_num_seqs is {max_num_seqs}; at least 1 is needed")
         if max_prefill_tokens < 1:
             raise ValueError(f"max_prefill_tokens is {max_prefill_tokens}; at least 1 is needed")
+        if host_pages is not None and host_pages.page_size != pages.page_size:
+            raise ValueError(f"host pages hold {host_pages.page_size} tokens and device pages {pages.page_size}")
         self.pages = pages
+        self.host_pages = host_pages
+        self.num_layers = num_layers
         self.max_num_seqs = max_num_seqs
+        self.max_host_seqs = max_host_seqs if host_pages is not None else 0
         self.max_prefill_pages = max(1, max_prefill_tokens // pages.page_size)
-        self.preemptions = 0
+        self.policy: Policy = policy or FixedPolicy(strategy="device_only")
+        self.preemptions = self.evictions = self.landings = 0
+        self.decision = Decision(strategy="device_only")
         self._plans = 0
         self._requests: dict[int, Request] = {}
         self._waiting: list[Request] = []
         self._running: list[Request] = []
-        self._free_slots = list(range(max_num_seqs - 1, -1, -1))
+        self._cohorts = Cohorts(num_layers)
+        self._free_slots = list(range(max_num_seqs + self.max_host_seqs - 1, -1, -1))
 
     @property
     def num_running(self) -> int:
@@ -48,14 +78,25 @@ class Scheduler:
         return len(self._waiting)
 
     @property
+    def num_on_host(self) -> int:
+        """Running requests whose KV is on the host."""
+        return sum(request.side == "host" for request in self._running)
+
+    @property
     def has_unfinished(self) -> bool:
         return bool(self._requests)
+
+    @property
+    def is_fetching(self) -> bool:
+        """Whether the KV of some request is on its way to the device."""
+        return any(request.fetching for request in self._running)
 
     def check(self, request: Request) -> None:
         """Refuse a request that `add` could not take.
 
         Raises:
-            ValueError: its id is taken, or the pool can never hold its prompt and output.
+            ValueError: its id is taken, or the device pages can never hold its prompt and output: it is computed there
+                from the start, and again after a preemption.
         """
         if request.id in self._requests:
             raise ValueError(f"request id {request.id} is already in use")
@@ -84,20 +125,33 @@ class Scheduler:
         else:
             self._running.remove(request)
             self._release(request)
+        if not self._requests:
+            self._cohorts.clear()
+
+    def fetch_arrived(self, request_id: int) -> bool:
+        """Note that a fetch has come to its end; returns whether the request is still there to land."""
+        request = self._requests.get(request_id)
+        if request is None or not request.fetching:
+            return False
+        request.fetched = True
+        return True
 
     def schedule(self) -> Plan | None:
-        """Make the next plan, or return None if there is nothing to do until more tokens arrive."""
-        new_pages: list[NewPages] = []
-        decode = self._schedule_decode(new_pages)
-        prefill = self._schedule_prefill(new_pages)
-        if not decode and not prefill:
+        """Make the next plan, or return None if there is nothing to do until tokens or fetched pages arrive."""
+        if not self._requests:
             return None
-        plan = Plan(
-            number=self._plans,
-            prefill=tuple(prefill),
-            decode=tuple(decode),
-            new_pages=tuple(new_pages),
-        )
+        draft = Draft()
+        self.decision = self.policy.decide(self.situation())
+        self._land(draft)
+        self._make_room(draft)
+        self._schedule_decode(draft)
+        self._schedule_prefill(draft)
+        if self.host_pages is not None:
+            self._schedule_host(draft)
+            self._fetch_back(draft)
+        if draft.is_empty:
+            return None
+        plan = draft.plan(number=self._plans, num_layers=self.num_layers, strategy=self.decision.strategy)
         self._plans += 1
         return plan
 
@@ -108,97 +162,281 @@ class Scheduler:
             (request, row) for each token that belongs to a request still wanted; `row` indexes `tokens`.
         """
         arrived = []
-        for row, (request_id, token) in enumerate(zip(plan.sampling_requests, tokens, strict=True)):
+        ids = plan.sampling_requests
+        first_hosted = len(ids) - sum(row is not None for cohort in plan.arriving for row in cohort.rows)
+        for row, (request_id, token) in enumerate(zip(ids, tokens, strict=True)):
             request = self._requests.get(request_id)
             if request is not None:
                 request.in_flight -= 1
                 request.output.append(token)
+                if row < first_hosted:
+                    request.device_tokens += 1
+                else:
+                    request.host_tokens += 1
                 arrived.append((request, row))
         return arrived
 
-    def _schedule_decode(self, new_pages: list[NewPages]) -> list[DecodeRow]:
-        rows: list[DecodeRow] = []
-        position = 0
-        while position < len(self._running):
-            request = self._running[position]
-            if not request.is_prefilling and request.steps < request.max_tokens and self._grow(request, new_pages):
+    def situation(self) -> Situation:
+        """Return the requests that exist and the memory that is free, in counts."""
+        device = [r for r in self._running if r.side == "device" and r.wants_token]
+        host = [r for r in self._running if r.side == "host" and not r.fetching]
+        prefilling = [r for r in self._running if r.is_prefilling]
+        budget = self.max_prefill_pages * self.pages.page_size
+        owed = sum(r.prefill_target - r.computed for r in prefilling) + sum(r.length for r in self._waiting)
+        return Situation(
+            num_layers=self.num_layers,
+            device_rows=len(device),
+            device_kv_tokens=sum(r.length for r in device),
+            host_rows=len(host),
+            host_kv_tokens=sum(r.length for r in host),
+            prefill_tokens=min(budget, owed),
+            prefill_context=prefilling[0].computed if prefilling else 0,
+            waiting=len(self._waiting),
+            waiting_tokens=sum(r.length for r in self._waiting),
+            remaining_tokens=sum(r.max_tokens - r.steps for r in self._running),
+            host_remaining_tokens=sum(r.max_tokens - r.steps for r in host),
+            free_device_tokens=self.pages.num_free * self.pages.page_size,
+            free_host_tokens=self.host_pages.num_free * self.host_pages.page_size if self.host_pages else 0,
+            mid_token_rows=sum(r.cohort is not None for r in host),
+            oldest_host_wait=max((self._plans - r.last_turn for r in host), default=0),
+        )
+
+    @property
+    def _on_device(self) -> list[Request]:
+        """Requests that hold or are about to hold a row on the device, in order of arrival."""
+        return [request for request in self._running if request.side == "device" or request.fetching]
+
+    def _land(self, draft: Draft) -> None:
+        for request in self._running:
+            if request.fetched:
                 assert request.slot is not None
-                rows.append(
+                assert self.host_pages is not None
+                draft.landings.append(
+                    Landing(request_id=request.id, slot=request.slot, device_pages=tuple(request.pages))
+                )
+                self.host_pages.free(request.host_pages)
+                request.host_pages = []
+                request.side, request.fetching, request.fetched = "device", False, False
+                request.landings += 1
+                self.landings += 1
+
+    def _make_room(self, draft: Draft) -> None:
+        """Evict the youngest device requests if that lets the first waiting request in."""
+        if not self._waiting or not self._free_slots or self._waiting[0].in_flight:
+            return
+        on_device = self._on_device
+        growth = sum(
+            self.pages.pages_for(r.length) - len(r.pages) for r in on_device if r.side == "device" and r.wants_token
+        )
+        free = self.pages.num_free - growth - self.pages.pages_for(self._waiting[0].length)
+        rows, victims, room = len(on_device), [], self._host_room()
+        for request in reversed(on_device):
+            if free >= rows and rows < self.max_num_seqs:
+                break
+            if not self._can_leave(request):
+                continue
+            room -= self._host_need(request) + 1
+            if room < 0 or len(victims) >= self._host_vacancies():
+                return
+            victims.append(request)
+            rows -= 1
+            free += self.pages.pages_for(request.length)
+        if free >= rows and rows < self.max_num_seqs:
+            for request in victims:
+                self._evict(request, draft)
+
+    def _can_leave(self, request: Request) -> bool:
+        """Whether a request is on the device between two tokens."""
+        return request.side == "device" and request.wants_token and not request.fetching
+
+    def _host_vacancies(self) -> int:
+        return min(self.max_host_seqs, self.decision.max_host_requests) - self.num_on_host
+
+    def _host_room(self) -> int:
+        """Host pages that newcomers may take: one is left for each request there."""
+        return 0 if self.host_pages is None else self.host_pages.num_free - self.num_on_host
+
+    def _host_need(self, request: Request) -> int:
+        return self.pages.pages_for(request.length)
+
+    def _evict(self, request: Request, draft: Draft) -> None:
+        assert self.host_pages is not None
+        assert request.slot is not None
+        count = self.pages.pages_for(request.computed)
+        request.host_pages = self.host_pages.allocate(count)
+        draft.forget_pages(request.slot)
+        draft.evictions.append(
+            Eviction(
+                request_id=request.id,
+                slot=request.slot,
+                device_pages=tuple(request.pages[:count]),
+                host_pages=tuple(request.host_pages),
+            )
+        )
+        self.pages.free(request.pages)
+        request.pages = []
+        request.side = "host"
+        request.last_turn = self._plans
+        request.evictions += 1
+        self.evictions += 1
+
+    def _schedule_decode(self, draft: Draft) -> None:
+        # Growing may evict or preempt requests further on in the list, or this one.
+        for request in list(self._running):
+            if request.slot is None or request.side == "host" or not request.wants_token:
+                continue
+            if self._grow(request, draft):
+                draft.decode.append(
                     DecodeRow(request_id=request.id, slot=request.slot, length=request.length, step=request.steps)
                 )
                 request.computed = request.length
                 request.in_flight += 1
-            position += 1
-        return rows
 
-    def _grow(self, request: Request, new_pages: list[NewPages]) -> bool:
+    def _grow(self, request: Request, draft: Draft) -> bool:
         """Give a decoding request the page its next token needs, taking pages from younger requests if none is free.
 
-        Returns False if the request itself was the youngest and had to give way.
+        Returns False if the request itself had to give way.
         """
         missing = self.pages.pages_for(request.length) - len(request.pages)
         while missing > self.pages.num_free:
-            victim = self._running[-1]
-            self._preempt(victim, new_pages)
-            if victim is request:
+            giving = self._give_way(request)
+            if giving is not None:
+                self._evict(giving, draft)
+            else:
+                giving = self._on_device[-1]
+                self._preempt(giving, draft)
+            if giving is request:
                 return False
         if missing > 0:
-            self._allocate(request, missing, new_pages)
+            self._allocate(request, missing, draft)
         return True
 
-    def _schedule_prefill(self, new_pages: list[NewPages]) -> list[PrefillChunk]:
-        chunks: list[PrefillChunk] = []
+    def _give_way(self, request: Request) -> Request | None:
+        """Return the youngest device request that the host can take: one behind `request`, or that itself."""
+        if self._host_vacancies() < 1:
+            return None
+        for other in reversed(self._on_device):
+            if self._can_leave(other) and self._host_need(other) < self._host_room():
+                return other
+            if other is request:
+                break
+        return None
+
+    def _schedule_prefill(self, draft: Draft) -> None:
         budget = self.max_prefill_pages
         for request in self._running:
             if budget and request.is_prefilling:
-                chunks.append(self._chunk(request, budget))
-                budget -= self.pages.pages_for(len(chunks[-1].tokens))
-        while budget and (admitted := self._admit_next(new_pages)) is not None:
-            chunks.append(self._chunk(admitted, budget))
-            budget -= self.pages.pages_for(len(chunks[-1].tokens))
-        return chunks
+                budget -= self._add_chunk(request, budget, draft)
+        while budget and (admitted := self._admit_next(draft)) is not None:
+            budget -= self._add_chunk(admitted, budget, draft)
 
-    def _admit_next(self, new_pages: list[NewPages]) -> Request | None:
+    def _admit_next(self, draft: Draft) -> Request | None:
         """Give the first waiting request a slot and pages for all its tokens, if there is room for it."""
         if not self._waiting or not self._free_slots:
             return None
         request = self._waiting[0]
         if request.in_flight:
             return None
-        missing = self.pages.pages_for(request.length)
-        # A page is left for each running request, or admitting one would soon preempt another.
-        if self.pages.num_free - missing < len(self._running):
+        missing, rows = self.pages.pages_for(request.length), len(self._on_device)
+        # A page is left for each device request, or admitting one would soon drive out another.
+        if rows >= self.max_num_seqs or self.pages.num_free - missing < rows:
             return None
         del self._waiting[0]
         request.slot = self._free_slots.pop()
         request.prefill_target = request.length
         insort(self._running, request, key=_arrival)
-        self._allocate(request, missing, new_pages)
+        self._allocate(request, missing, draft)
         return request
 
-    def _chunk(self, request: Request, max_pages: int) -> PrefillChunk:
+    def _add_chunk(self, request: Request, max_pages: int, draft: Draft) -> int:
+        """Prefill the next tokens of a request; returns the pages they fill."""
         assert request.slot is not None
         start = request.computed
         end = min(request.prefill_target, start + max_pages * self.pages.page_size)
         known = len(request.prompt)
         tokens = request.prompt[start:end] + tuple(request.output[max(start - known, 0) : max(end - known, 0)])
         samples = end == request.prefill_target
-        chunk = PrefillChunk(
-            request_id=request.id, slot=request.slot, start=start, tokens=tokens, samples=samples, step=request.steps
+        draft.prefill.append(
+            PrefillChunk(
+                request_id=request.id,
+                slot=request.slot,
+                start=start,
+                tokens=tokens,
+                samples=samples,
+                step=request.steps,
+            )
         )
         request.computed = end
         request.in_flight += samples
-        return chunk
+        return self.pages.pages_for(len(tokens))
 
-    def _allocate(self, request: Request, count: int, new_pages: list[NewPages]) -> None:
+    def _schedule_host(self, draft: Draft) -> None:
+        """Let cohorts ride on, and let resting requests begin tokens in new ones."""
+        # A request whose token arrives with this plan can begin the next one only in a later plan.
+        resting = sorted((r for r in self._running if r.is_resting), key=lambda r: (r.last_turn, r.id))
+        through = self.decision.strategy in ("layer_sync", "asymmetric_pipelining") or not draft.has_device_rows
+        draining = self._cohorts.ride(draft, through=through)
+        if through and draining:
+            return
+        lanes = self.decision.lanes
+        if not lanes and not draft.has_device_rows:
+            # Nothing else would move them.
+            lanes = (self.max_host_seqs,)
+        if self.decision.strategy == "async_overlap" and not through:
+            lanes = self._cohorts.due(lanes, self._plans)
+        for size in lanes:
+            rows = []
+            while resting and len(rows) < size:
+                request = resting.pop(0)
+                # Another one's growth may have preempted it.
+                here = request.slot is not None and request.is_resting
+                if here and request.wants_token and self._grow_on_host(request, draft):
+                    rows.append(request)
+            if rows:
+                self._cohorts.depart(rows, draft, plan=self._plans, through=through)
+
+    def _grow_on_host(self, request: Request, draft: Draft) -> bool:
+        """Give a resting request the host page its next token needs; returns False if it cannot begin one."""
+        assert self.host_pages is not None
+        missing = self.pages.pages_for(request.length) - len(request.host_pages)
+        while missing > self.host_pages.num_free:
+            resting = [other for other in self._running if other.is_resting]
+            if resting[-1] is request and any(r.side == "host" for r in self._running if r is not request):
+                return False
+            self._preempt(resting[-1], draft)
+            if resting[-1] is request:
+                return False
+        if missing > 0:
+            assert request.slot is not None
+            pages = self.host_pages.allocate(missing, after=request.host_pages[-1] if request.host_pages else None)
+            draft.add_host_pages(request.slot, len(request.host_pages), pages)
+            request.host_pages += pages
+        return True
+
+    def _fetch_back(self, draft: Draft) -> None:
+        """Begin to move resting requests to the device while it has room that nobody waits for."""
+        if self._waiting:
+            return
+        for request in self._running:
+            rows = len(self._on_device)
+            need = self.pages.pages_for(request.length)
+            if rows >= self.max_num_seqs or self.pages.num_free - need <= rows:
+                return
+            if request.is_resting and request.wants_token and request.last_turn < self._plans:
+                request.pages = self.pages.allocate(self.pages.pages_for(request.computed))
+                request.fetching = True
+                draft.fetches.append(Fetch(request_id=request.id, host_pages=tuple(request.host_pages)))
+
+    def _allocate(self, request: Request, count: int, draft: Draft) -> None:
         assert request.slot is not None
         pages = self.pages.allocate(count, after=request.pages[-1] if request.pages else None)
-        new_pages.append(NewPages(slot=request.slot, first=len(request.pages), pages=tuple(pages)))
+        draft.add_pages(request.slot, len(request.pages), pages)
         request.pages += pages
 
-    def _preempt(self, request: Request, new_pages: list[NewPages]) -> None:
+    def _preempt(self, request: Request, draft: Draft) -> None:
         """Take a request's pages and slot; it will be prefilled again, its output so far included."""
-        new_pages[:] = [change for change in new_pages if change.slot != request.slot]
+        assert request.slot is not None
+        draft.forget_pages(request.slot)
         self._running.remove(request)
         self._release(request)
         request.computed = request.prefill_target = 0
@@ -209,7 +447,11 @@ class Scheduler:
     def _release(self, request: Request) -> None:
         assert request.slot is not None
         self.pages.free(request.pages)
-        request.pages = []
+        if self.host_pages is not None:
+            self.host_pages.free(request.host_pages)
+        self._cohorts.leave(request)
+        request.pages, request.host_pages = [], []
+        request.side, request.fetching, request.fetched = "device", False, False
         self._free_slots.append(request.slot)
         request.slot = None
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import apex_jax.executor
+import apex_jax.jax_device
 import apex_jax.llm
 from apex_jax import LLM, LlamaConfig
 from apex_jax.device import DeviceAttention
@@ -24,16 +24,18 @@ LIMIT = 256
 @pytest.fixture(scope="session", autouse=True)
 def shared_programs():
     """Compile the programs of one model once, however many engines the tests make."""
-    original, first = functools.cache(apex_jax.executor.build_programs), {}
+    original, first = functools.cache(apex_jax.jax_device.build_programs), {}
 
     def build(config, attention, page_size):
         built = original(config, attention, page_size)
         sampler = first.setdefault(config, built)
         # These depend on the model alone.
-        return dataclasses.replace(built, sample=sampler.sample, mark_prompt=sampler.mark_prompt, take=sampler.take)
+        return dataclasses.replace(
+            built, sample=sampler.sample, mark_prompt=sampler.mark_prompt, collect=sampler.collect
+        )
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(apex_jax.executor, "build_programs", build)
+        patch.setattr(apex_jax.jax_device, "build_programs", build)
         yield
 
 

@@ -96,7 +96,8 @@ def test_nothing_is_compiled_after_warm_up(attention, small, make):
     assert llm.stats().preemptions > 0
     assert len(compilations) == 0
     with counted() as compilations:
-        llm._engine.executor._run_decode(np.zeros((3, 2 + llm._engine.executor.buckets.table_width), np.int32))
+        device = llm._engine.executor.device
+        device._decode(np.zeros((3, 2 + device.buckets.table_width), np.int32))
     assert compilations
 
 
@@ -199,6 +200,6 @@ class TestParams:
         with pytest.raises(ValueError, match="dtype must be float32, bfloat16 or float16, got float64"):
             LLM.from_params(config, named)
         llm = LLM.from_params(config, named, dtype="float32", page_size=16, max_num_seqs=1)
-        assert str(llm._engine.executor.dtype) == "float32"
+        assert str(llm.dtype) == "float32"
         with pytest.raises(TypeError, match="array"):
             LLM.from_params(config, {"model.norm.weight": 1.0})

@@ -55,9 +55,10 @@ def raising_at(calls, error, original):
 PLACES = [
     ("executor", "fetch"),
     ("executor", "submit"),
-    ("executor", "assign_slot"),
-    ("executor", "_run_mixed"),
-    ("executor", "_sample"),
+    ("device", "assign_slot"),
+    ("device", "begin"),
+    ("device", "layer"),
+    ("device", "sample"),
     ("scheduler", "schedule"),
     ("scheduler", "update"),
     ("scheduler", "add"),
@@ -74,7 +75,10 @@ PLACES = [
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("the device is lost")], ids=["key", "device"])
 def test_an_exception_anywhere(error, place, after, llm, usable, monkeypatch):
     engine = llm._engine
-    owner = {"executor": engine.executor, "scheduler": engine._scheduler, "engine": engine}[place[0]]
+    executor = engine.executor
+    owner = {"executor": executor, "device": executor.device, "scheduler": engine._scheduler, "engine": engine}[
+        place[0]
+    ]
     for call in (1, 2):
         with monkeypatch.context() as patch:
             owner = engine._scheduler if place[0] == "scheduler" else owner
@@ -131,10 +135,12 @@ def test_a_second_interrupt_while_the_engine_is_being_emptied(llm, usable, monke
 
 
 def test_an_interrupted_warm_up(llm, usable, monkeypatch):
-    programs = llm._engine.executor._programs
+    programs = llm._engine.executor.device._programs
     broken = raising_at((2, True), KeyboardInterrupt(), programs.decode_step)
     with monkeypatch.context() as patch:
-        patch.setattr(llm._engine.executor, "_programs", type(programs)(**(vars(programs) | {"decode_step": broken})))
+        patch.setattr(
+            llm._engine.executor.device, "_programs", type(programs)(**(vars(programs) | {"decode_step": broken}))
+        )
         with pytest.raises(KeyboardInterrupt):
             llm.warm_up()
 

@@ -12,7 +12,7 @@ PAGE = 4
 
 
 def make(*, pages, slots=4, budget=8):
-    return Scheduler(PageTable(pages, PAGE), max_num_seqs=slots, max_prefill_tokens=budget)
+    return Scheduler(PageTable(pages, PAGE), num_layers=2, max_num_seqs=slots, max_prefill_tokens=budget)
 
 
 def request(number, length, max_tokens):

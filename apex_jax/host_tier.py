@@ -1,0 +1,52 @@
+"""The host's side of an engine: its device, its pages and the worker over them, and who decides about it."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+
+from .host_offload import HostKVConfig, HostWorker, allocate
+from .memory import EngineSizes
+from .models.config import LlamaConfig
+from .options import EngineOptions
+from .scheduler import FixedPolicy, Policy, Strategy
+
+
+def host_device(device: jax.Device) -> jax.Device:
+    """Return the CPU device that attends for host requests: another one than `device` where there are several."""
+    cpus = jax.local_devices(backend="cpu")
+    return next((cpu for cpu in cpus if cpu != device), cpus[0])
+
+
+def make_worker(
+    config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, sizes: EngineSizes, *, device: jax.Device
+) -> HostWorker | None:
+    """Allocate the host KV cache and return its worker; None without a host tier.
+
+    Raises:
+        ValueError, MemoryError: the budget is below one page, or the machine does not have the memory.
+    """
+    if options.host_kv_bytes is None or not sizes.host_pages:
+        return None
+    shape = HostKVConfig(
+        num_layers=config.num_hidden_layers,
+        num_kv_heads=config.num_key_value_heads,
+        head_width=config.head_dim,
+        page_size=options.page_size,
+        dtype=dtype,
+    )
+    cache = allocate(shape, options.host_kv_bytes, host_device(device))
+    return HostWorker(cache, num_heads=config.num_attention_heads)
+
+
+def make_policy(options: EngineOptions, sizes: EngineSizes) -> Policy:
+    """Return what decides about strategies."""
+    if options.strategy == "auto" or not sizes.host_pages:
+        return FixedPolicy(strategy="device_only")
+    return FixedPolicy(
+        strategy=cast(Strategy, options.strategy),
+        num_cohorts=options.num_cohorts,
+        max_host_requests=sizes.max_host_seqs,
+    )

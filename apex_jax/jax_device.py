@@ -1,0 +1,403 @@
+"""The device of a JAX backend: its arrays, and the programs that take them from boundary to boundary.
+
+The only module of the engine that touches device arrays. It mirrors what the programs need to know of each request
+slot (page table row, sampling settings) in numpy. Nothing here waits for the device except `fetch` and what the
+functions that `boundary` and `gather` return do when they are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .buckets import Buckets
+from .models.config import LlamaConfig
+from .models.llama import Weights
+from .packing import (
+    PageTables,
+    pack_cohort,
+    pack_rows,
+    pack_samples,
+    pack_tiles,
+    padded_pages,
+    padding_rows,
+    padding_samples,
+    padding_tiles,
+)
+from .programs import DecodeAttention, Heads, Passed, Riders, build_programs
+from .sampling import MODES, Sampled, SamplingMode, SamplingRows, pack_rows as pack_settings
+from .sampling_params import SamplingParams
+from .scheduler import Cohort, Plan
+
+
+@dataclass(kw_only=True)
+class _Lane:
+    """The device rows of the plan under way."""
+
+    tiles: jax.Array | None
+    rows: Any
+    turn: jax.Array
+    passed: Passed
+    one_request: bool
+    num_tiles: int
+    num_rows: int
+    attended: jax.Array | None = None
+
+
+@dataclass(kw_only=True)
+class _Parked:
+    """The rows of a cohort between two boundaries."""
+
+    x: jax.Array
+    turn: jax.Array
+
+
+class JaxDevice:
+    """Device state (weights, KV cache, last tokens, parked rows) and the programs that advance it.
+
+    Args:
+        config: the model.
+        weights: its arrays; they are moved to `device` if they are elsewhere.
+        attention: append and decode attention of this device.
+        device: where everything runs.
+        num_pages: pages of the KV cache.
+        buckets: the batch shapes to compile for.
+        eos_token_ids: tokens that a request with `min_tokens` may not draw early.
+    """
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        weights: Weights,
+        *,
+        attention: DecodeAttention,
+        device: jax.Device,
+        num_pages: int,
+        buckets: Buckets,
+        eos_token_ids: Sequence[int],
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.num_pages = num_pages
+        self.buckets = buckets
+        self.num_layers = config.num_hidden_layers
+        self._eos_token_ids = tuple(eos_token_ids)
+        self._programs = build_programs(config, attention, buckets.page_size)
+        self.set_weights(weights)
+        self.reset()
+
+    def set_weights(self, weights: Weights) -> None:
+        """Use other weights of the same shapes from the next iteration on."""
+        self._weights = jax.device_put(weights, self.device)
+        # The head's programs get a tree without layers: flattening hundreds of leaves costs more than a dispatch.
+        self._ends = replace(self._weights, layers=())
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The type of weights and KV cache."""
+        return self._weights.dtype
+
+    def reset(self) -> None:
+        """Forget all requests. Arrays are made anew, because an interrupted dispatch may have consumed the old ones."""
+        slots, config = self.buckets.slots, self.config
+        page = (config.num_key_value_heads, 2, self.buckets.page_size, config.head_dim)
+        self._caches: list[jax.Array] = []
+        self._caches = [
+            jnp.zeros((self.num_pages, *page), self._weights.dtype, device=self.device)
+            for _ in range(config.num_hidden_layers)
+        ]
+        self._last_token = jnp.zeros(slots + 1, jnp.int32, device=self.device)
+        self._seen: jax.Array | None = None
+        self.tables = PageTables(self.buckets)
+        self._params: list[SamplingParams] = [SamplingParams(temperature=0)] * (slots + 1)
+        self._settings = pack_settings([None] * (slots + 1), eos_token_ids=())
+        self._lane: _Lane | None = None
+        self._parked: dict[int, _Parked] = {}
+        self._latest = jnp.zeros((), device=self.device)
+
+    def assign_slot(self, slot: int, params: SamplingParams, seed: np.ndarray, tokens: Sequence[int]) -> None:
+        """Give a slot to a request before the plan with its first chunk is submitted.
+
+        Args:
+            slot: row of the per-request state.
+            params: the request's sampling settings.
+            seed: uint32 [2], see `seed_words`.
+            tokens: prompt and output so far, which a repetition penalty counts.
+        """
+        self._params[slot] = params
+        settings = pack_settings([(params, seed, 0)], eos_token_ids=self._eos_token_ids)
+        jax.tree.map(lambda table, row: table.__setitem__(slot, row[0]), self._settings, settings)
+        if SamplingMode.covering([params]).penalties:
+            seen = np.zeros(self.config.vocab_size, bool)
+            seen[list(tokens)] = True
+            self._seen = self._programs.mark_prompt(self._seen_table(), np.int32(slot), seen)
+
+    def run_decode(self, plan: Plan) -> None:
+        """Run a plan that has device rows alone and no prompts, as one program."""
+        rows = pack_rows(plan.decode, self.tables, self.buckets, sizes=self.buckets.decode_rows)
+        self._decode(rows)
+
+    def _decode(self, rows: np.ndarray) -> jax.Array:
+        x, caches = self._programs.decode_step(self._weights, tuple(self._caches), self._last_token, rows)
+        self._caches = list(caches)
+        self._lane = _Lane(
+            tiles=None, rows=rows, turn=x, passed=(x, None), one_request=True, num_tiles=0, num_rows=len(rows)
+        )
+        self._latest = x
+        return x
+
+    def begin(self, plan: Plan) -> None:
+        """Bring in the device rows of a plan that goes from boundary to boundary, if it has any."""
+        self._lane = None
+        if not plan.has_device_rows:
+            return
+        sizes = self.buckets.mixed_rows if plan.prefill else self.buckets.decode_rows
+        rows = pack_rows(plan.decode, self.tables, self.buckets, sizes=sizes)
+        tiles = None
+        if plan.prefill:
+            tiles = pack_tiles(plan.prefill, self.tables, self.buckets, num_pages=self.num_pages)
+        self._lane = self._embed(tiles, rows, one_request=len(plan.prefill) <= 1)
+
+    def _embed(self, tiles: np.ndarray | None, rows: np.ndarray, *, one_request: bool) -> _Lane:
+        packed = jax.device_put((tiles, rows), self.device)
+        x, turn = self._programs.embed(self._ends, self._last_token, *packed)
+        return _Lane(
+            tiles=packed[0],
+            rows=packed[1],
+            turn=turn,
+            passed=(x, None),
+            one_request=one_request,
+            num_tiles=0 if tiles is None else len(tiles),
+            num_rows=len(rows),
+        )
+
+    def board(self, cohort: Cohort) -> None:
+        """Bring in the rows of a cohort that begins a token."""
+        self._board(cohort.id, pack_cohort(cohort, self.buckets))
+
+    def _board(self, cohort: int, rows: np.ndarray) -> None:
+        x, turn = self._programs.embed(self._ends, self._last_token, None, rows)
+        self._parked[cohort] = _Parked(x=x, turn=turn)
+
+    def boundary(
+        self, boundary: int, *, device: bool, cohort: int | None, attended: Any
+    ) -> Callable[[], np.ndarray] | None:
+        """Run post-attention of the layer behind a boundary and pre-attention of the one ahead.
+
+        Args:
+            boundary: 0 to L.
+            device: the plan's device rows ride; unless at 0, `attend` has run for the layer behind.
+            cohort: the cohort that rides, if any.
+            attended: what `deliver` returned for the cohort's attention of the layer behind; None at 0.
+
+        Returns:
+            For a cohort at a boundary below L, a function that waits for its queries, keys and values,
+            [n, N + 2K, H], and returns them in host memory.
+        """
+        riders = parked = None
+        if device:
+            assert self._lane is not None
+            riders = Riders(self._lane.passed[0], self._lane.turn, self._lane.attended)
+        if cohort is not None:
+            parked = self._parked[cohort]
+            parked = Riders(parked.x, parked.turn, attended)
+        passed, hosted = self._programs.boundary(self._layer(boundary - 1), self._layer(boundary), riders, parked)
+        if passed is not None:
+            assert self._lane is not None
+            self._lane.passed, self._lane.attended, self._latest = passed, None, passed[0]
+        if hosted is None:
+            return None
+        assert cohort is not None
+        x, qkv = hosted
+        self._parked[cohort].x = self._latest = x
+        return None if qkv is None else self._fetched(qkv)
+
+    def attend(self, layer: int) -> None:
+        """Run the device rows' attention of a layer."""
+        lane = self._lane
+        assert lane is not None
+        lane.attended, self._caches[layer] = self._programs.attend(
+            self._caches[layer], lane.passed[1], lane.tiles, lane.rows, one_request=lane.one_request
+        )
+        self._latest = lane.attended
+
+    def layer(self, boundary: int) -> None:
+        """Run `attend` of the layer behind a boundary, and the boundary for the device rows alone, as one program."""
+        lane = self._lane
+        assert lane is not None
+        behind, ahead = self._layer(boundary - 1), self._layer(boundary)
+        lane.passed, self._caches[boundary - 1] = self._programs.layer(
+            behind,
+            ahead,
+            self._caches[boundary - 1],
+            lane.passed,
+            lane.turn,
+            lane.tiles,
+            lane.rows,
+            one_request=lane.one_request,
+        )
+        self._latest = lane.passed[0]
+
+    def sample(self, plan: Plan) -> Any:
+        """Sample for the rows that rode to the end; returns what `fetch` takes, and forgets the cohorts among them."""
+        lane = self._lane
+        arrived = [self._parked.pop(cohort.id).x for cohort in plan.arriving]
+        if not plan.sampling_requests:
+            return self._latest
+        num_tiles, num_rows = (lane.num_tiles, lane.num_rows) if lane else (0, 0)
+        places, batch = pack_samples(plan, self.buckets, tiles=num_tiles, device_rows=num_rows)
+        if lane and not plan.prefill and not arrived:
+            x = lane.passed[0]
+        else:
+            x = self._no_ends(len(batch))
+            for part, rows in zip([lane and lane.passed[0], *arrived], places, strict=True):
+                if part is not None:
+                    x = self._programs.collect(x, part, rows)
+        mode = SamplingMode.covering([self._params[slot] for slot in batch[: len(plan.sampling_requests), 0]])
+        sampled = self._sample(x, batch, mode)
+        for leaf in jax.tree.leaves(sampled):
+            leaf.copy_to_host_async()
+        return sampled
+
+    def fetch(self, end: Any, count: int) -> Sampled:
+        """Wait for a plan to end; samples as numpy arrays with `count` rows."""
+        if isinstance(end, jax.Array):
+            end.block_until_ready()
+            return Sampled(tokens=cast(jax.Array, np.zeros(0, np.int32)))
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], end)
+
+    def gather(self, layer: int, pages: Sequence[int]) -> Callable[[], np.ndarray]:
+        """Copy pages of a layer as they are now; the function returned waits for them, [M, K, 2, S, H] with padding."""
+        ids = padded_pages(pages, self.buckets, padding=0)
+        return self._fetched(self._programs.gather(self._caches[layer], ids))
+
+    def scatter(self, layer: int, pages: Sequence[int], tiles: Any) -> None:
+        """Write pages of a layer; `tiles` is what `deliver` returned for [M, K, 2, S, H]."""
+        ids = padded_pages(pages, self.buckets, padding=self.num_pages)
+        self._caches[layer] = self._programs.scatter(self._caches[layer], ids, tiles)
+
+    def deliver(self, array: np.ndarray) -> jax.Array:
+        """Start sending an array to the device. May be called from any thread."""
+        return jax.device_put(array, self.device)
+
+    def no_attention(self, rows: int) -> jax.Array:
+        """Return zeros in the place of an attention [n, N, H] that could not be had."""
+        shape = (rows, self.config.num_attention_heads, self.config.head_dim)
+        return jnp.zeros(shape, self.dtype, device=self.device)
+
+    def forget_cohorts(self) -> None:
+        """Drop the rows of cohorts that will not board again."""
+        self._parked.clear()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether all that was dispatched has run."""
+        return self._latest.is_ready()
+
+    def _fetched(self, array: jax.Array) -> Callable[[], np.ndarray]:
+        array.copy_to_host_async()
+        return lambda: np.asarray(array)
+
+    def _no_ends(self, count: int) -> jax.Array:
+        return jnp.zeros((count, self.config.hidden_size), self.dtype, device=self.device)
+
+    def _layer(self, index: int) -> Any:
+        return self._weights.layers[index] if 0 <= index < self.num_layers else None
+
+    def _sample(self, x: jax.Array, batch: np.ndarray, mode: SamplingMode) -> Sampled:
+        seen = self._seen if mode.penalties else None
+        settings = self._settings_of(batch[:, 0], mode)
+        sampled, self._last_token, seen = self._programs.sample(
+            self._ends, x, batch, self._last_token, seen, settings, mode=mode
+        )
+        if mode.penalties:
+            self._seen = seen
+        return sampled
+
+    def _settings_of(self, slots: np.ndarray, mode: SamplingMode) -> SamplingRows | None:
+        # A copy, which a program still under way may read after a slot's settings have changed.
+        return jax.tree.map(lambda table: table[slots], self._settings) if mode.sampled else None
+
+    def _seen_table(self) -> jax.Array:
+        if self._seen is None:
+            shape = (self.buckets.slots + 1, self.config.vocab_size)
+            return jnp.zeros(shape, bool, device=self.device)
+        return self._seen
+
+    def warm_up(self, modes: Sequence[SamplingMode] = MODES) -> None:
+        """Compile every program that any plan can need, by running each on padding; changes no request."""
+        buckets = self.buckets
+        if any(mode.penalties for mode in modes):
+            empty = np.zeros(self.config.vocab_size, bool)
+            self._seen = self._programs.mark_prompt(self._seen_table(), np.int32(buckets.slots), empty)
+        for count in buckets.decode_rows:
+            for width in buckets.table_widths:
+                self._decode(padding_rows(count, width, buckets))
+        for count in buckets.samples:
+            for mode in modes:
+                self._sample(self._no_ends(count), padding_samples(count, buckets), mode)
+        self._warm_up_lanes()
+        jax.block_until_ready(self._last_token)
+
+    def _warm_up_lanes(self) -> None:
+        buckets = self.buckets
+        mixed = [
+            (padding_tiles(tiles, buckets, num_pages=self.num_pages), count, alone)
+            for tiles in buckets.tiles
+            for alone in ((True, False) if tiles > 1 else (True,))
+            for count in buckets.mixed_rows
+        ]
+        alone = [(None, count, True) for count in buckets.decode_rows] if buckets.max_host_seqs else []
+        cohorts = [self._warm_up_cohort(count) for count in buckets.host_rows]
+        for tiles, count, one_request in (*mixed, *alone):
+            for width in buckets.table_widths if count else buckets.table_widths[:1]:
+                self._warm_up_lane(tiles, padding_rows(count, width, buckets), one_request, cohorts)
+        for count in buckets.moved_pages if cohorts else ():
+            pages = np.full(count, self.num_pages, np.int32)
+            tiles = self._programs.gather(self._caches[0], pages)
+            self._caches[0] = self._programs.scatter(self._caches[0], pages, tiles)
+        self._parked.clear()
+
+    def _warm_up_cohort(self, count: int) -> Riders:
+        self._board(-1, padding_rows(count, 0, self.buckets))
+        parked = self._parked.pop(-1)
+        attended = self.no_attention(count)
+        self._pass_borders(None, Riders(parked.x, parked.turn, attended))
+        self._collect_all(parked.x)
+        return Riders(parked.x, parked.turn, attended)
+
+    def _warm_up_lane(
+        self, tiles: np.ndarray | None, rows: np.ndarray, one_request: bool, cohorts: Sequence[Riders]
+    ) -> None:
+        first, last = self._weights.layers[0], self._weights.layers[-1]
+        self._lane = lane = self._embed(tiles, rows, one_request=one_request)
+        self.boundary(0, device=True, cohort=None, attended=None)
+        passed = lane.passed
+        self.attend(0)
+        riders = Riders(passed[0], lane.turn, lane.attended)
+        for ahead in (first, None):
+            _, self._caches[0] = self._programs.layer(
+                last, ahead, self._caches[0], passed, lane.turn, lane.tiles, lane.rows, one_request=one_request
+            )
+        for cohort in (None, *cohorts):
+            self._pass_borders(riders, cohort)
+        self._collect_all(passed[0])
+
+    def _collect_all(self, x: jax.Array) -> None:
+        """Compile the collection of rows of this shape into every number of samples."""
+        for count in self.buckets.samples:
+            self._programs.collect(self._no_ends(count), x, np.full(len(x), count, np.int32))
+
+    def _pass_borders(self, device: Riders | None, cohort: Riders | None) -> None:
+        """Compile the boundary at both ends of the model and between two layers."""
+        layer = self._weights.layers[0]
+        for behind, ahead in ((None, layer), (layer, layer), (layer, None)):
+            ends = [
+                riders and riders._replace(attended=riders.attended if behind else None) for riders in (device, cohort)
+            ]
+            self._programs.boundary(behind, ahead, *ends)

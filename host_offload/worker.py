@@ -1,0 +1,259 @@
+"""The host's jobs, one after the other: attention of parked rows, pages that arrive, pages that leave.
+
+Order is what makes this safe without locks on pages: a page freed by one request and given to another is read and
+written by jobs in the order in which they were submitted. Jobs run on a thread of their own, or on the thread that
+waits for one of them, whichever comes to it first; a caller that will wait at once need not wake the other thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .attention import decode_attention
+from .cache import HostKVCache, read_pages, write_pages
+
+Kind = Literal["attend", "store", "load"]
+
+FromDevice = Callable[[], np.ndarray]
+"""Waits for the device to have computed something, and returns a copy of it in host memory."""
+
+IDLE_SECONDS = 0.2
+"""How long the thread stays for another job, whoever may have forgotten it."""
+
+ToDevice = Callable[[np.ndarray], Any]
+"""Starts sending an array to the device; returns what stands for it there."""
+
+
+@dataclass(eq=False, kw_only=True)
+class HostJob:
+    """A job submitted to a `HostWorker`; times are readings of `time.perf_counter_ns`, 0 before they have come.
+
+    Attributes:
+        kind: "attend", "store" (pages from the device), or "load" (pages to the device).
+        layer: whose pages.
+        rows: rows that attend, or pages that move, padding included.
+        tag: the caller's own mark.
+        begun_ns: the job was taken up and began to wait for its input from the device.
+        fetched_ns: its input was there.
+        computed_ns: the host had done its part.
+        ended_ns: its result was on its way to the device.
+        error: what went wrong, if anything did.
+    """
+
+    kind: Kind
+    layer: int
+    rows: int
+    tag: Any = None
+    begun_ns: int = 0
+    fetched_ns: int = 0
+    computed_ns: int = 0
+    ended_ns: int = 0
+    error: BaseException | None = None
+    _work: Callable[[HostJob], Any] | None = None
+    _result: Any = None
+
+    @property
+    def ended(self) -> bool:
+        return self.ended_ns != 0
+
+    def run(self) -> None:
+        """Do the work. An interrupt is kept as the job's error and raised as well."""
+        assert self._work is not None
+        self.begun_ns = time.perf_counter_ns()
+        try:
+            self._result = self._work(self)
+        except Exception as error:
+            self.error = error
+        except BaseException as error:
+            self.error = error
+            raise
+        finally:
+            self._work = None
+            self.ended_ns = time.perf_counter_ns()
+
+
+class HostWorker:
+    """Owns the host's KV pages and runs jobs over them in the order of submission.
+
+    Args:
+        cache: the pages; the worker takes their arrays over.
+        num_heads: query heads N.
+
+    Attributes:
+        num_pages: pages that a page id can name.
+        losses: how often a layer's pages were lost to a job that failed half-way; they are zero afterwards.
+        on_end: called after each job, in the thread that ran it, before the next begins.
+    """
+
+    def __init__(self, cache: HostKVCache, *, num_heads: int) -> None:
+        self._layers = list(cache.layers)
+        self._page = cache.layers[0].shape[1:]
+        self.num_pages = cache.num_pages
+        self._attend = jax.jit(partial(_attend_packed, num_heads), donate_argnums=0)
+        self._write = jax.jit(write_pages, donate_argnums=0)
+        self._read = jax.jit(read_pages)
+        self.on_end: Callable[[HostJob], None] | None = None
+        self._queue: deque[HostJob] = deque()
+        self._turn = threading.RLock()
+        self._wake = threading.Semaphore(0)
+        self._coming_and_going = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self.losses = 0
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page in one layer."""
+        return int(np.prod(self._page)) * self._layers[0].dtype.itemsize
+
+    def attend(
+        self,
+        layer: int,
+        qkv: FromDevice,
+        table: np.ndarray,
+        lengths: np.ndarray,
+        deliver: ToDevice,
+        *,
+        tag: Any = None,
+        wake: bool = True,
+    ) -> HostJob:
+        """Append the rows' keys and values to a layer and attend.
+
+        Args:
+            layer: 0 to L - 1.
+            qkv: gives [n, N + 2K, H]: queries, keys and values of one token a row.
+            table: page ids, int32 [n, W].
+            lengths: int32 [n], the token itself included; 0 marks a row that takes no part.
+            deliver: takes the attention [n, N, H] in the type of `qkv`; what it returns is the job's result.
+            tag: the caller's own mark.
+            wake: False where the caller is about to call `wait` for this job.
+        """
+
+        def work(job: HostJob) -> Any:
+            packed = qkv()
+            job.fetched_ns = time.perf_counter_ns()
+            out = np.asarray(self._change(layer, lambda kv: self._attend(kv, packed, table, lengths)))
+            job.computed_ns = time.perf_counter_ns()
+            return deliver(out)
+
+        return self._submit(HostJob(kind="attend", layer=layer, rows=len(lengths), tag=tag, _work=work), wake)
+
+    def store(self, layer: int, tiles: FromDevice, pages: np.ndarray, *, tag: Any = None) -> HostJob:
+        """Write whole pages that come from the device; `pages` int32 [M], negative for padding tiles."""
+
+        def work(job: HostJob) -> None:
+            arrived = tiles()
+            job.fetched_ns = time.perf_counter_ns()
+            self._change(layer, lambda kv: (None, self._write(kv, pages, arrived)))
+            job.computed_ns = time.perf_counter_ns()
+
+        return self._submit(HostJob(kind="store", layer=layer, rows=len(pages), tag=tag, _work=work), wake=True)
+
+    def load(self, layer: int, pages: np.ndarray, deliver: ToDevice, *, tag: Any = None) -> HostJob:
+        """Send whole pages to the device: `deliver` gets [M, K, 2, S, H] for `pages` int32 [M]; negative ids give
+        zeros."""
+
+        def work(job: HostJob) -> Any:
+            job.fetched_ns = time.perf_counter_ns()
+            tiles = np.asarray(self._read(self._layers[layer], pages))
+            job.computed_ns = time.perf_counter_ns()
+            return deliver(tiles)
+
+        return self._submit(HostJob(kind="load", layer=layer, rows=len(pages), tag=tag, _work=work), wake=True)
+
+    def wait(self, job: HostJob) -> Any:
+        """Return a job's result; the caller's thread runs whatever stands before it and is not yet begun.
+
+        Raises:
+            BaseException: what went wrong in the job.
+        """
+        while not job.ended:
+            with self._turn:
+                if not job.ended:
+                    self._run_next()
+        if job.error is not None:
+            raise job.error
+        return job._result
+
+    def stop(self) -> None:
+        """Run what is queued and end the thread; a later job starts another."""
+        thread = self._thread
+        if thread is not None:
+            self._stopping = True
+            self._wake.release()
+            thread.join()
+            self._stopping = False
+        while self._queue:
+            with self._turn:
+                self._run_next()
+
+    def discard(self) -> None:
+        """Drop what is queued, wait for the job under way, end the thread, and replace pages lost to an interrupt."""
+        self._queue.clear()
+        self.stop()
+        for layer in range(len(self._layers)):
+            self._replace_lost(layer)
+
+    def _submit(self, job: HostJob, wake: bool) -> HostJob:
+        with self._coming_and_going:
+            self._queue.append(job)
+            if wake and (self._thread is None or not self._thread.is_alive()):
+                self._thread = threading.Thread(target=self._serve, name="apex-jax-host", daemon=True)
+                self._thread.start()
+        if wake:
+            self._wake.release()
+        return job
+
+    def _serve(self) -> None:
+        while True:
+            woken = self._wake.acquire(timeout=IDLE_SECONDS)
+            with self._turn:
+                if self._queue:
+                    self._run_next()
+            with self._coming_and_going:
+                if not self._queue and (self._stopping or not woken):
+                    self._thread = None
+                    return
+
+    def _run_next(self) -> None:
+        if not self._queue:
+            raise RuntimeError("a host job was waited for that was never submitted, or was discarded")
+        job = self._queue.popleft()
+        job.run()
+        if self.on_end is not None:
+            self.on_end(job)
+
+    def _change(self, layer: int, change: Callable[[jax.Array], tuple[Any, jax.Array]]) -> Any:
+        try:
+            # Errors of a compiled call may come late; they must not be stored with its result.
+            result, kv = jax.block_until_ready(change(self._layers[layer]))
+        except BaseException:
+            self._replace_lost(layer)
+            raise
+        self._layers[layer] = kv
+        return result
+
+    def _replace_lost(self, layer: int) -> None:
+        lost = self._layers[layer]
+        if lost.is_deleted():
+            self._layers[layer] = jnp.zeros(lost.shape, lost.dtype, device=lost.sharding)
+            self.losses += 1
+
+
+def _attend_packed(
+    num_heads: int, kv: jax.Array, qkv: jax.Array, table: jax.Array, lengths: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    kv_heads = kv.shape[1]
+    q, k, v = jnp.split(qkv, (num_heads, num_heads + kv_heads), axis=1)
+    out, _, kv = decode_attention(q, kv, table, lengths, new_kv=(k.astype(kv.dtype), v.astype(kv.dtype)))
+    return out.astype(qkv.dtype), kv
