@@ -18,6 +18,9 @@ from .prediction import Terms
 KEPT = 16
 """Choices that differ from the one before them, and are kept for people."""
 
+REMEMBERED = 4096
+"""Choices kept for situations that come again: batches drain and fill through the same ones."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannerOptions:
@@ -30,6 +33,7 @@ class PlannerOptions:
         loyalty: gain over the present strategy below which it stays.
         patience: tokens' worth of iterations after which a resting host request must be served.
         max_device_requests, max_host_requests: slots there are.
+        strategies: those that may be chosen beside device_only, which always may.
     """
 
     max_time_per_token: float | None = None
@@ -38,8 +42,12 @@ class PlannerOptions:
     patience: int = 8
     max_device_requests: int
     max_host_requests: int
+    strategies: tuple[Strategy, ...] = STRATEGIES
 
     def __post_init__(self) -> None:
+        for strategy in self.strategies:
+            if strategy not in STRATEGIES:
+                raise ValueError(f"strategies has {strategy!r}; allowed are {', '.join(STRATEGIES)}")
         limit = self.max_time_per_token
         if limit is not None and not (math.isfinite(limit) and limit > 0):
             raise ValueError(f"max_time_per_token is {limit}; seconds above 0 are allowed")
@@ -99,15 +107,22 @@ class Planner:
         )
         self._prompts = Prompts()
         self._key: tuple[int, ...] | None = None
+        self._known: dict[tuple[Strategy | None, tuple[int, ...]], Choice] = {}
         self._factors = model.factors
 
     def decide(self, situation: Situation) -> Decision:
         """Return the decision for the next plan, the last one again if nothing has changed much since."""
         self._prompts = self._prompts.after(situation, first=self._key is None)
         key = self._material(situation)
-        if key != self._key or _apart(self._factors, self.model.factors):
+        stale = _apart(self._factors, self.model.factors)
+        if stale or len(self._known) > REMEMBERED:
+            self._known.clear()
+        if key != self._key or stale:
             self._key, self._factors = key, self.model.factors
-            choice = self.choose(situation)
+            again = (self.choices[-1].decision.strategy if self.choices else None, key)
+            choice = self._known.get(again)
+            if choice is None:
+                choice = self._known[again] = self.choose(situation)
             if self.choices and self.choices[-1].decision.strategy == choice.decision.strategy:
                 self.choices.pop()
             self.choices.append(choice)
@@ -143,7 +158,8 @@ class Planner:
         valuation = Valuation(self.model.costs, outlook)
         if not outlook.host_rows:
             return {"device_only": valuation.device_only()}
-        return {strategy: valuation.best(strategy) for strategy in STRATEGIES}
+        allowed = {"device_only", *self.options.strategies}
+        return {strategy: valuation.best(strategy) for strategy in STRATEGIES if strategy in allowed}
 
     def _pick(self, candidates: Mapping[Strategy, Candidate], margin: float) -> Candidate:
         alone = candidates["device_only"]
@@ -162,21 +178,22 @@ class Planner:
 
     def _material(self, situation: Situation) -> tuple[int, ...]:
         """What a decision depends on, in steps of about 4 % where single requests do not count."""
+        device, host = situation.device_rows, situation.host_rows
         return (
-            situation.device_rows,
-            situation.host_rows,
+            _few(device),
+            _few(host),
             self._starving(situation),
             round(8 * self._prompts.chance),
             *map(
                 _step,
                 (
-                    situation.device_kv_tokens,
-                    situation.host_kv_tokens,
+                    situation.device_kv_tokens / max(1, device),
+                    situation.host_kv_tokens / max(1, host),
                     situation.waiting,
-                    situation.waiting_tokens,
-                    situation.remaining_tokens,
-                    situation.free_device_tokens,
-                    situation.free_host_tokens,
+                    situation.waiting_tokens / max(1, situation.waiting),
+                    situation.remaining_tokens / max(1, device + host),
+                    situation.device_kv_tokens + situation.free_device_tokens,
+                    situation.host_kv_tokens + situation.free_host_tokens,
                     self._prompts.tokens,
                 ),
             ),
@@ -203,6 +220,10 @@ class Planner:
 
 def _step(count: float) -> int:
     return int(16 * math.log2(1 + count))
+
+
+def _few(rows: int) -> int:
+    return rows if rows <= 16 else 16 + _step(rows)
 
 
 def _apart(before: Terms, now: Terms) -> bool:
