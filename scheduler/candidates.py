@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from .costs import Costs
 from .plan import Strategy
@@ -18,7 +19,7 @@ class Candidate:
 
     Attributes:
         strategy, lanes: see `Decision`.
-        riding: host rows that are under way at once.
+        under_way: rows of each cohort that is under way at once; lanes may be one more.
         rate: tokens a second; time that prompts take counts as the tokens that the device would make in it.
         device_token_s, host_token_s: time per token of a request on either side, 0 where there is none.
         prediction: of an iteration, the most frequent kind if prompts ride in some.
@@ -26,11 +27,16 @@ class Candidate:
 
     strategy: Strategy
     lanes: tuple[int, ...]
-    riding: int
+    under_way: tuple[int, ...]
     rate: float
     device_token_s: float
     host_token_s: float
     prediction: Prediction
+
+    @property
+    def riding(self) -> int:
+        """Host rows that are under way at once."""
+        return sum(self.under_way)
 
     def keeps(self, limit_s: float) -> bool:
         """Whether no request waits longer than the limit for a token."""
@@ -69,6 +75,7 @@ class Valuation:
 
     def __init__(self, costs: Costs, outlook: Outlook) -> None:
         self.outlook = outlook
+        self._costs = costs
         self._layers = costs.num_layers
         self._sides = [(weight, DeviceSide(costs, load)) for weight, load in outlook.loads]
         self._prompt_value = outlook.device_rate * sum(
@@ -81,16 +88,18 @@ class Valuation:
 
     def best(self, strategy: Strategy) -> Candidate:
         """Return the best cohorts of a strategy; those that keep the limit go before those that do not."""
-        rows = self.outlook.host_rows
-        if strategy == "device_only" or not rows:
+        if strategy == "device_only" or not self.outlook.host_rows:
             return self.device_only()
         if strategy == "layer_sync":
-            return self._shrink(rows, lambda count: self._value(strategy, (count,)))
+            return self._better(self._counts(lambda rows: self._value(strategy, (rows,))))
         if strategy == "asymmetric_pipelining":
-            return self._shrink(rows, lambda count: self._value(strategy, even(count, 2)))
-        found = self._shrink(rows, lambda count: self._spaced(count, 1))
-        spacings = [2**power for power in range(1, self._layers.bit_length() + 1) if 2**power <= self._layers + 1]
-        return self._better([found, *(self._spaced(found.riding, spacing) for spacing in spacings)])
+            return self._better(self._counts(lambda rows: self._value(strategy, even(rows, 2))))
+        boundaries = self._layers + 1
+        spacings = {max(1, boundaries // cohorts) for cohorts in (boundaries, 4, 2)}
+        found: list[Candidate] = []
+        for spacing in spacings:
+            found += self._counts(partial(self._spaced, spacing=spacing))
+        return self._better(found)
 
     def _spaced(self, rows: int, spacing: int) -> Candidate:
         """Return cohorts of async_overlap that depart `spacing` iterations apart."""
@@ -101,29 +110,46 @@ class Valuation:
             "async_overlap", even(rows, under_way), decided=(-(-rows // under_way),) * min(rows, departures)
         )
 
-    def _shrink(self, rows: int, value: Callable[[int], Candidate]) -> Candidate:
-        """Return the best count of rows, tried from all of them down to where the host keeps pace with the device."""
-        best = latest = value(rows)
+    def _counts(self, value: Callable[[int], Candidate]) -> list[Candidate]:
+        """Value all rows, and as many as keep the host in pace with the device, or the limit."""
+        found = [value(self.outlook.host_rows)]
         for _ in range(3):
-            fewer = math.floor(rows * self._fraction(latest))
-            if not 0 < fewer < rows:
+            fewer = min(self._in_limit(found[-1]), self._in_pace(found))
+            if not 0 < fewer < found[-1].riding:
                 break
-            rows, latest = fewer, value(fewer)
-            best = self._better([best, latest])
-        return best
+            found.append(value(fewer))
+        if len(found) > 1 and (some_more := math.ceil(1.25 * found[-1].riding)) < self.outlook.host_rows:
+            # A host that is a little late can be worth it, since more rows share the passes.
+            found.append(value(some_more))
+        return found
 
-    def _fraction(self, candidate: Candidate) -> float:
-        """Return by how much fewer rows would leave nobody waiting for the host, or keep the limit."""
-        prediction, limit = candidate.prediction, self.outlook.limit_s
+    def _in_limit(self, candidate: Candidate) -> int:
+        """Return how many rows would keep the limit, were time per token in proportion to them."""
         late = max(candidate.device_token_s, candidate.host_token_s)
-        within = 1.0 if late <= limit else limit / late
-        waiting = prediction.device_wait_s
-        if waiting <= 0.005 * prediction.iteration_s:
-            return within
-        if candidate.strategy == "layer_sync":
-            window = prediction.device.device_attention + prediction.device.prefill_attention
-            return min(within, window / (window + waiting))
-        return min(within, prediction.device_busy_s / prediction.iteration_s)
+        limit = self.outlook.limit_s
+        return candidate.riding if late <= limit else int(candidate.riding * limit / late)
+
+    def _in_pace(self, tried: Sequence[Candidate]) -> int:
+        """Return how many rows would leave nobody waiting for the host, on a straight line through what was tried."""
+        last = tried[-1]
+        excess = _excess(last)
+        if excess <= 0.002 * last.prediction.iteration_s:
+            return last.riding
+        if len(tried) > 1 and tried[-2].riding > last.riding:
+            # Passes become shorter with fewer rows too.
+            slope = (_excess(tried[-2]) - excess) / (tried[-2].riding - last.riding)
+        else:
+            slope = self._host_s_per_row(last)
+        return int(last.riding - excess / slope) if slope > 0 else last.riding
+
+    def _host_s_per_row(self, candidate: Candidate) -> float:
+        """Return what a row takes of the host's time in an iteration, beside what jobs take whatever their rows."""
+        rows, cohorts, busy = candidate.riding, len(candidate.under_way), candidate.prediction.host_busy_s
+        if rows <= cohorts:
+            return busy / rows
+        tokens, size = self.outlook.row_tokens, rows / cohorts
+        least = self._costs.host_attention(1, tokens) / self._costs.host_attention(size, size * tokens)
+        return busy * (1 - least) / (rows - cohorts)
 
     def _better(self, candidates: Iterable[Candidate]) -> Candidate:
         return max(candidates, key=lambda candidate: (candidate.keeps(self.outlook.limit_s), candidate.rate))
@@ -151,7 +177,7 @@ class Valuation:
         return Candidate(
             strategy=strategy,
             lanes=lanes if decided is None else decided,
-            riding=riding,
+            under_way=lanes,
             rate=value / seconds if seconds else 0.0,
             device_token_s=seconds if device_tokens else 0.0,
             host_token_s=host_token_s,
@@ -163,6 +189,14 @@ def even(rows: int, count: int) -> tuple[int, ...]:
     """Spread rows evenly over at most `count` lanes, larger ones first."""
     least, more = divmod(rows, count)
     return tuple(size for size in (least + 1,) * more + (least,) * (count - more) if size)
+
+
+def _excess(candidate: Candidate) -> float:
+    """Return the seconds of an iteration by which the host takes longer than it has."""
+    prediction = candidate.prediction
+    if candidate.strategy == "layer_sync":
+        return prediction.device_wait_s
+    return prediction.host_busy_s - prediction.device_busy_s
 
 
 def mixed(chances: Sequence[tuple[float, Load]]) -> tuple[tuple[float, Load], ...]:

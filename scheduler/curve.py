@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ class Curve:
 
     points: tuple[tuple[float, float], ...]
     _counts: tuple[float, ...] = field(init=False, repr=False, compare=False)
+    _lines: tuple[tuple[float, float, float], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.points:
@@ -39,6 +41,15 @@ class Curve:
                     f"a curve's times must not fall, but {seconds:g} s at {count:g} follow {low:g} s at {before:g}"
                 )
         object.__setattr__(self, "_counts", tuple(count for count, _ in self.points))
+        object.__setattr__(self, "_lines", self._make_lines())
+
+    def _make_lines(self) -> tuple[tuple[float, float, float], ...]:
+        """(count, seconds, seconds a count) of the line to the left of each point, and of that beyond the last."""
+        first, last = self.points[0], self.points[-1]
+        lines = [(*first, 0.0)]
+        for (left, low), (right, high) in itertools.pairwise(self.points):
+            lines.append((left, low, (high - low) / (right - left)))
+        return (*lines, (*last, lines[-1][2]))
 
     @classmethod
     def constant(cls, seconds: float) -> Curve:
@@ -72,12 +83,8 @@ class Curve:
 
     def __call__(self, count: float) -> float:
         """Return the seconds at a count."""
-        points = self.points
-        index = bisect_right(self._counts, count)
-        if index == 0 or len(points) == 1:
-            return points[0][1]
-        (left, low), (right, high) = points[index - 1 : index + 1] if index < len(points) else points[-2:]
-        return low + (high - low) * (count - left) / (right - left)
+        left, low, slope = self._lines[bisect_left(self._counts, count)]
+        return low + slope * (count - left)
 
     def covers(self, count: float) -> bool:
         """Whether the count lies within what was measured."""

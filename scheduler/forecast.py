@@ -84,11 +84,10 @@ def outlooks(costs: Costs, situation: Situation, prompts: Prompts, limits: Limit
     context = max(1.0, tokens / total)
     remaining = situation.remaining_tokens / running if running else 0.0
     capacity = situation.device_kv_tokens + situation.free_device_tokens
-    fitting = max(1, min(limits.device_requests, int(capacity / context)))
+    device_rows = max(1, min(total, limits.device_requests, int(capacity / context)))
     overflow = total - min(limits.device_requests, int(capacity / (context + remaining)))
     host_memory = int((situation.host_kv_tokens + situation.free_host_tokens) / context)
     host_rows = min(max(overflow, situation.host_rows), host_memory, limits.host_requests)
-    device_rows = max(1, min(fitting, total - host_rows))
     full = prompts.beside(device_rows, device_rows * context)
     device_rate = _device_rate(costs, full)
     left = situation.remaining_tokens + situation.waiting * remaining

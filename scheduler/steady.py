@@ -140,10 +140,10 @@ class DeviceSide:
         device = own.plus(other).plus(self._attention).plus(self._overhead)
         circles = [
             device,
-            jobs.plus(Terms(transfer=first.hop)),
-            own.plus(Terms(host_attention=layers * first.job, transfer=layers * first.hop)),
-            other.plus(Terms(host_attention=layers * second.job, transfer=layers * second.hop)),
-            device.plus(jobs).plus(Terms(transfer=layers * second.hop)).times(0.5),
+            jobs._replace(transfer=first.hop),
+            _way(own, layers, first),
+            _way(other, layers, second),
+            device.plus(jobs._replace(transfer=layers * second.hop)).times(0.5),
         ]
         # Where an iteration begins and ends the host has no jobs, so it takes a little longer than its longest circle.
         longest = max(circles, key=sum)
@@ -154,13 +154,19 @@ class DeviceSide:
         costs, last = self.costs, self._layers
         shared, single = costs.layer(self._width + first.width), costs.layer(second.width)
         attention = self._attention.total / last
-        now = host_free = first_ready = second_ready = 0.0
+        now = first_ready = second_ready = late = later = 0.0
         for boundary in range(last):
-            share = costs.share(boundary)
+            share, began = costs.share(boundary), now
             now = max(now, first_ready) + first.boarding + share * shared
-            host_free = first_ready = max(host_free, now + first.hop) + first.job
+            first_ready = max(second_ready, now + first.hop) + first.job
             now = max(now + attention, second_ready) + second.boarding + share * single
-            host_free = second_ready = max(host_free, now + second.hop) + second.job
+            second_ready = max(first_ready, now + second.hop) + second.job
+            before, late, later = (late, later), first_ready - now, second_ready - now
+            if boundary and max(abs(late - before[0]), abs(later - before[1])) < 1e-12 * now:
+                # The jobs are as late as they were a layer ago, and so they will be in all layers to come.
+                now += (last - 1 - boundary) * (now - began)
+                first_ready, second_ready = now + late, now + later
+                break
         share = costs.share(last)
         now = max(now, first_ready) + first.boarding + share * shared
         now += costs.head(self.load.device_tokens + first.rows)
@@ -170,12 +176,23 @@ class DeviceSide:
         layers = self._layers
         # A cohort is at each of the L + 1 boundaries in one of as many iterations.
         share = 1 / (layers + 1)
-        device, jobs, ways = self._alone, 0.0, []
+        extra = transfer = jobs = 0.0
+        ways = []
         for lane, count in lanes:
             riding = self._beside(lane)
-            extra = riding.linear - self._passes_alone.linear
-            device = device.plus(Terms(linear=extra, transfer=riding.transfer).times(count * share))
+            extra += count * share * (riding.linear - self._passes_alone.linear)
+            transfer += count * share * riding.transfer
             jobs += count * share * layers * lane.job
-            way = riding.plus(Terms(host_attention=layers * lane.job, transfer=layers * lane.hop))
-            ways.append(way.plus(self._overhead).times(share))
-        return device, [Terms(host_attention=jobs), *ways]
+            way = Terms(
+                linear=share * riding.linear,
+                host_attention=share * layers * lane.job,
+                transfer=share * (riding.transfer + layers * lane.hop),
+                overhead=share * self.costs.overhead,
+            )
+            ways.append(way)
+        return self._alone.plus(Terms(linear=extra, transfer=transfer)), [Terms(host_attention=jobs), *ways]
+
+
+def _way(passes: Terms, layers: int, lane: _Lane) -> Terms:
+    """A cohort's passes, and its jobs and hops between them."""
+    return Terms(linear=passes.linear, host_attention=layers * lane.job, transfer=passes.transfer + layers * lane.hop)
