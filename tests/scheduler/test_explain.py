@@ -1,0 +1,109 @@
+"""What the explanation says, held against the numbers it was made from."""
+
+import re
+
+import pytest
+from machines import machine
+
+from apex_jax.scheduler import CostModel, Curve, Measured, Planner, PlannerOptions, Situation, explain
+
+DEVICE = {"num_layers": 4, "device_rows": 10, "device_kv_tokens": 100, "remaining_tokens": 10**10}
+
+
+def planner(**times):
+    values = {"layers": 4, "device_token": 0.02, "host_token": 0.005, **times}
+    return Planner(CostModel(machine(**values)), PlannerOptions(max_device_requests=64, max_host_requests=512))
+
+
+def situation(**changes):
+    rows = changes.get("host_rows", 0)
+    return Situation(**{**DEVICE, "host_kv_tokens": 10 * rows, "free_host_tokens": 10**5, **changes})
+
+
+def line(text, begin):
+    return next(line for line in text.splitlines() if line.strip().startswith(begin))
+
+
+def test_before_the_first_decision():
+    assert explain(planner()) == "No decision has been made yet."
+
+
+def test_each_strategy_with_its_times_and_rate():
+    """10 host rows: 6 s on the device alone, as long with layer_sync, 10 s pipelined."""
+    got = planner()
+    got.decide(situation(host_rows=10, free_host_tokens=0))
+    text = explain(got)
+    assert line(text, "device_only").split() == ["device_only", "-", "6,000", "6,000", "-", "-", "1.7", "6,000", "-"]
+    assert line(text, "layer_sync").split()[-7:] == ["6,000", "6,000", "2,000", "-", "3.3", "6,000", "6,000"]
+    assert line(text, "asymmetric_pipelining").split()[1:5] == ["2", "x", "5", "10,000"]
+    assert line(text, "async_overlap").split()[-1] == "30,000"
+    assert line(text, "chosen").startswith("chosen      layer_sync: predicted best, 2.00 times device_only's rate")
+    assert line(text, "machine") == "machine     card, host cores; described by rates"
+
+
+def test_it_fits_on_a_screen():
+    got = planner(migration=0.001)
+    for rows in (0, 10, 0, 10, 200):
+        got.decide(situation(host_rows=rows, waiting=50, waiting_tokens=500, prefill_tokens=64))
+    prediction = got.choices[-1].candidates["layer_sync"].prediction
+    for _ in range(100):
+        got.model.observe(prediction, Measured(iteration_s=1.0, host_busy_s=0.5))
+    lines = explain(got).splitlines()
+    assert len(lines) <= 45
+    assert max(map(len, lines)) <= 130
+
+
+def test_the_papers_rule_with_both_sides_filled_in():
+    """T_lin = 4, T_att = 2, N_G/N_C = 0.02/0.02: 1 < 2 * 2 + 3 + 0.5."""
+    got = planner()
+    got.decide(situation(host_rows=10, free_host_tokens=0))
+    text = explain(got)
+    assert "1.00 < 2 * 4,000/2,000 + 3 + 2,000/4,000 = 7.50: holds" in text
+    slow = planner(host_token=0.04)
+    slow.decide(situation(host_rows=10, free_host_tokens=0))
+    assert "8.00 < 2 * 4,000/2,000 + 3 + 2,000/4,000 = 7.50: does not hold" in explain(slow)
+
+
+def test_the_rule_with_prompts():
+    """T_pre = 3: (8 + 2 + 3) (4 + 2 + 3) / 8 = 14.625."""
+    got = planner(pair=3.0, host_token=0.04)
+    got.decide(situation(host_rows=10, free_host_tokens=0, prefill_tokens=1))
+    assert re.search(r"with prompts of T_pre = 3,000 ms.* = 14\.6[23]: holds", explain(got))
+
+
+def test_where_the_rule_says_nothing():
+    got = planner()
+    got.decide(situation(remaining_tokens=1, free_device_tokens=1000))
+    text = explain(got)
+    assert "says nothing without decode attention on either side" in text
+    assert "all requests fit on the device" in text
+
+
+def test_predictions_beside_what_happened():
+    got = planner()
+    got.decide(situation(host_rows=10))
+    assert "no iteration has been measured yet" in explain(got)
+    prediction = got.choices[-1].candidates["layer_sync"].prediction
+    for error in (0.0, 0.1, -0.2):
+        got.model.observe(prediction, Measured(iteration_s=6 * (1 + error), host_busy_s=2.5))
+    text = explain(got)
+    assert "the last 3 iterations: measured differs from predicted by 10.0% in the median, 20.0% at the 90th" in text
+    assert "predicted   6,000 ms, host busy 2,000 ms; measured   4,800 ms, host busy 2,500 ms" in text
+
+
+def test_corrections_are_shown():
+    got = planner()
+    got.decide(situation(host_rows=10))
+    assert line(explain(got), "corrections") == "corrections none"
+    prediction = got.choices[-1].candidates["device_only"].prediction
+    for _ in range(20):
+        got.model.observe(prediction, Measured(iteration_s=18.0))
+    factors = got.model.factors
+    assert f"linear x {factors.linear:.2f}, device attention x {factors.device_attention:.2f}" in explain(got)
+
+
+@pytest.mark.parametrize("rows", [10, 17])
+def test_what_the_profile_does_not_cover_is_marked(rows):
+    got = planner(layer=Curve(points=((1, 1.0), (16, 1.0))))
+    got.decide(situation(device_rows=rows, free_host_tokens=0))
+    assert ("beyond what the profile covers" in line(explain(got), "device_only")) == (rows == 17)
