@@ -21,6 +21,7 @@ class Device:
         weights_gb_per_s: reading weights in a linear layer of few rows.
         attention_gb_per_s: reading KV in decode attention.
         tflops: half-precision matrix products of many rows.
+        overlap: how far reading weights and computing overlap, 0 (one after the other) to 1 (the longer one counts).
         link_gb_per_s: copies to and from the host, in large pieces.
         link_us: latency of a handover to the host and back.
         layer_us, iteration_us: what a layer and an iteration take beyond the rates (launches, sampling).
@@ -36,6 +37,7 @@ class Device:
     attention_gb_per_s: float
     tflops: float
     link_gb_per_s: float
+    overlap: float = 1.0
     link_us: float = 0.0
     layer_us: float = 0.0
     iteration_us: float = 0.0
@@ -44,7 +46,9 @@ class Device:
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check("device", self, may_be_zero=("link_us", "layer_us", "iteration_us", "linear_weights_gb"))
+        _check("device", self, may_be_zero=("overlap", "link_us", "layer_us", "iteration_us", "linear_weights_gb"))
+        if self.overlap > 1:
+            raise ValueError(f"device {self.name!r}: overlap is {self.overlap}; it must lie between 0 and 1")
         if bool(self.linear_ms) != bool(self.linear_weights_gb):
             raise ValueError(f"device {self.name!r}: linear_ms and linear_weights_gb must be given together")
         if self.linear_ms:
@@ -61,6 +65,7 @@ class Device:
             weights_bytes_per_s=self.weights_gb_per_s * 1e9,
             attention_bytes_per_s=self.attention_gb_per_s * 1e9,
             flops_per_s=self.tflops * 1e12,
+            overlap=self.overlap,
             layer_s=self.layer_us * 1e-6,
             iteration_s=self.iteration_us * 1e-6,
             link_bytes_per_s=self.link_gb_per_s * 1e9,

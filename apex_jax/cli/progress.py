@@ -33,8 +33,8 @@ class Progress:
         self._write(f"{self.seconds:.1f} s\n")
 
     @contextmanager
-    def counting(self, total: int, unit: str) -> Iterator[Callable[[], object]]:
-        """Show a bar; the function it gives advances it by one."""
+    def counting(self, total: int, unit: str) -> Iterator[Callable[..., object]]:
+        """Show a bar; the function it gives advances it by one, or by the number it is told."""
         from ..progress_bar import Bar
 
         with Bar(total=total, unit=unit, file=self._out, disable=not self._shown) as bar:

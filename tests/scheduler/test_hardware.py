@@ -93,8 +93,9 @@ def test_linear_times_scale_with_the_model():
 
 def test_described_linear_times_follow_the_rates():
     profile = described_profile(KNOWN.device("t4"), KNOWN.host("g4dn.4xlarge"), KNOWN.model("llama-2-7b"))
-    assert profile.linear(1) == pytest.approx(13.214e9 / 232e9, rel=1e-3)
-    assert profile.linear(1000) == pytest.approx(2 * 6.607e9 * 1000 / 19e12, rel=1e-3)
+    reading, computing = 13.214e9 / 232e9, 2 * 6.607e9 / 20e12
+    assert profile.linear(1) == pytest.approx(reading + 0.25 * computing, rel=1e-3)
+    assert profile.linear(1000) == pytest.approx(1000 * computing + 0.25 * reading, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["T4", "t4", "RTX_4090", "rtx 4090"])
@@ -137,6 +138,7 @@ def test_own_entries(tmp_path):
         ('{"hosts": [{"name": "x", "cores": 1}]}', "'x': missing 2 required keyword-only arguments"),
         (json.dumps({"devices": [{**OWN, "tflops": 0}]}), "tflops is 0; it must be above 0"),
         (json.dumps({"devices": [{**OWN, "tflops": "fast"}]}), "tflops is 'fast'; finite numbers"),
+        (json.dumps({"devices": [{**OWN, "overlap": 2}]}), "overlap is 2; it must lie between 0 and 1"),
         (json.dumps({"devices": [{**OWN, "tflops": -1}]}), "tflops is -1; finite numbers above 0"),
         (json.dumps({"devices": [{**OWN, "sources": {"colour": "red"}}]}), "sources names 'colour'"),
         (json.dumps({"devices": [{**OWN, "linear_ms": [[1, 2]]}]}), "must be given together"),

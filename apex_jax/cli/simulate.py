@@ -1,0 +1,220 @@
+"""`apex-jax simulate`: what serving a workload takes on a machine that is described by its rates, in virtual time."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import UserError, as_user_errors
+from .progress import Progress
+
+if TYPE_CHECKING:
+    from ..scheduler.catalogue import Catalogue
+    from ..scheduler.workload import Job
+
+STRATEGIES = ("auto", "device_only", "layer_sync", "asymmetric_pipelining", "async_overlap")
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add the command to the parser of `apex-jax`."""
+    parser = commands.add_parser(
+        "simulate",
+        help="serve a workload in virtual time on a described machine",
+        description="Serve a workload in virtual time on a device and a host that are described by their rates. "
+        "Numbers are simulated: they follow from the rates, nothing is measured. Names of devices, hosts and models: "
+        "`apex-jax simulate --list`.",
+    )
+    parser.add_argument("--list", action="store_true", help="print what can be named, with sources, and end")
+    _add_machine(parser)
+    _add_workload(parser)
+    parser.add_argument("--json", action="store_true", help="print a JSON object instead of text")
+    parser.set_defaults(run=_run)
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("machine")
+    group.add_argument("--device", default="t4", help="accelerator (default: %(default)s)")
+    group.add_argument("--host", default="g4dn.4xlarge", help="host (default: %(default)s)")
+    group.add_argument("--model", default="llama-2-7b", help="model (default: %(default)s)")
+    group.add_argument(
+        "--hardware", type=Path, metavar="FILE", help="JSON file with devices, hosts, models of your own"
+    )
+    group.add_argument(
+        "--strategy",
+        default="auto",
+        choices=STRATEGIES,
+        metavar="NAME",
+        help=f"{', '.join(STRATEGIES)}; the three hybrid ones are used where they are predicted to gain "
+        "(default: %(default)s)",
+    )
+    group.add_argument("--device-kv-tokens", type=_count, metavar="N", help="KV on the device (default: what fits)")
+    group.add_argument("--host-kv-gb", type=_number, metavar="GB", help="KV on the host (default: 90 %% of its memory)")
+    group.add_argument("--page-size", type=_count, default=16, metavar="S", help="tokens in a page (default: 16)")
+    group.add_argument(
+        "--max-prefill-tokens", type=_count, default=1024, metavar="N", help="of an iteration (default: 1024)"
+    )
+    group.add_argument("--max-num-seqs", type=_count, default=256, metavar="N", help="on the device (default: 256)")
+    group.add_argument(
+        "--prefill-alone",
+        action="store_true",
+        help="compute prompts in iterations of their own, as engines without chunked prefill do",
+    )
+    group.add_argument(
+        "--iteration-overhead-ms",
+        type=_not_negative,
+        default=0.0,
+        metavar="MS",
+        help="what every iteration takes beside its work, as an engine that launches each operation by itself does",
+    )
+
+
+def _add_workload(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("workload", "a trace, or requests of one size")
+    group.add_argument("--trace", type=Path, metavar="FILE", help="CSV in the Azure traces' form, or JSON")
+    group.add_argument("--input", type=_count, metavar="N", help="prompt tokens of each request")
+    group.add_argument("--output", type=_count, metavar="N", help="output tokens of each request")
+    group.add_argument("--requests", type=_count, metavar="N", help="how many (of a trace, the first; default: all)")
+    group.add_argument(
+        "--rate",
+        type=_number,
+        metavar="R",
+        help="random arrivals, R requests a second (default: all at once)",
+    )
+    group.add_argument("--timed", action="store_true", help="arrivals as the trace has them")
+    group.add_argument("--seed", type=int, default=0, help="of random arrivals (default: 0)")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from ..scheduler.catalogue import Catalogue
+
+    with as_user_errors(ValueError, OSError):
+        catalogue = Catalogue.built_in()
+        if args.hardware is not None:
+            catalogue = catalogue.extended(args.hardware)
+        if args.list:
+            _print_catalogue(catalogue)
+            return 0
+        jobs = _jobs(args)
+        row = _simulate(args, catalogue, jobs)
+    if args.json:
+        print(json.dumps(row, indent=2))
+    else:
+        _print_row(row)
+    return 0
+
+
+def _jobs(args: argparse.Namespace) -> list[Job]:
+    from ..scheduler.workload import arriving, at_once, equal, read_trace
+
+    if args.trace is not None:
+        if args.input is not None or args.output is not None:
+            raise UserError("--trace brings its own lengths; leave --input and --output out")
+        if args.timed and args.rate is not None:
+            raise UserError("--timed keeps the trace's arrivals; leave --rate out")
+        jobs = read_trace(args.trace)[: args.requests]
+        jobs = jobs if args.timed else at_once(jobs)
+    else:
+        if args.input is None or args.output is None:
+            raise UserError("give a workload: --trace FILE, or --input N --output N [--requests N]")
+        if args.timed:
+            raise UserError("--timed is for a --trace")
+        jobs = equal(prompt=args.input, output=args.output, requests=args.requests or 1000)
+    return jobs if args.rate is None else arriving(jobs, rate=args.rate, seed=args.seed)
+
+
+def _simulate(args: argparse.Namespace, catalogue: Catalogue, jobs: list[Job]) -> dict[str, Any]:
+    from ..scheduler.experiment import Experiment
+    from ..scheduler.workload import fitting
+
+    experiment = Experiment(
+        device=catalogue.device(args.device),
+        host=catalogue.host(args.host),
+        model=catalogue.model(args.model),
+        strategy=args.strategy,
+        device_kv_tokens=args.device_kv_tokens,
+        host_kv_gb=args.host_kv_gb,
+        page_size=args.page_size,
+        max_prefill_tokens=args.max_prefill_tokens,
+        max_num_seqs=args.max_num_seqs,
+        prefill_alone=args.prefill_alone,
+        iteration_overhead_s=args.iteration_overhead_ms * 1e-3,
+    )
+    served = fitting(jobs, tokens=experiment.longest) if args.trace is not None else jobs
+    if not served:
+        raise UserError(f"no request of the trace fits into the {experiment.longest} tokens of the device's KV")
+    with Progress(sys.stderr).counting(len(served), "request") as advance:
+        result = experiment.run(served, progress=advance)
+    return {
+        "kind": "simulated",
+        **experiment.described(),
+        "requests_too_long": len(jobs) - len(served),
+        **asdict(result),
+    }
+
+
+def _print_row(row: dict[str, Any]) -> None:
+    where = f"{row['model']} on {row['device']} with {row['host']}"
+    print(f"{where}, strategy {row['strategy']} (simulated)")
+    memory = f"{row['device_kv_tokens']:,} tokens on the device, {row['host_kv_gb']:g} GB on the host"
+    print(f"KV             {memory}, whose attention reads {row['host_attention_gb_per_s']:g} GB/s")
+    tokens = f"{row['prompt_tokens']:,} prompt and {row['output_tokens']:,} output tokens"
+    print(f"served         {row['requests']:,} requests, {tokens}, in {row['seconds']:,.1f} s")
+    if row["requests_too_long"]:
+        print(f"left out       {row['requests_too_long']:,} requests longer than the device's KV")
+    print(f"rate           {row['requests_per_s']:.4g} requests/s, {row['tokens_per_s']:.4g} output tokens/s")
+    for side in ("device", "host"):
+        if row[f"tpot_{side}_ms"] is not None:
+            mean, late = row[f"tpot_{side}_ms"], row[f"tpot_{side}_p99_ms"]
+            made = f"{row[f'{side}_tokens']:,} tokens, {mean:.4g} ms each, 99th percentile {late:.4g} ms"
+            print(f"{side:<14} {made}; busy {row[f'{side}_busy']:.0%}")
+    print(f"first token    {row['ttft_s']:.4g} s after arrival")
+    shares = ", ".join(f"{name} {count:,}" for name, count in row["iterations_by_strategy"].items())
+    print(f"iterations     {row['iterations']:,}: {shares}")
+    moves = f"{row['evictions']:,} to the host, {row['fetches']:,} back; {row['preemptions']:,} computed again"
+    print(f"moves          {moves}")
+    if row["extrapolated"]:
+        print(
+            f"extrapolated   {row['extrapolated']:.0%} of the time lies in iterations that the profile does not cover"
+        )
+
+
+def _print_catalogue(catalogue: Catalogue) -> None:
+    for title, specs in (("devices", catalogue.devices), ("hosts", catalogue.hosts)):
+        print(title)
+        for spec in specs.values():
+            print(f"  {spec.name}")
+            for name, source in spec.sources.items():
+                value = getattr(spec, name)
+                shown = f"{len(value)} points" if isinstance(value, tuple) else f"{value:g}"
+                print(f"    {name:<20} {shown:>10}  {source}")
+    print("models")
+    for model in catalogue.models.values():
+        print(f"  {model.name:<16} {model.weights_bytes / 1e9:7.1f} GB of weights, {model.shape}")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    value = _not_negative(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number of at least 0")
+    return value

@@ -1,0 +1,148 @@
+"""A simulated engine by name: a device, a host and a model, how much KV each side holds, and the strategy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+from .cost_model import CostModel
+from .hardware import Device, Host, Model, described_profile, device_kv_tokens
+from .measures import Simulated
+from .plan import STRATEGIES, Strategy
+from .planner import Planner, PlannerOptions
+from .policy import FixedPolicy, Policy
+from .simulator import simulate
+from .tiers import Machine
+from .workload import Job
+
+Choice = Literal["auto"] | Strategy
+
+DEVICE_FRACTION = 0.9
+"""Share of device memory that an engine takes: the default of this engine and of others."""
+
+WORKSPACE_GB = 0.3
+"""Device memory for activations (2,048 rows of a 7B model's widest layer take 0.1 GB) and libraries."""
+
+HOST_FRACTION = 0.9
+"""Share of host memory for KV."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A simulated engine.
+
+    Attributes:
+        device, host, model: see `Catalogue`.
+        strategy: `auto`, `device_only`, or a hybrid one, which is used where it is predicted to beat device_only.
+        device_kv_tokens: KV on the device; what fits beside the weights if None.
+        host_kv_gb: KV on the host in 1e9 bytes; 90 % of its memory if None.
+        page_size, max_prefill_tokens, max_num_seqs, prefill_alone: see `Machine`.
+        iteration_overhead_s: what every iteration takes beside its work.
+
+    Raises:
+        ValueError: a value is out of range, or the model leaves no room on the device.
+    """
+
+    device: Device
+    host: Host
+    model: Model
+    strategy: Choice = "auto"
+    device_kv_tokens: int | None = None
+    host_kv_gb: float | None = None
+    page_size: int = 16
+    max_prefill_tokens: int = 1024
+    max_num_seqs: int = 256
+    prefill_alone: bool = False
+    iteration_overhead_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.strategy != "auto" and self.strategy not in STRATEGIES:
+            raise ValueError(f"strategy is {self.strategy!r}; allowed are auto, {', '.join(STRATEGIES)}")
+        for name, least in (("host_kv_gb", "above"), ("iteration_overhead_s", "of at least")):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and (value > 0 or (value == 0 and least != "above"))):
+                raise ValueError(f"{name} is {value!r}; a number {least} 0 is needed")
+        _ = self.machine
+
+    @cached_property
+    def machine(self) -> Machine:
+        """The memory of both sides."""
+        tokens = self.device_kv_tokens
+        if tokens is None:
+            tokens = device_kv_tokens(
+                self.device, self.model, memory_fraction=DEVICE_FRACTION, workspace_gb=WORKSPACE_GB
+            )
+        host_gb = self.host.memory_gb * HOST_FRACTION if self.host_kv_gb is None else self.host_kv_gb
+        return Machine(
+            device_kv_tokens=tokens,
+            host_kv_tokens=0 if self.strategy == "device_only" else self._tokens(host_gb),
+            page_size=self.page_size,
+            max_prefill_tokens=self.max_prefill_tokens,
+            max_num_seqs=self.max_num_seqs,
+            prefill_alone=self.prefill_alone,
+        )
+
+    @cached_property
+    def cost_model(self) -> CostModel:
+        """What iterations take."""
+        profile = described_profile(self.device, self.host, self.model, page_size=self.page_size)
+        overhead = profile.iteration_overhead + self.iteration_overhead_s
+        return CostModel(replace(profile, iteration_overhead=overhead))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of prompt and output that a request may have together."""
+        return self.machine.device_kv_tokens // self.page_size * self.page_size + 1
+
+    def policy(self) -> Policy:
+        """Return a fresh policy for the strategy."""
+        if self.strategy == "device_only":
+            return FixedPolicy(strategy="device_only")
+        options = PlannerOptions(
+            max_device_requests=self.max_num_seqs,
+            max_host_requests=max(1, self.machine.host_kv_tokens // self.page_size),
+            strategies=STRATEGIES if self.strategy == "auto" else (self.strategy,),
+        )
+        return Planner(self.cost_model, options)
+
+    def run(
+        self,
+        jobs: Sequence[Job],
+        *,
+        policy: Policy | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> Simulated:
+        """Return what serving the jobs takes.
+
+        Args:
+            jobs: the requests.
+            policy: decides instead of the strategy's own.
+            progress: told how many more requests have ended.
+
+        Raises:
+            ValueError: there are no jobs, or one can never fit on the device.
+        """
+        return simulate(jobs, self.machine, self.cost_model, policy or self.policy(), progress=progress)
+
+    def described(self) -> dict[str, object]:
+        """Return the names and sizes, for people and files."""
+        kv_bytes = self.model.shape.kv_bytes_per_token
+        return {
+            "device": self.device.name,
+            "host": self.host.name,
+            "model": self.model.name,
+            "strategy": self.strategy,
+            "device_kv_tokens": self.machine.device_kv_tokens,
+            "host_kv_gb": round(self.machine.host_kv_tokens * kv_bytes / 1e9, 3),
+            "host_attention_gb_per_s": self.host.attention_gb_per_s,
+            "page_size": self.page_size,
+            "max_prefill_tokens": self.max_prefill_tokens,
+            "prefill_alone": self.prefill_alone,
+            "iteration_overhead_ms": self.iteration_overhead_s * 1e3,
+        }
+
+    def _tokens(self, gigabytes: float) -> int:
+        return int(gigabytes * 1e9 // self.model.shape.kv_bytes_per_token)

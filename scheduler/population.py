@@ -1,0 +1,169 @@
+"""The requests on one side of a simulation, held in sums: an iteration costs the same for ten or ten thousand of them.
+
+All requests of a side advance alike, so one clock serves them: a request that joined when the clock stood at c has
+produced clock - c tokens since. Sums over lengths and remaining tokens follow from sums taken at the joining.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class SimRequest:
+    """A request under way in a simulation.
+
+    Attributes:
+        id: in order of arrival; lower ids are served first.
+        arrival_s: when it arrived.
+        prompt, output: its tokens.
+        done: output tokens produced before it joined the side it is on.
+        computed: tokens whose KV exists while it is prefilled.
+        first_token_s: when its first token came; negative before.
+    """
+
+    id: int
+    arrival_s: float
+    prompt: int
+    output: int
+    done: int = 0
+    computed: int = 0
+    first_token_s: float = -1.0
+
+    @property
+    def length(self) -> int:
+        """Tokens of its context, the next one to be fed included, when it joined its side."""
+        return self.prompt + self.done
+
+
+class Population:
+    """The decoding requests on one side.
+
+    Args:
+        page_size: tokens in a page.
+
+    Attributes:
+        clock: tokens that a request here from the start would have produced.
+        rows: requests.
+        new_pages: by clock modulo the page size, how many requests need another page for their next token.
+    """
+
+    def __init__(self, page_size: int) -> None:
+        self.page_size = page_size
+        self.clock = 0.0
+        self.rows = 0
+        self.new_pages = [0] * page_size
+        self._members: dict[int, tuple[SimRequest, float]] = {}
+        self._ends: list[tuple[float, int]] = []
+        self._youngest: list[int] = []
+        self._oldest: list[int] = []
+        self._length = 0.0
+        self._remaining = 0.0
+
+    @property
+    def kv_tokens(self) -> float:
+        """Tokens of all contexts together."""
+        return self._length + self.rows * self.clock
+
+    @property
+    def remaining(self) -> float:
+        """Output tokens that are still to come."""
+        return self._remaining - self.rows * self.clock
+
+    @property
+    def next_end(self) -> float:
+        """Where the clock stands when the next request has produced all its tokens; infinity without requests."""
+        while self._ends:
+            end, request_id = self._ends[0]
+            member = self._members.get(request_id)
+            if member is not None and _end(*member) == end:
+                return end
+            heapq.heappop(self._ends)
+        return float("inf")
+
+    @property
+    def growth(self) -> int:
+        """Pages that the next token of everybody needs."""
+        return self.new_pages[int(self.clock) % self.page_size]
+
+    def growth_within(self, steps: int, free: int) -> int:
+        """Return how many of the next `steps` tokens the free pages allow."""
+        if self.rows * -(-steps // self.page_size) <= free:
+            return steps
+        clock = int(self.clock)
+        for step in range(steps):
+            free -= self.new_pages[(clock + step) % self.page_size]
+            if free < 0:
+                return step
+        return steps
+
+    def pages_in(self, steps: int) -> int:
+        """Return the pages that the next `steps` tokens of everybody need."""
+        rounds, rest = divmod(steps, self.page_size)
+        clock = int(self.clock)
+        some = sum(self.new_pages[(clock + step) % self.page_size] for step in range(rest))
+        return rounds * self.rows + some
+
+    def join(self, request: SimRequest) -> None:
+        """Take a request in."""
+        clock = self.clock
+        self._members[request.id] = (request, clock)
+        self.rows += 1
+        self._length += request.length - clock
+        self._remaining += request.output - request.done + clock
+        self.new_pages[self._phase(request, clock)] += 1
+        heapq.heappush(self._ends, (_end(request, clock), request.id))
+        heapq.heappush(self._youngest, -request.id)
+        heapq.heappush(self._oldest, request.id)
+
+    def leave(self, request: SimRequest) -> None:
+        """Let a request go; its `done` counts what it produced here, in whole tokens."""
+        _, since = self._members.pop(request.id)
+        self.rows -= 1
+        self._length -= request.length - since
+        self._remaining -= request.output - request.done + since
+        self.new_pages[self._phase(request, since)] -= 1
+        request.done = min(request.output, request.done + int(self.clock - since + 1e-6))
+
+    def pages(self, request: SimRequest) -> int:
+        """Return the pages that a request here holds: those of the tokens before the next one."""
+        return -(-(self.current_length(request) - 1) // self.page_size)
+
+    def current_length(self, request: SimRequest) -> int:
+        """Return the tokens of a request's context, the next one to be fed included."""
+        return request.length + int(self.clock - self._members[request.id][1] + 1e-6)
+
+    def youngest(self) -> SimRequest | None:
+        """Return the request that arrived last."""
+        while self._youngest and -self._youngest[0] not in self._members:
+            heapq.heappop(self._youngest)
+        return self._members[-self._youngest[0]][0] if self._youngest else None
+
+    def oldest(self) -> SimRequest | None:
+        """Return the request that arrived first."""
+        while self._oldest and self._oldest[0] not in self._members:
+            heapq.heappop(self._oldest)
+        return self._members[self._oldest[0]][0] if self._oldest else None
+
+    def by_age(self) -> Iterator[SimRequest]:
+        """Yield the requests, the youngest first."""
+        for request_id in sorted(self._members, reverse=True):
+            yield self._members[request_id][0]
+
+    def ended(self) -> Iterator[SimRequest]:
+        """Remove and yield the requests that have produced all their tokens."""
+        while self.next_end <= self.clock + 1e-6:
+            request = self._members[heapq.heappop(self._ends)[1]][0]
+            self.leave(request)
+            request.done = request.output
+            yield request
+
+    def _phase(self, request: SimRequest, since: float) -> int:
+        """The next token needs a page when the tokens before it fill theirs."""
+        return (int(since) + 1 - request.length) % self.page_size
+
+
+def _end(request: SimRequest, since: float) -> float:
+    return since + request.output - request.done
