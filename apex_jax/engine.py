@@ -19,8 +19,17 @@ from .executor import Executor, Outcome, Submitted
 from .outputs import Logprob
 from .sampling import Sampled, seed_words
 from .sampling_params import SamplingParams
-from .scheduler import PageTable, Plan, Policy, Request, Scheduler
+from .scheduler import PageTable, Plan, Policy, Request, Scheduler, Side
 from .stopping import OutputStream
+
+
+@dataclass(kw_only=True)
+class Pace:
+    """Tokens that a completion got from one side, and the times since the tokens before them, first tokens left out."""
+
+    tokens: int = 0
+    gaps: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(kw_only=True, eq=False)
@@ -39,6 +48,7 @@ class Generation:
     ended: float | None = None
     cumulative_logprob: float = 0.0
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+    pace: dict[Side, Pace] = field(default_factory=lambda: {"device": Pace(), "host": Pace()})
     error: BaseException | None = None
     _news: list[str] = field(default_factory=list)
     _tokens_told: int = 0
@@ -62,12 +72,17 @@ class Generation:
         self._end_told = self.finished
         return text, first
 
-    def push(self, token: int, now: float) -> None:
-        """Take in a token that has arrived."""
+    def push(self, token: int, now: float, side: Side) -> None:
+        """Take in a token that has arrived after attention on that side."""
         before = len(self.stream.token_ids)
         text = self.stream.push((token,))
         if len(self.stream.token_ids) > before:
-            self.first_token = now if self.first_token is None else self.first_token
+            if self.last_token is None:
+                self.first_token = now
+            else:
+                self.pace[side].gaps += 1
+                self.pace[side].seconds += now - self.last_token
+            self.pace[side].tokens += 1
             self.last_token = now
         self._hear(text, now)
 
@@ -227,7 +242,7 @@ class Engine:
             for request_id in self.executor.arrived():
                 if not self._scheduler.fetch_arrived(request_id):
                     self.executor.forget(request_id)
-            plan = self._scheduler.schedule()
+            plan = self._schedule()
             if plan is not None:
                 self._submit(plan)
             if self._pending and (plan is None or len(self._pending) > 1):
@@ -245,6 +260,12 @@ class Engine:
                 self._scheduler.finish(generation.request.id)
             generation.abort(reason, time.monotonic())
             self._rest_if_done()
+
+    def close(self) -> None:
+        """Abort all completions and leave no thread behind."""
+        for generation in list(self._generations.values()):
+            self.abort(generation)
+        self.executor.rest()
 
     def _rest_if_done(self) -> None:
         """Leave no thread behind when the last request has ended; what is still under way belongs to nobody."""
@@ -324,6 +345,14 @@ class Engine:
             num_host_pages=scheduler.host_pages.num_pages if scheduler.host_pages else 0,
         )
 
+    def _schedule(self) -> Plan | None:
+        begin = time.perf_counter_ns()
+        plan = self._scheduler.schedule()
+        recorder = self.executor.recorder
+        if recorder is not None and plan is not None:
+            recorder.span("python", "plan", begin, time.perf_counter_ns(), iteration=plan.number)
+        return plan
+
     def _submit(self, plan: Plan) -> None:
         now = time.monotonic()
         for chunk in plan.prefill:
@@ -351,7 +380,8 @@ class Engine:
             generation = self._generations.get(request.id)
             if generation is None:
                 continue
-            self._take(generation, outcome.sampled, row, now)
+            side: Side = "device" if row < len(plan.sampling_requests) - hosted else "host"
+            self._take(generation, outcome.sampled, row, now, side)
             self._counters.output_tokens += int(outcome.sampled.tokens[row]) >= 0
             if generation.finished:
                 del self._generations[request.id]
@@ -377,9 +407,9 @@ class Engine:
                 generation.error = error
                 generation.abort(f"{type(error).__name__}: {error}", now)
 
-    def _take(self, generation: Generation, sampled: Sampled, row: int, now: float) -> None:
+    def _take(self, generation: Generation, sampled: Sampled, row: int, now: float, side: Side) -> None:
         token = int(sampled.tokens[row])
-        generation.push(token, now)
+        generation.push(token, now, side)
         wanted = generation.params.logprobs
         if wanted is not None and token >= 0:
             entry = _logprobs(sampled, row, wanted)

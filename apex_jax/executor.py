@@ -51,6 +51,7 @@ class Device(Protocol):
     def forget_cohorts(self) -> None: ...
     def set_weights(self, weights: Any) -> None: ...
     def warm_up(self) -> None: ...
+    def record(self, recorder: Recorder | None) -> None: ...
     @property
     def is_idle(self) -> bool: ...
 
@@ -124,13 +125,12 @@ class Executor:
     Args:
         device: runs the linear layers and the device rows' attention.
         worker: attends for host rows; None without a host tier.
-        recorder: takes down what happens when; None records nothing.
     """
 
-    def __init__(self, device: Device, worker: HostWorker | None = None, recorder: Recorder | None = None) -> None:
+    def __init__(self, device: Device, worker: HostWorker | None = None) -> None:
         self.device = device
         self.worker = worker
-        self.recorder = recorder
+        self.recorder: Recorder | None = None
         self.host = HostCounters()
         if worker is not None:
             worker.on_end = self._note
@@ -164,6 +164,11 @@ class Executor:
         self._loads.clear()
         self.device.forget_cohorts()
 
+    def record(self, recorder: Recorder | None) -> None:
+        """Record what happens from now on; with None, end that and complete what has been recorded."""
+        self.device.record(recorder)
+        self.recorder = recorder
+
     def submit(self, plan: Plan) -> Submitted:
         """Dispatch a plan; returns before the device has run it."""
         began = time.perf_counter_ns()
@@ -183,6 +188,8 @@ class Executor:
         end = self.device.sample(plan)
         for cohort in plan.arriving:
             del self._cohorts[cohort.id]
+        if self.recorder is not None:
+            self.recorder.span("python", "dispatch", began, time.perf_counter_ns(), iteration=plan.number)
         return Submitted(plan=plan, end=end, began_ns=began, wait_ns=progress.wait_ns)
 
     def fetch(self, submitted: Submitted) -> Outcome:

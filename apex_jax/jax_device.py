@@ -7,7 +7,8 @@ functions that `boundary` and `gather` return do when they are called.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .buckets import Buckets
+from .device_clock import DeviceClock
 from .models.config import LlamaConfig
 from .models.llama import Weights
 from .packing import (
@@ -29,10 +31,12 @@ from .packing import (
     padding_samples,
     padding_tiles,
 )
-from .programs import DecodeAttention, Heads, Passed, Riders, build_programs
-from .sampling import MODES, Sampled, SamplingMode, SamplingRows, pack_rows as pack_settings
+from .programs import DecodeAttention, Passed, Riders, build_programs
+from .sampling import MODES, Sampled, SamplingMode, SamplingRows
+from .sampling import pack_rows as pack_settings
 from .sampling_params import SamplingParams
 from .scheduler import Cohort, Plan
+from .trace import Recorder
 
 
 @dataclass(kw_only=True)
@@ -88,6 +92,7 @@ class JaxDevice:
         self.num_layers = config.num_hidden_layers
         self._eos_token_ids = tuple(eos_token_ids)
         self._programs = build_programs(config, attention, buckets.page_size)
+        self._clock: DeviceClock | None = None
         self.set_weights(weights)
         self.reset()
 
@@ -137,10 +142,24 @@ class JaxDevice:
             seen[list(tokens)] = True
             self._seen = self._programs.mark_prompt(self._seen_table(), np.int32(slot), seen)
 
+    def record(self, recorder: Recorder | None) -> None:
+        """Record the times of all programs from now on; with None, end that and complete what has been recorded."""
+        if self._clock is not None:
+            self._clock.finish()
+        self._clock = None if recorder is None else DeviceClock(recorder)
+
+    def _ran(
+        self, name: str, result: jax.Array, began_ns: int, *, ends: Mapping[str, Any] | None = None, **args: Any
+    ) -> None:
+        self._latest = result
+        if self._clock is not None:
+            self._clock.note(name, result, began_ns, ends_iteration=ends, **args)
+
     def run_decode(self, plan: Plan) -> None:
         """Run a plan that has device rows alone and no prompts, as one program."""
+        began = time.perf_counter_ns()
         rows = pack_rows(plan.decode, self.tables, self.buckets, sizes=self.buckets.decode_rows)
-        self._decode(rows)
+        self._ran("decode", self._decode(rows), began, rows=len(plan.decode))
 
     def _decode(self, rows: np.ndarray) -> jax.Array:
         x, caches = self._programs.decode_step(self._weights, tuple(self._caches), self._last_token, rows)
@@ -148,7 +167,6 @@ class JaxDevice:
         self._lane = _Lane(
             tiles=None, rows=rows, turn=x, passed=(x, None), one_request=True, num_tiles=0, num_rows=len(rows)
         )
-        self._latest = x
         return x
 
     def begin(self, plan: Plan) -> None:
@@ -199,6 +217,7 @@ class JaxDevice:
             For a cohort at a boundary below L, a function that waits for its queries, keys and values,
             [n, N + 2K, H], and returns them in host memory.
         """
+        began = time.perf_counter_ns()
         riders = parked = None
         if device:
             assert self._lane is not None
@@ -207,28 +226,32 @@ class JaxDevice:
             parked = self._parked[cohort]
             parked = Riders(parked.x, parked.turn, attended)
         passed, hosted = self._programs.boundary(self._layer(boundary - 1), self._layer(boundary), riders, parked)
+        mark = {} if cohort is None else {"cohort": cohort}
         if passed is not None:
             assert self._lane is not None
-            self._lane.passed, self._lane.attended, self._latest = passed, None, passed[0]
+            self._lane.passed, self._lane.attended = passed, None
+            self._ran("linear", passed[0], began, layer=boundary, **mark)
         if hosted is None:
             return None
         assert cohort is not None
         x, qkv = hosted
-        self._parked[cohort].x = self._latest = x
+        self._parked[cohort].x = x
+        if passed is None:
+            self._ran("linear", x, began, layer=boundary, **mark)
         return None if qkv is None else self._fetched(qkv)
 
     def attend(self, layer: int) -> None:
         """Run the device rows' attention of a layer."""
-        lane = self._lane
+        began, lane = time.perf_counter_ns(), self._lane
         assert lane is not None
         lane.attended, self._caches[layer] = self._programs.attend(
             self._caches[layer], lane.passed[1], lane.tiles, lane.rows, one_request=lane.one_request
         )
-        self._latest = lane.attended
+        self._ran("attention", lane.attended, began, layer=layer)
 
     def layer(self, boundary: int) -> None:
         """Run `attend` of the layer behind a boundary, and the boundary for the device rows alone, as one program."""
-        lane = self._lane
+        began, lane = time.perf_counter_ns(), self._lane
         assert lane is not None
         behind, ahead = self._layer(boundary - 1), self._layer(boundary)
         lane.passed, self._caches[boundary - 1] = self._programs.layer(
@@ -241,11 +264,11 @@ class JaxDevice:
             lane.rows,
             one_request=lane.one_request,
         )
-        self._latest = lane.passed[0]
+        self._ran("layer", lane.passed[0], began, layer=boundary - 1)
 
     def sample(self, plan: Plan) -> Any:
         """Sample for the rows that rode to the end; returns what `fetch` takes, and forgets the cohorts among them."""
-        lane = self._lane
+        began, lane = time.perf_counter_ns(), self._lane
         arrived = [self._parked.pop(cohort.id).x for cohort in plan.arriving]
         if not plan.sampling_requests:
             return self._latest
@@ -262,6 +285,9 @@ class JaxDevice:
         sampled = self._sample(x, batch, mode)
         for leaf in jax.tree.leaves(sampled):
             leaf.copy_to_host_async()
+        rows = len(plan.sampling_requests)
+        ends = {"iteration": plan.number, "strategy": plan.strategy, "rows": rows}
+        self._ran("head", sampled.tokens, began, ends=ends, rows=rows)
         return sampled
 
     def fetch(self, end: Any, count: int) -> Sampled:

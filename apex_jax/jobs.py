@@ -12,6 +12,7 @@ from .models import Tokenizer
 from .outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
 from .prompts import TokenizedPrompt
 from .sampling_params import SamplingParams
+from .scheduler import Side
 
 
 @dataclass(kw_only=True, eq=False)
@@ -106,4 +107,16 @@ def _metrics(generations: Sequence[Generation]) -> RequestMetrics:
         time_to_first_token=min(first) - arrival if first else None,
         time_per_output_token=fmean(paces) if paces else None,
         total_time=max(ended) - arrival,
+        device_tokens=sum(g.pace["device"].tokens for g in generations),
+        host_tokens=sum(g.pace["host"].tokens for g in generations),
+        time_per_device_token=_mean_gap(generations, "device"),
+        time_per_host_token=_mean_gap(generations, "host"),
+        evictions=sum(g.request.evictions for g in generations),
+        landings=sum(g.request.landings for g in generations),
+        preemptions=sum(g.request.preemptions for g in generations),
     )
+
+
+def _mean_gap(generations: Sequence[Generation], side: Side) -> float | None:
+    gaps = sum(g.pace[side].gaps for g in generations)
+    return sum(g.pace[side].seconds for g in generations) / gaps if gaps else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import jax
@@ -28,6 +29,7 @@ from .prompts import Prompt, TokenizedPrompt, as_batch, tokenize
 from .sampling import banned_tokens
 from .sampling_params import SamplingParams
 from .stopping import OutputStream
+from .trace import Recorder
 
 
 class LLM:
@@ -229,6 +231,29 @@ class LLM:
             each_compilation(bar.update),
         ):
             self._engine.warm_up()
+
+    @contextmanager
+    def recording(self) -> Iterator[Recorder]:
+        """Record what device, host and Python do while the context is open.
+
+        Yields:
+            The recorder; its `save` writes a file that `apex-jax timeline` and Perfetto draw. Device times end when a
+            thread notices; it slows the engine down a little.
+        """
+        recorder = Recorder()
+        with self._lock:
+            self._engine.executor.record(recorder)
+        try:
+            yield recorder
+        finally:
+            with self._lock:
+                self._engine.executor.record(None)
+
+    def close(self) -> None:
+        """Abort all requests and end the host's thread; the `LLM` stays usable."""
+        with self._lock:
+            self._abort_dropped()
+            self._engine.close()
 
     def stats(self) -> EngineStats:
         """Return what the engine has done and holds."""

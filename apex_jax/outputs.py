@@ -61,6 +61,11 @@ class RequestMetrics:
         time_to_first_token: from arrival; None before it.
         time_per_output_token: mean time between tokens after the first; None before the second.
         total_time: from arrival to the end, or to now.
+        device_tokens, host_tokens: tokens by the side on which their attention was computed.
+        time_per_device_token, time_per_host_token: mean time between such a token and the one before it; None where
+            there was none, first tokens of a request not counted.
+        evictions, landings: times its KV moved to the host, and back to the device.
+        preemptions: times its KV was dropped and computed again.
     """
 
     arrival_time: float
@@ -68,6 +73,13 @@ class RequestMetrics:
     time_to_first_token: float | None = None
     time_per_output_token: float | None = None
     total_time: float | None = None
+    device_tokens: int = 0
+    host_tokens: int = 0
+    time_per_device_token: float | None = None
+    time_per_host_token: float | None = None
+    evictions: int = 0
+    landings: int = 0
+    preemptions: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

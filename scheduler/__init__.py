@@ -25,7 +25,7 @@ from .prediction import CohortLoad, Load, Prediction, Terms, prompt_pairs
 from .profile import Padding, Profile, ProfileKey
 from .profile_file import ProfileError, load_profile, save_profile
 from .rates import DeviceRates, HostRates, ModelShape, describe
-from .request import Request
+from .request import Request, Side
 from .scheduler import Scheduler
 from .walk import Clock
 
@@ -65,6 +65,7 @@ __all__ = [
     "ProfileKey",
     "Request",
     "Scheduler",
+    "Side",
     "Situation",
     "Stage",
     "Strategy",

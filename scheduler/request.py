@@ -35,7 +35,6 @@ class Request:
         last_turn: number of the plan with which it last began a token on the host.
         preemptions: how often its pages were taken away and its tokens computed again.
         evictions, landings: how often it moved to the host, and back.
-        device_tokens, host_tokens: output tokens by the side on which their attention was computed.
     """
 
     id: int
@@ -56,8 +55,6 @@ class Request:
     preemptions: int = 0
     evictions: int = 0
     landings: int = 0
-    device_tokens: int = 0
-    host_tokens: int = 0
 
     def __post_init__(self) -> None:
         if not self.prompt:

@@ -162,17 +162,11 @@ class Scheduler:
             (request, row) for each token that belongs to a request still wanted; `row` indexes `tokens`.
         """
         arrived = []
-        ids = plan.sampling_requests
-        first_hosted = len(ids) - sum(row is not None for cohort in plan.arriving for row in cohort.rows)
-        for row, (request_id, token) in enumerate(zip(ids, tokens, strict=True)):
+        for row, (request_id, token) in enumerate(zip(plan.sampling_requests, tokens, strict=True)):
             request = self._requests.get(request_id)
             if request is not None:
                 request.in_flight -= 1
                 request.output.append(token)
-                if row < first_hosted:
-                    request.device_tokens += 1
-                else:
-                    request.host_tokens += 1
                 arrived.append((request, row))
         return arrived
 

@@ -25,6 +25,10 @@ ENGINE_OPTIONS = (
     "device_kv_bytes",
     "memory_fraction",
     "page_size",
+    "host_kv_bytes",
+    "max_host_seqs",
+    "strategy",
+    "num_cohorts",
 )
 _MODEL_OPTIONS = ("dtype", "load_format", "num_layers")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -57,6 +61,18 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--page-size", type=int, metavar="S", help="tokens in a page of the cache: 16, 32, 64 or 128")
     group.add_argument("--max-num-seqs", type=int, metavar="N", help="requests that run at once")
     group.add_argument("--max-model-len", type=int, metavar="N", help="longest context, prompt and output, in tokens")
+    group.add_argument(
+        "--host-kv-bytes",
+        type=byte_count,
+        metavar="SIZE",
+        help="size of a second KV cache in main memory, for requests that the device has no room for",
+    )
+    group.add_argument("--max-host-seqs", type=int, metavar="N", help="requests that live there at once")
+    group.add_argument(
+        "--strategy",
+        help="device_only, layer_sync, asymmetric_pipelining, async_overlap or auto (default: auto)",
+    )
+    group.add_argument("--num-cohorts", type=int, metavar="N", help="groups in which host requests of async_overlap go")
     group.add_argument(
         "--max-num-batched-tokens", type=int, metavar="N", help="prompt tokens computed in one iteration"
     )

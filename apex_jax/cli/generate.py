@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .arguments import add_engine_arguments, add_model_arguments, add_sampling_arguments, open_llm, sampling_params
@@ -14,9 +15,10 @@ from .inputs import Task, add_prompt_arguments, read_tasks
 from .printing import Printer
 from .progress import Progress
 from .report import RunSummary, summarise
-from .serving import serve
+from .serving import recorded, serve
 
 if TYPE_CHECKING:
+    from ..llm import LLM
     from ..outputs import RequestOutput
 
 MAX_TOKENS = 128
@@ -42,6 +44,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     output.add_argument(
         "--warm-up", action="store_true", help="compile everything first, so that no request waits for a compilation"
     )
+    output.add_argument(
+        "--trace", type=Path, metavar="FILE", help="record what ran when, for `apex-jax timeline` and Perfetto"
+    )
     add_sampling_arguments(parser, max_tokens=MAX_TOKENS)
     add_model_arguments(parser)
     add_engine_arguments(parser)
@@ -61,6 +66,11 @@ def run(args: argparse.Namespace) -> int:
     load_seconds = progress.seconds
     if args.warm_up:
         llm.warm_up(use_tqdm=sys.stderr.isatty())
+    with recorded(llm, args.trace):
+        return _serve(args, llm, tasks, progress, load_seconds)
+
+
+def _serve(args: argparse.Namespace, llm: LLM, tasks: Sequence[Task], progress: Progress, load_seconds: float) -> int:
     streams = not args.json and (sys.stdout.isatty() if args.stream is None else args.stream)
     if streams:
         served = serve(llm, tasks, Printer(tasks, sys.stdout).add)

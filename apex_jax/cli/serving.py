@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..outputs import CompletionOutput, RequestOutput
@@ -48,6 +50,24 @@ def serve(llm: LLM, tasks: Sequence[Task], on_news: OnNews, *, served_before: in
         pieces[position].append(news)
         on_news(position, news)
     return Served(outputs=[_join(parts) for parts in pieces], seconds=time.perf_counter() - start)
+
+
+@contextmanager
+def recorded(llm: LLM, path: Path | None) -> Iterator[None]:
+    """Record what runs in the context and write it to a file; do neither if there is no path.
+
+    Raises:
+        UserError: the file cannot be written; said before anything runs.
+    """
+    if path is None:
+        yield
+        return
+    with as_user_errors(OSError):
+        path.touch()
+    with llm.recording() as recorder:
+        yield
+    with as_user_errors(OSError):
+        recorder.save(path)
 
 
 def _join(pieces: Sequence[RequestOutput]) -> RequestOutput:
