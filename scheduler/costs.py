@@ -20,8 +20,12 @@ class Costs:
         self.profile = profile
         self.factors = factors
         self.num_layers = profile.num_layers
-        self.overhead = profile.iteration_overhead * factors.overhead
         self._layers: dict[float, float] = {}
+
+    def overhead(self, *, cohorts: bool) -> float:
+        """Return what an iteration takes beyond its parts, with or without cohorts."""
+        seconds = self.profile.iteration_overhead + (self.profile.stepwise_overhead if cohorts else 0.0)
+        return seconds * self.factors.overhead
 
     def device_width(self, load: Load) -> int:
         """Return the rows that device requests and prompts take in a pass."""

@@ -90,6 +90,7 @@ class Profile:
         boarding: what a cohort adds to each pass it rides in beyond its rows' linear work.
         migration: moving the KV of a request between the sides, over its tokens.
         iteration_overhead: what an iteration takes on the device beyond all this.
+        stepwise_overhead: what one takes more that goes boundary by boundary because cohorts ride in it.
         padding: batch sizes that programs were compiled for.
     """
 
@@ -108,6 +109,7 @@ class Profile:
     boarding: Curve
     migration: Curve
     iteration_overhead: float
+    stepwise_overhead: float = 0.0
     padding: Padding = Padding()
 
     def __post_init__(self) -> None:
@@ -117,7 +119,7 @@ class Profile:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}; whole numbers from 1 on are allowed")
-        for name, most in (("pre_share", 1.0), ("iteration_overhead", math.inf)):
+        for name, most in (("pre_share", 1.0), ("iteration_overhead", math.inf), ("stepwise_overhead", math.inf)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise ValueError(f"{name} is {value!r}; a finite number is needed")

@@ -68,12 +68,12 @@ class DeviceSide:
         self.load = load
         self._layers = costs.num_layers
         self._width = costs.device_width(load)
-        self._overhead = Terms(overhead=costs.overhead)
+        self._overhead = Terms(overhead=costs.overhead(cohorts=True))
         self._attention = Terms(
             device_attention=costs.device_attention(load), prefill_attention=costs.prefill_attention(load)
         )
         self._passes_alone = self._passes(self._width, load.device_tokens, 0.0)
-        self._alone = self._passes_alone.plus(self._attention).plus(self._overhead)
+        self._device_rows = self._passes_alone.plus(self._attention)
         self._covered = costs.covers(replace(load, cohorts=()))
 
     def steady(self, strategy: Strategy, lanes: Sequence[int] = (), row_tokens: float = 0.0) -> Prediction:
@@ -85,7 +85,7 @@ class DeviceSide:
         kinds = {count: self._lane(count, row_tokens) for count in set(rows)}
         cohorts = [kinds[count] for count in rows]
         if not cohorts:
-            device, chains = self._alone, []
+            device, chains = self._device_rows.plus(Terms(overhead=self.costs.overhead(cohorts=False))), []
         elif strategy == "async_overlap":
             device, chains = self._async_overlap([(kinds[count], rows.count(count)) for count in kinds])
         elif len(cohorts) == 1:
@@ -147,7 +147,7 @@ class DeviceSide:
         ]
         # Where an iteration begins and ends the host has no jobs, so it takes a little longer than its longest circle.
         longest = max(circles, key=sum)
-        return device, [longest.times((self._two_cohorts(first, second) + self.costs.overhead) / longest.total)]
+        return device, [longest.times((self._two_cohorts(first, second) + self._overhead.overhead) / longest.total)]
 
     def _two_cohorts(self, first: _Lane, second: _Lane) -> float:
         """Return when the last pass of an iteration ends in which both cohorts ride through all layers."""
@@ -187,10 +187,11 @@ class DeviceSide:
                 linear=share * riding.linear,
                 host_attention=share * layers * lane.job,
                 transfer=share * (riding.transfer + layers * lane.hop),
-                overhead=share * self.costs.overhead,
+                overhead=share * self._overhead.overhead,
             )
             ways.append(way)
-        return self._alone.plus(Terms(linear=extra, transfer=transfer)), [Terms(host_attention=jobs), *ways]
+        device = self._device_rows.plus(Terms(linear=extra, transfer=transfer, overhead=self._overhead.overhead))
+        return device, [Terms(host_attention=jobs), *ways]
 
 
 def _way(passes: Terms, layers: int, lane: _Lane) -> Terms:

@@ -95,7 +95,7 @@ class _Walk:
                 boundary += 1
             else:
                 boundary = self._skip(boundary)
-        self._spend(OVERHEAD, self.costs.overhead)
+        self._spend(OVERHEAD, self.costs.overhead(cohorts=bool(self.load.cohorts)))
         self._move(self.load.fetched_tokens)
         end = self.time.now
         parked = {c.id: self.jobs[c.id].now for c in self.load.cohorts if c.last < self.last}

@@ -131,6 +131,17 @@ class TestByHand:
         assert got.iteration_s == pytest.approx(4.25 + 0.5)
         assert got.device_token_s is None
 
+    def test_cohorts_cost_an_iteration_its_whole_step(self):
+        """What going boundary by boundary takes more counts where a cohort rides, in walks and in closed forms."""
+        profile = replace(self.PROFILE, stepwise_overhead=0.75)
+        cohort = CohortLoad(id=1, rows=1, kv_tokens=4, first=1, last=1)
+        assert self.walk("device_only", profile=profile)[0].iteration_s == pytest.approx(16.5)
+        assert self.walk("async_overlap", cohort, profile=profile)[0].iteration_s == pytest.approx(16.75 + 0.75)
+        for strategy, lanes in (("layer_sync", (2,)), ("asymmetric_pipelining", (1, 1)), ("async_overlap", (1,))):
+            more, less = (CostModel(p).steady(strategy, self.DEVICE, lanes, 4.0) for p in (profile, self.PROFILE))
+            assert more.iteration_s - less.iteration_s == pytest.approx(0.75)
+            assert more.device.overhead == pytest.approx(1.25)
+
     def test_migration_keeps_the_host_busy(self):
         """Evicted pages arrive before the first job can begin: 16 tokens take 8 s, the job waits until then."""
         profile = replace(self.PROFILE, migration=Curve.line(0.5))
