@@ -12,6 +12,10 @@ from .plan import Strategy
 from .prediction import Load, Prediction
 from .steady import DeviceSide
 
+FIRST_SHARES = (1 / 2, 1 / 4, 1 / 8)
+"""Of host rows in pipelining's first cohort. Its jobs overlap the second cohort's passes, and the second one's those of
+the device's rows, which take many times longer where prompts are among them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
@@ -93,13 +97,19 @@ class Valuation:
         if strategy == "layer_sync":
             return self._better(self._counts(lambda rows: self._value(strategy, (rows,))))
         if strategy == "asymmetric_pipelining":
-            return self._better(self._counts(lambda rows: self._value(strategy, even(rows, 2))))
+            found = [each for share in FIRST_SHARES for each in self._counts(partial(self._halves, share=share))]
+            return self._better(found)
         boundaries = self._layers + 1
         spacings = {max(1, boundaries // cohorts) for cohorts in (boundaries, 4, 2)}
-        found: list[Candidate] = []
+        found = []
         for spacing in spacings:
             found += self._counts(partial(self._spaced, spacing=spacing))
         return self._better(found)
+
+    def _halves(self, rows: int, share: float) -> Candidate:
+        """Return two cohorts, with that share of the rows in the one that rides with the device's."""
+        first = max(1, round(rows * share))
+        return self._value("asymmetric_pipelining", (first, rows - first) if first < rows else (rows,))
 
     def _spaced(self, rows: int, spacing: int) -> Candidate:
         """Return cohorts of async_overlap that depart `spacing` iterations apart."""
