@@ -19,7 +19,7 @@ from .executor import Executor, Outcome, Submitted
 from .outputs import Logprob
 from .sampling import Sampled, seed_words
 from .sampling_params import SamplingParams
-from .scheduler import PageTable, Plan, Policy, Request, Scheduler, Side
+from .scheduler import Follower, Measured, PageTable, Plan, Policy, Request, Scheduler, Side
 from .stopping import OutputStream
 
 
@@ -165,11 +165,13 @@ class Engine:
     Args:
         executor: runs plans.
         policy: chooses the strategy of each plan; device_only if None.
+        follower: is told what each plan took; None for nobody.
     """
 
-    def __init__(self, executor: Executor, policy: Policy | None = None) -> None:
+    def __init__(self, executor: Executor, policy: Policy | None = None, follower: Follower | None = None) -> None:
         self.executor = executor
         self.policy = policy
+        self.follower = follower
         self._counters = _Counters()
         self._next_id = 0
         self._torn = False
@@ -189,6 +191,9 @@ class Engine:
         )
         self._generations: dict[int, Generation] = {}
         self._pending: deque[Submitted] = deque()
+        self._host_seen_ns = self.executor.host.busy_ns
+        if self.follower is not None:
+            self.follower.forget()
 
     def prepare(
         self, prompt: Sequence[int], params: SamplingParams, stream: OutputStream, *, seed: int, index: int
@@ -271,6 +276,8 @@ class Engine:
         """Leave no thread behind when the last request has ended; what is still under way belongs to nobody."""
         if not self._generations:
             self.executor.rest()
+            if self.follower is not None:
+                self.follower.forget()
 
     def warm_up(self) -> None:
         """Compile every program that requests can need; changes none of those under way."""
@@ -320,7 +327,7 @@ class Engine:
         """Return counts since the engine was made."""
         self._recover()
         totals, scheduler, host = self._totals(), self._scheduler, self.executor.host
-        busy, moves = totals.busy_ns, host.store_ns + host.load_ns
+        busy = totals.busy_ns
         return EngineStats(
             iterations=totals.iterations,
             prompt_tokens=totals.prompt_tokens,
@@ -332,10 +339,10 @@ class Engine:
             landings=totals.landings,
             busy_seconds=busy / 1e9,
             device_utilisation=1 - min(totals.wait_ns, busy) / busy if busy else None,
-            host_utilisation=min(1.0, (host.attend_ns + moves) / busy) if busy else None,
+            host_utilisation=min(1.0, host.busy_ns / busy) if busy else None,
             wait_seconds=totals.wait_ns / 1e9,
             host_seconds=host.attend_ns / 1e9,
-            move_seconds=moves / 1e9,
+            move_seconds=(host.store_ns + host.load_ns) / 1e9,
             running=scheduler.num_running,
             waiting=scheduler.num_waiting,
             on_host=scheduler.num_on_host,
@@ -363,6 +370,8 @@ class Engine:
                 self.executor.device.assign_slot(
                     chunk.slot, generation.params, generation.seed, (*request.prompt, *request.output)
                 )
+        if self.follower is not None:
+            self.follower.expect(plan)
         self._pending.append(self.executor.submit(plan))
         self._counters.iterations += 1
         self._counters.prompt_tokens += plan.prefill_tokens
@@ -388,10 +397,16 @@ class Engine:
                 self._scheduler.finish(request.id)
 
     def _account(self, submitted: Submitted) -> None:
-        end = time.perf_counter_ns()
-        self._counters.busy_ns += end - max(submitted.began_ns, self._last_end)
+        end, host = time.perf_counter_ns(), self.executor.host.busy_ns
+        took = end - max(submitted.began_ns, self._last_end)
+        self._counters.busy_ns += took
         self._counters.wait_ns += submitted.wait_ns
-        self._last_end = end
+        if self.follower is not None:
+            # An iteration that follows a pause has nothing of the one before it to overlap with.
+            steady = self._last_end >= submitted.began_ns and not submitted.compiled
+            measured = Measured(iteration_s=took / 1e9, host_busy_s=(host - self._host_seen_ns) / 1e9)
+            self.follower.compare(submitted.plan, measured if steady and took > 0 else None)
+        self._last_end, self._host_seen_ns = end, host
 
     def _end_failed(self, outcome: Outcome, now: float) -> None:
         """End the requests that the host has failed."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,6 +52,7 @@ class Device(Protocol):
     def set_weights(self, weights: Any) -> None: ...
     def warm_up(self) -> None: ...
     def record(self, recorder: Recorder | None) -> None: ...
+    def take_new_shapes(self) -> bool: ...
     @property
     def is_idle(self) -> bool: ...
 
@@ -65,12 +66,14 @@ class Submitted:
         end: what `Device.sample` returned.
         began_ns: when its dispatch began (`time.perf_counter_ns`).
         wait_ns: how long the executor waited in it for the host, as far as the device then had nothing to do.
+        compiled: a program was compiled for it, so that its time says nothing.
     """
 
     plan: Plan
     end: Any
     began_ns: int
     wait_ns: int
+    compiled: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +102,10 @@ class HostCounters:
     load_ns: int = 0
     loaded_pages: int = 0
 
+    @property
+    def busy_ns(self) -> int:
+        return self.attend_ns + self.store_ns + self.load_ns
+
 
 @dataclass(kw_only=True)
 class _Riding:
@@ -115,8 +122,9 @@ class _Progress:
     """A plan being dispatched."""
 
     plan: Plan
+    riding: dict[int, Cohort]
     wait_ns: int = 0
-    riding: dict[int, Cohort] = field(default_factory=dict)
+    new_shapes: bool = False
 
 
 class Executor:
@@ -132,6 +140,7 @@ class Executor:
         self.worker = worker
         self.recorder: Recorder | None = None
         self.host = HostCounters()
+        self._host_rows: set[int] = set()
         if worker is not None:
             worker.on_end = self._note
         self._start_empty()
@@ -190,7 +199,8 @@ class Executor:
             del self._cohorts[cohort.id]
         if self.recorder is not None:
             self.recorder.span("python", "dispatch", began, time.perf_counter_ns(), iteration=plan.number)
-        return Submitted(plan=plan, end=end, began_ns=began, wait_ns=progress.wait_ns)
+        compiled = self.device.take_new_shapes() or progress.new_shapes
+        return Submitted(plan=plan, end=end, began_ns=began, wait_ns=progress.wait_ns, compiled=compiled)
 
     def fetch(self, submitted: Submitted) -> Outcome:
         """Wait for a plan to end."""
@@ -259,7 +269,7 @@ class Executor:
         qkv = self.device.boundary(boundary, device=stage.device, cohort=stage.cohort, attended=attended)
         if stage.cohort is not None and qkv is not None:
             at_once = follows is not None and follows.cohort == stage.cohort
-            self._hand_over(progress.riding[stage.cohort], boundary, qkv, wake=not at_once)
+            progress.new_shapes |= self._hand_over(progress.riding[stage.cohort], boundary, qkv, wake=not at_once)
 
     def _depart(self, cohort: Cohort) -> None:
         packed = pack_cohort(cohort, self.buckets)
@@ -269,15 +279,19 @@ class Executor:
         )
         self.device.board(cohort)
 
-    def _hand_over(self, cohort: Cohort, layer: int, qkv: Callable[[], np.ndarray], *, wake: bool) -> None:
+    def _hand_over(self, cohort: Cohort, layer: int, qkv: Callable[[], np.ndarray], *, wake: bool) -> bool:
+        """Give a cohort's rows to the host; returns whether so many rows are new to it."""
         riding = self._cohorts[cohort.id]
         if riding.failed:
-            return
+            return False
         assert self.worker is not None
         lengths = np.ascontiguousarray(pack_cohort(cohort, self.buckets)[:, 1])
         riding.job = self.worker.attend(
             layer, qkv, riding.table, lengths, self.device.deliver, tag=cohort.id, wake=wake
         )
+        known = len(lengths) in self._host_rows
+        self._host_rows.add(len(lengths))
+        return not known
 
     def _await(self, progress: _Progress, riding: _Riding, cohort: int, boundary: int) -> Any:
         """Return the host's attention for a cohort that boards; zeros if it has failed."""

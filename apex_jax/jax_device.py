@@ -93,6 +93,8 @@ class JaxDevice:
         self._eos_token_ids = tuple(eos_token_ids)
         self._programs = build_programs(config, attention, buckets.page_size)
         self._clock: DeviceClock | None = None
+        self._shapes: set[tuple[Any, ...]] = set()
+        self._new_shapes = False
         self.set_weights(weights)
         self.reset()
 
@@ -155,6 +157,16 @@ class JaxDevice:
         if self._clock is not None:
             self._clock.note(name, result, began_ns, ends_iteration=ends, **args)
 
+    def take_new_shapes(self) -> bool:
+        """Return whether a batch of a shape that had not run before has been dispatched since the last call."""
+        found, self._new_shapes = self._new_shapes, False
+        return found
+
+    def _note_shape(self, *shape: Any) -> None:
+        if shape not in self._shapes:
+            self._shapes.add(shape)
+            self._new_shapes = True
+
     def run_decode(self, plan: Plan) -> None:
         """Run a plan that has device rows alone and no prompts, as one program."""
         began = time.perf_counter_ns()
@@ -162,6 +174,7 @@ class JaxDevice:
         self._ran("decode", self._decode(rows), began, rows=len(plan.decode))
 
     def _decode(self, rows: np.ndarray) -> jax.Array:
+        self._note_shape("decode", *rows.shape)
         x, caches = self._programs.decode_step(self._weights, tuple(self._caches), self._last_token, rows)
         self._caches = list(caches)
         self._lane = _Lane(
@@ -182,6 +195,7 @@ class JaxDevice:
         self._lane = self._embed(tiles, rows, one_request=len(plan.prefill) <= 1)
 
     def _embed(self, tiles: np.ndarray | None, rows: np.ndarray, *, one_request: bool) -> _Lane:
+        self._note_shape("lane", 0 if tiles is None else len(tiles), *rows.shape, one_request)
         packed = jax.device_put((tiles, rows), self.device)
         x, turn = self._programs.embed(self._ends, self._last_token, *packed)
         return _Lane(
@@ -224,6 +238,7 @@ class JaxDevice:
             riders = Riders(self._lane.passed[0], self._lane.turn, self._lane.attended)
         if cohort is not None:
             parked = self._parked[cohort]
+            self._note_shape("cohort", riders and len(riders.x), len(parked.x), boundary in (0, self.num_layers))
             parked = Riders(parked.x, parked.turn, attended)
         passed, hosted = self._programs.boundary(self._layer(boundary - 1), self._layer(boundary), riders, parked)
         mark = {} if cohort is None else {"cohort": cohort}
@@ -336,6 +351,7 @@ class JaxDevice:
         return self._weights.layers[index] if 0 <= index < self.num_layers else None
 
     def _sample(self, x: jax.Array, batch: np.ndarray, mode: SamplingMode) -> Sampled:
+        self._note_shape("sample", len(batch), mode)
         seen = self._seen if mode.penalties else None
         settings = self._settings_of(batch[:, 0], mode)
         sampled, self._last_token, seen = self._programs.sample(

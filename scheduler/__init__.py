@@ -4,6 +4,7 @@ from .correction import Measured
 from .cost_model import CostModel
 from .curve import AttentionTime, Curve
 from .explain import explain
+from .follow import Follower
 from .page_table import OutOfPages, PageTable
 from .paper_rule import PaperRule, pipelining_bound
 from .plan import (
@@ -44,6 +45,7 @@ __all__ = [
     "Eviction",
     "Fetch",
     "FixedPolicy",
+    "Follower",
     "HostRates",
     "Landing",
     "Load",

@@ -52,7 +52,7 @@ def test_every_engine_option_can_be_given():
     assert set(ENGINE_OPTIONS) == {field.name for field in fields(EngineOptions)} - {"device", "seed"}
     options = [f"--{name.replace('_', '-')}=1" for name in ENGINE_OPTIONS]
     given = vars(parse(*options))
-    assert {name: given[name] for name in ENGINE_OPTIONS} == dict.fromkeys(ENGINE_OPTIONS, 1)
+    assert {name: str(given[name]) for name in ENGINE_OPTIONS} == dict.fromkeys(ENGINE_OPTIONS, "1")
     assert not set(ENGINE_OPTIONS) & set(vars(parse()))
 
 
