@@ -12,6 +12,9 @@ from .plan import Strategy
 from .prediction import Load, Prediction
 from .steady import DeviceSide
 
+THROUGH: tuple[Strategy, ...] = ("layer_sync", "asymmetric_pipelining")
+"""Strategies whose host rows go through all layers in an iteration, so that each can be with or without them."""
+
 FIRST_SHARES = (1 / 2, 1 / 4, 1 / 8)
 """Of host rows in pipelining's first cohort. Its jobs overlap the second cohort's passes, and the second one's those of
 the device's rows, which take many times longer where prompts are among them."""
@@ -164,18 +167,26 @@ class Valuation:
     def _better(self, candidates: Iterable[Candidate]) -> Candidate:
         return max(candidates, key=lambda candidate: (candidate.keeps(self.outlook.limit_s), candidate.rate))
 
+    def _iteration(self, strategy: Strategy, lanes: tuple[int, ...], side: DeviceSide) -> Prediction:
+        """Return an iteration; where host rows go through in one, they rest in the kinds in which that does not pay."""
+        prediction = side.steady(strategy, lanes, self.outlook.row_tokens)
+        if strategy in THROUGH and len(self._sides) > 1 and side.load.device_rows:
+            alone = side.steady("device_only")
+            return prediction if _worth(self.outlook, alone, prediction) else alone
+        return prediction
+
     def _value(self, strategy: Strategy, lanes: tuple[int, ...], decided: tuple[int, ...] | None = None) -> Candidate:
         outlook = self.outlook
         seconds = device_tokens = host_tokens = host_busy = 0.0
-        main, most = None, 0.0
+        main, most = None, (False, 0.0)
         for weight, side in self._sides:
-            prediction = side.steady(strategy, lanes, outlook.row_tokens)
+            prediction = self._iteration(strategy, lanes, side)
             seconds += weight * prediction.iteration_s
             device_tokens += weight * prediction.device_tokens
             host_tokens += weight * prediction.host_tokens
             host_busy += weight * prediction.host_busy_s
-            if weight > most:
-                main, most = prediction, weight
+            if (prediction.strategy == strategy, weight) > most:
+                main, most = prediction, (prediction.strategy == strategy, weight)
         assert main is not None
         riding = sum(lanes)
         host_token_s = 0.0
@@ -193,6 +204,12 @@ class Valuation:
             host_token_s=host_token_s,
             prediction=main,
         )
+
+
+def _worth(outlook: Outlook, alone: Prediction, prediction: Prediction) -> bool:
+    """Whether host tokens make up for what the device would make in the time that they lengthen an iteration by."""
+    longer = prediction.iteration_s - alone.iteration_s
+    return prediction.host_tokens > outlook.device_rate * longer
 
 
 def even(rows: int, count: int) -> tuple[int, ...]:

@@ -32,11 +32,11 @@ class Prompts:
     tokens: float = 0.0
     context: float = 0.0
 
-    def after(self, situation: Situation, *, first: bool) -> Prompts:
+    def after(self, load: Load, situation: Situation, *, first: bool) -> Prompts:
         """Return the means with one more iteration; the first one alone sets them."""
-        here = 1.0 if situation.prefill_tokens else 0.0
+        here = 1.0 if load.prefill_tokens else 0.0
         chance = here if first else self.chance + FORGETTING * (here - self.chance)
-        if not situation.prefill_tokens:
+        if not load.prefill_tokens:
             return Prompts(chance=chance, tokens=self.tokens, context=self.context)
         weight = FORGETTING if self.tokens else 1.0
         return Prompts(
@@ -56,6 +56,17 @@ class Prompts:
             prefill_pairs=prompt_pairs(tokens, round(self.context)),
         )
         return mixed(((chance, with_prompts), (1 - chance, Load(device_rows=rows, device_kv_tokens=kv_tokens))))
+
+
+def next_load(situation: Situation, *, begins: bool) -> Load:
+    """Return the very next iteration's load, with the prompts that the situation speaks of if they begin in it."""
+    tokens = situation.prefill_tokens if begins else 0
+    return Load(
+        device_rows=situation.device_rows,
+        device_kv_tokens=situation.device_kv_tokens,
+        prefill_tokens=tokens,
+        prefill_pairs=prompt_pairs(tokens, situation.prefill_context),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

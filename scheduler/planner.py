@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from .candidates import Candidate, Outlook, Valuation
+from .candidates import THROUGH, Candidate, Outlook, Valuation
 from .cost_model import CostModel
-from .forecast import Limits, Prompts, outlooks
+from .forecast import Limits, Prompts, next_load, outlooks
 from .paper_rule import PaperRule
 from .plan import STRATEGIES, Strategy
 from .policy import Decision, Situation
-from .prediction import Terms
+from .prediction import Load, Terms
 
 KEPT = 16
 """Choices that differ from the one before them, and are kept for people."""
@@ -107,29 +107,57 @@ class Planner:
         )
         self._prompts = Prompts()
         self._key: tuple[int, ...] | None = None
-        self._known: dict[tuple[Strategy | None, tuple[int, ...]], Choice] = {}
+        self._begun = False
+        self._known: dict[tuple[Strategy | None, bool, tuple[int, ...]], Choice] = {}
         self._factors = model.factors
 
     def decide(self, situation: Situation) -> Decision:
         """Return the decision for the next plan, the last one again if nothing has changed much since."""
-        self._prompts = self._prompts.after(situation, first=self._key is None)
+        begins = self._begins(situation, self._last.max_host_requests)
+        self._prompts = self._prompts.after(next_load(situation, begins=begins), situation, first=self._key is None)
         key = self._material(situation)
         stale = _apart(self._factors, self.model.factors)
         if stale or len(self._known) > REMEMBERED:
             self._known.clear()
-        if key != self._key or stale:
-            self._key, self._factors = key, self.model.factors
-            again = (self.choices[-1].decision.strategy if self.choices else None, key)
-            choice = self._known.get(again)
-            if choice is None:
-                choice = self._known[again] = self.choose(situation)
+        if key != self._key or begins != self._begun or stale:
+            self._factors = self.model.factors
+            choice = self._recall(key, situation, begins=begins)
+            if (again := self._begins(situation, choice.decision.max_host_requests)) != begins:
+                begins, choice = again, self._recall(key, situation, begins=again)
+            self._key, self._begun = key, begins
             if self.choices and self.choices[-1].decision.strategy == choice.decision.strategy:
                 self.choices.pop()
             self.choices.append(choice)
-        return self.choices[-1].decision
+        return self._last
 
-    def choose(self, situation: Situation) -> Choice:
-        """Return the decision for a situation, and what leads to it."""
+    @property
+    def _last(self) -> Decision:
+        return self.choices[-1].decision if self.choices else Decision(strategy="device_only")
+
+    def _recall(self, key: tuple[int, ...], situation: Situation, *, begins: bool) -> Choice:
+        """Return the choice made before in such a situation, or make it."""
+        again = (self.choices[-1].decision.strategy if self.choices else None, begins, key)
+        choice = self._known.get(again)
+        if choice is None:
+            choice = self._known[again] = self.choose(situation, begins=begins)
+        return choice
+
+    def _begins(self, situation: Situation, max_host_requests: int) -> bool:
+        """Whether the very next iteration has prompts: one is under way, or the first that waits finds a place."""
+        rows, page = situation.device_rows, self.model.profile.page_size
+        vacancies = min(rows, max(0, max_host_requests - situation.host_rows))
+        room = situation.free_device_tokens + vacancies * (situation.device_kv_tokens / max(1, rows) + page)
+        # A page is left free for each device request.
+        need = situation.waiting_tokens / max(1, situation.waiting) + page * (rows + 1)
+        return situation.prefill_tokens > 0 and (not situation.waiting or situation.prefill_context > 0 or room >= need)
+
+    def choose(self, situation: Situation, *, begins: bool = True) -> Choice:
+        """Return the decision for a situation, and what leads to it.
+
+        Args:
+            situation: the requests and the memory there are.
+            begins: whether the next iteration computes the prompts that the situation speaks of.
+        """
         now, then = outlooks(self.model.costs, situation, self._prompts, self._limits)
         target = self._candidates(then) if then.host_rows else {}
         goal = self._pick(target, self.options.margin) if target else None
@@ -141,6 +169,7 @@ class Planner:
             chosen = max(riding.values(), key=lambda candidate: candidate.rate)
         else:
             chosen = self._pick(candidates, 0.0 if admits else self.options.margin)
+            chosen = self._here(chosen, now, next_load(situation, begins=begins))
         return Choice(
             decision=Decision(
                 strategy=chosen.strategy,
@@ -152,6 +181,19 @@ class Planner:
             target=target,
             rule=PaperRule.of(self.model.costs, then.loads[0][1], then.host_rows, then.row_tokens),
             reason=self._reason(chosen, goal, candidates, starving=starving),
+        )
+
+    def _here(self, picked: Candidate, outlook: Outlook, load: Load) -> Candidate:
+        """Return what to do in the very next iteration: with prompts or without, where that is free to differ."""
+        through = [strategy for strategy in THROUGH if strategy in self.options.strategies]
+        if not outlook.host_rows or len(outlook.loads) == 1 or picked.strategy == "async_overlap":
+            return picked
+        valuation = Valuation(self.model.costs, replace(outlook, loads=((1.0, load),)))
+        candidates = [valuation.device_only(), *(valuation.best(strategy) for strategy in through)]
+        return max(
+            (each for each in candidates if each.keeps(self._limits.token_s)),
+            key=lambda each: each.rate,
+            default=picked,
         )
 
     def _candidates(self, outlook: Outlook) -> dict[Strategy, Candidate]:
@@ -184,6 +226,7 @@ class Planner:
             _few(host),
             self._starving(situation),
             round(8 * self._prompts.chance),
+            _step(situation.prefill_tokens),
             *map(
                 _step,
                 (

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from .cost_model import CostModel
 from .measures import Measures, Simulated
 from .plan import Strategy
-from .policy import Decision, Policy, Situation
+from .policy import Policy, Situation
 from .population import SimRequest
 from .prediction import Load
 from .tiers import Machine, Tiers
@@ -116,7 +116,6 @@ class _Simulation:
         self.tiers = Tiers(machine)
         self.measures = Measures()
         self.layers = model.profile.num_layers
-        self.decision = Decision(strategy="device_only")
         self.last_pace = 1.0
 
     def run(self) -> Simulated:
@@ -133,7 +132,7 @@ class _Simulation:
 
     def _iterate(self) -> None:
         tiers = self.tiers
-        decision = self.decision = self.policy.decide(self._situation())
+        decision = self.policy.decide(self._situation())
         tiers.schedule(decision)
         decoding = tiers.decoding
         busy = bool(decoding or tiers.prefill_tokens)
@@ -198,7 +197,7 @@ class _Simulation:
             device_kv_tokens=int(device.kv_tokens),
             host_rows=host.rows,
             host_kv_tokens=int(host.kv_tokens),
-            prefill_tokens=tiers.likely_prefill(self.decision),
+            prefill_tokens=tiers.likely_prefill,
             prefill_context=tiers.prefilling[0].computed if tiers.prefilling else 0,
             waiting=len(tiers.waiting),
             waiting_tokens=tiers.waiting_tokens,

@@ -87,15 +87,15 @@ class Tiers:
         """Device rows of the scheduled iteration."""
         return 0 if self.machine.prefill_alone and self.prefill_tokens else self.device.rows
 
-    def likely_prefill(self, decision: Decision) -> int:
-        """Return the prompt tokens that the next iteration will compute, as far as memory and budget allow."""
+    @property
+    def likely_prefill(self) -> int:
+        """Prompt tokens that the next iteration can compute if the policy lets requests go to the host."""
         machine = self.machine
         owed = sum(request.length - request.computed for request in self.prefilling)
         if self.waiting:
             length = self.waiting[0].length
-            need = self._pages(length) + 1
-            evictable = self._evictable_pages if self.vacancies(decision) > 0 else 0
-            fitting = max(0, self.free - self._on_device + evictable) // need
+            evictable = self._evictable_pages if machine.host_kv_tokens else 0
+            fitting = max(0, self.free - self._on_device + evictable) // (self._pages(length) + 1)
             owed += min(self.waiting_tokens, fitting * length)
         return min(owed, self._budget * machine.page_size)
 

@@ -199,6 +199,23 @@ class TestPrompts:
             got.decide(situation(host_rows=20, prefill_tokens=turn % 2))
         assert got.choices[-1].candidates["device_only"].rate == pytest.approx((20 + 5) / (6 + 9), rel=0.02)
 
+    def test_a_prompt_that_finds_no_place_does_not_count(self):
+        """The first that waits needs 30 tokens and a page for each device request; none is free, nobody may leave."""
+        got = planner(self.PROFILE, max_host_requests=20)
+        full = situation(host_rows=20, prefill_tokens=1, waiting=3, waiting_tokens=90)
+        got.decide(full)
+        assert got.choices[-1].candidates["device_only"].device_token_s == pytest.approx(6)
+        got.decide(replace(full, free_device_tokens=10_000))
+        assert got.choices[-1].candidates["device_only"].device_token_s > 6
+
+    def test_host_rows_rest_where_they_do_not_pay(self):
+        """20 rows need 16 s. Beside a prompt of 30 s they cost nothing; without one 2 or 3 ride in the window of 2 s,
+        since all of them would make 30 tokens in 20 s in place of 10 in 6 s."""
+        got = planner(machine(layers=4, device_token=0.02, host_token=0.02, pair=30.0), strategies=("layer_sync",))
+        riding = [sum(got.decide(situation(host_rows=20, prefill_tokens=turn % 2)).lanes) for turn in range(40)]
+        assert max(riding[20::2]) <= 3
+        assert set(riding[21::2]) == {20}
+
 
 class TestHostRequests:
     def test_as_many_as_the_host_keeps_pace_with(self):
@@ -286,7 +303,7 @@ class TestFollowing:
         got = planner()
         calls = []
         choose = got.choose
-        monkeypatch.setattr(got, "choose", lambda situation: calls.append(situation) or choose(situation))
+        monkeypatch.setattr(got, "choose", lambda *args, **more: calls.append(args) or choose(*args, **more))
         decisions = [got.decide(situation(host_rows=10, device_kv_tokens=1000 + turn)) for turn in range(10)]
         assert len(calls) <= 2
         assert len({decision.strategy for decision in decisions}) == 1
