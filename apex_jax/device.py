@@ -38,9 +38,12 @@ def default_dtype(device: jax.Device) -> str:
     """Return the number type to compute in where the user names none: float32 on a CPU, a half type elsewhere."""
     if device.platform == "cpu":
         return "float32"
-    # bfloat16 arithmetic begins with compute capability 8; older GPUs emulate it slowly.
-    capability = float(getattr(device, "compute_capability", "8.0"))
-    return "float16" if device.platform == "gpu" and capability < 8 else "bfloat16"
+    if device.platform != "gpu":
+        return "bfloat16"
+    # bfloat16 arithmetic begins with compute capability 8; older GPUs emulate it slowly. Other makers' GPUs, whose
+    # architecture is no number, have it.
+    generation = str(getattr(device, "compute_capability", "8.0")).partition(".")[0]
+    return "float16" if generation.isdecimal() and int(generation) < 8 else "bfloat16"
 
 
 def _native(q: Array, k: Array, v: Array, kv: Array, table: Array, lengths: Array) -> tuple[Array, Array]:

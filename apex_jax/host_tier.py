@@ -15,8 +15,19 @@ from .scheduler import FixedPolicy, Policy, Strategy
 
 
 def host_device(device: jax.Device) -> jax.Device:
-    """Return the CPU device that attends for host requests: another one than `device` where there are several."""
-    cpus = jax.local_devices(backend="cpu")
+    """Return the CPU device that attends for host requests: another one than `device` where there are several.
+
+    Raises:
+        RuntimeError: JAX was told to use other backends alone.
+    """
+    try:
+        cpus = jax.local_devices(backend="cpu")
+    except RuntimeError as error:
+        platforms = jax.config.jax_platforms
+        raise RuntimeError(
+            f"a host KV cache needs JAX's CPU backend, which JAX_PLATFORMS={platforms} leaves out; "
+            f"set JAX_PLATFORMS={platforms},cpu, or leave it unset"
+        ) from error
     return next((cpu for cpu in cpus if cpu != device), cpus[0])
 
 

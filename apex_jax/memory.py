@@ -173,8 +173,14 @@ def free_memory(device: jax.Device) -> int:
 
 
 def _limit(device: jax.Device) -> int | None:
-    """Return the bytes that JAX may allocate in all; None where it keeps no count and the memory is the host's."""
-    return (device.memory_stats() or {}).get("bytes_limit")
+    """Return the bytes that JAX may allocate in all; None for a CPU, whose memory is the host's and not counted."""
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit is None and device.platform != "cpu":
+        raise ValueError(
+            f"{device} does not say how much memory it has, as with XLA_PYTHON_CLIENT_ALLOCATOR=platform; leave that "
+            "unset, and give other programs room with XLA_PYTHON_CLIENT_MEM_FRACTION"
+        )
+    return limit
 
 
 def host_memory_available() -> int:

@@ -88,6 +88,14 @@ def test_a_cpu_has_the_memory_of_its_host():
     assert free_memory(accelerator(100, used=30)) == 70
 
 
+@pytest.mark.parametrize("stats", [None, {}])
+def test_an_accelerator_that_does_not_count_its_memory(stats):
+    """Not to be taken for one with the host's memory."""
+    device = SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
+    with pytest.raises(ValueError, match="does not say how much memory it has.*XLA_PYTHON_CLIENT_ALLOCATOR"):
+        free_memory(device)
+
+
 def test_a_context_above_the_limit_of_model_or_cache(config, weights):
     with pytest.raises(ValueError, match="max_model_len=257 is above the model's own limit of 256 tokens"):
         LLM.from_params(config, weights, max_model_len=257)
