@@ -101,8 +101,8 @@ def allocate(config: HostKVConfig, budget_bytes: int, device: jax.Device | None 
     if needed > available:
         raise MemoryError(f"a host KV cache of {needed} bytes was asked for, {available} bytes are available")
     shape = (pages, config.num_kv_heads, 2, config.page_size, config.head_width)
-    with jax.default_device(target):
-        layers = tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers))
+    # Committed to the device, or programs would take them along to JAX's default device.
+    layers = tuple(jnp.zeros(shape, config.dtype, device=target) for _ in range(config.num_layers))
     for layer in jax.block_until_ready(layers):
         advise_huge_pages(layer)
     return HostKVCache(layers=layers)

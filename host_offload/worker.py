@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -32,6 +32,24 @@ IDLE_SECONDS = 0.2
 
 ToDevice = Callable[[np.ndarray], Any]
 """Starts sending an array to the device; returns what stands for it there."""
+
+
+@dataclass(frozen=True)
+class HostPrograms:
+    """Jitted programs over one layer's pages; each compiles once for every shape of its other arguments."""
+
+    attend: Callable[..., tuple[jax.Array, jax.Array]]
+    write: Callable[..., jax.Array]
+    read: Callable[..., jax.Array]
+
+
+def build_programs(num_heads: int) -> HostPrograms:
+    """Return the programs for a model of N query heads."""
+    return HostPrograms(
+        attend=jax.jit(partial(_attend_packed, num_heads), donate_argnums=0),
+        write=jax.jit(write_pages, donate_argnums=0),
+        read=jax.jit(read_pages),
+    )
 
 
 @dataclass(eq=False, kw_only=True)
@@ -58,7 +76,7 @@ class HostJob:
     fetched_ns: int = 0
     computed_ns: int = 0
     ended_ns: int = 0
-    error: BaseException | None = None
+    error: Exception | None = None
     _work: Callable[[HostJob], Any] | None = None
     _result: Any = None
 
@@ -67,7 +85,7 @@ class HostJob:
         return self.ended_ns != 0
 
     def run(self) -> None:
-        """Do the work. An interrupt is kept as the job's error and raised as well."""
+        """Do the work and keep its error; what is no `Exception`, such as an interrupt, is raised as well."""
         assert self._work is not None
         self.begun_ns = time.perf_counter_ns()
         try:
@@ -75,7 +93,9 @@ class HostJob:
         except Exception as error:
             self.error = error
         except BaseException as error:
-            self.error = error
+            # An error of another thread; who waits for the job must not take it for one of their own.
+            self.error = RuntimeError(f"a thread ended in a host job: {error!r}")
+            self.error.__cause__ = error
             raise
         finally:
             self._work = None
@@ -99,9 +119,8 @@ class HostWorker:
         self._layers = list(cache.layers)
         self._page = cache.layers[0].shape[1:]
         self.num_pages = cache.num_pages
-        self._attend = jax.jit(partial(_attend_packed, num_heads), donate_argnums=0)
-        self._write = jax.jit(write_pages, donate_argnums=0)
-        self._read = jax.jit(read_pages)
+        self._num_heads = num_heads
+        self._programs = build_programs(num_heads)
         self.on_end: Callable[[HostJob], None] | None = None
         self._queue: deque[HostJob] = deque()
         self._turn = threading.RLock()
@@ -142,7 +161,7 @@ class HostWorker:
         def work(job: HostJob) -> Any:
             packed = qkv()
             job.fetched_ns = time.perf_counter_ns()
-            out = np.asarray(self._change(layer, lambda kv: self._attend(kv, packed, table, lengths)))
+            out = np.asarray(self._change(layer, lambda kv: self._programs.attend(kv, packed, table, lengths)))
             job.computed_ns = time.perf_counter_ns()
             return deliver(out)
 
@@ -154,7 +173,7 @@ class HostWorker:
         def work(job: HostJob) -> None:
             arrived = tiles()
             job.fetched_ns = time.perf_counter_ns()
-            self._change(layer, lambda kv: (None, self._write(kv, pages, arrived)))
+            self._change(layer, lambda kv: (None, self._programs.write(kv, pages, arrived)))
             job.computed_ns = time.perf_counter_ns()
 
         return self._submit(HostJob(kind="store", layer=layer, rows=len(pages), tag=tag, _work=work), wake=True)
@@ -165,7 +184,7 @@ class HostWorker:
 
         def work(job: HostJob) -> Any:
             job.fetched_ns = time.perf_counter_ns()
-            tiles = np.asarray(self._read(self._layers[layer], pages))
+            tiles = np.asarray(self._programs.read(self._layers[layer], pages))
             job.computed_ns = time.perf_counter_ns()
             return deliver(tiles)
 
@@ -175,24 +194,42 @@ class HostWorker:
         """Return a job's result; the caller's thread runs whatever stands before it and is not yet begun.
 
         Raises:
-            BaseException: what went wrong in the job.
+            Exception: what went wrong in the job.
         """
         while not job.ended:
             with self._turn:
-                if not job.ended:
-                    self._run_next()
+                if not job.ended and not self._run_next():
+                    raise RuntimeError("a host job was waited for that was never submitted, or was discarded")
         if job.error is not None:
             raise job.error
         return job._result
 
+    def warm_up(self, *, rows: Sequence[int], width: int, pages: Sequence[int], dtype: jnp.dtype) -> None:
+        """Compile all programs, by running each on padding; changes no page.
+
+        Args:
+            rows: numbers of rows that attend.
+            width: W of their page tables.
+            pages: numbers of pages that move.
+            dtype: of queries, keys and values.
+        """
+        with self._turn:
+            for count in rows:
+                self._attend_to_nothing(count, width, dtype)
+            for count in pages:
+                self._move_nothing(np.full(count, -1, np.int32))
+
     def stop(self) -> None:
         """Run what is queued and end the thread; a later job starts another."""
         thread = self._thread
-        if thread is not None:
-            self._stopping = True
-            self._wake.release()
-            thread.join()
-            self._stopping = False
+        # An interrupt may have come before the thread was started.
+        if thread is not None and thread.is_alive():
+            try:
+                self._stopping = True
+                self._wake.release()
+                thread.join()
+            finally:
+                self._stopping = False
         while self._queue:
             with self._turn:
                 self._run_next()
@@ -218,20 +255,32 @@ class HostWorker:
         while True:
             woken = self._wake.acquire(timeout=IDLE_SECONDS)
             with self._turn:
-                if self._queue:
-                    self._run_next()
+                self._run_next()
             with self._coming_and_going:
                 if not self._queue and (self._stopping or not woken):
                     self._thread = None
                     return
 
-    def _run_next(self) -> None:
-        if not self._queue:
-            raise RuntimeError("a host job was waited for that was never submitted, or was discarded")
-        job = self._queue.popleft()
+    def _run_next(self) -> bool:
+        """Run the first job of the queue, if there is one."""
+        try:
+            job = self._queue.popleft()
+        except IndexError:
+            return False
         job.run()
         if self.on_end is not None:
             self.on_end(job)
+        return True
+
+    def _attend_to_nothing(self, rows: int, width: int, dtype: jnp.dtype) -> None:
+        kv_heads, _, _, head_width = self._page
+        packed = np.zeros((rows, self._num_heads + 2 * kv_heads, head_width), dtype)
+        table, lengths = np.zeros((rows, width), np.int32), np.zeros(rows, np.int32)
+        self._change(0, lambda kv: self._programs.attend(kv, packed, table, lengths))
+
+    def _move_nothing(self, pages: np.ndarray) -> None:
+        tiles = np.asarray(self._programs.read(self._layers[0], pages))
+        self._change(0, lambda kv: (None, self._programs.write(kv, pages, tiles)))
 
     def _change(self, layer: int, change: Callable[[jax.Array], tuple[Any, jax.Array]]) -> Any:
         try:
