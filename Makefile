@@ -1,4 +1,4 @@
-# make demo      a first look: installs what a run needs, fetches a small model, asks it a question
+# make demo      a first look: installs what a run needs, fetches a small model, asks it questions, draws what ran when
 # make install   everything, for development, editable
 # make test      install, then all tests: what CI runs
 # make check     tests, style and types, with what is installed
@@ -25,7 +25,8 @@ help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
 demo: $(VENV)/.package
-	@$(BIN)/apex-jax demo
+	@mkdir -p build
+	@$(BIN)/apex-jax demo --timeline build/demo.png
 
 install: $(VENV)/.dev $(VENV)/.package
 

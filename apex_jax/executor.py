@@ -77,17 +77,15 @@ class Submitted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """A plan that has run.
+class Failures:
+    """What the host could not do.
 
     Attributes:
-        sampled: one row for each of `plan.sampling_requests`.
-        failures: requests whose host jobs failed, with what went wrong; their samples mean nothing.
+        requests: those whose jobs failed, with what went wrong; their samples mean nothing.
         host_lost: what made the host lose pages of every request, if that happened.
     """
 
-    sampled: Sampled
-    failures: dict[int, BaseException]
+    requests: dict[int, BaseException]
     host_lost: BaseException | None
 
 
@@ -151,7 +149,6 @@ class Executor:
         self._stores: deque[tuple[int, HostJob]] = deque()
         self._loads: dict[int, list[HostJob]] = {}
         self._failures: dict[int, BaseException] = {}
-        self._host_lost: BaseException | None = None
         self._losses = self.worker.losses if self.worker else 0
 
     @property
@@ -169,9 +166,16 @@ class Executor:
         """End the host worker's thread, once what it was given is done; the next job starts another."""
         if self.worker is not None:
             self.worker.stop()
-        self._cohorts.clear()
-        self._loads.clear()
+        # Failures too: they must not reach the requests of another time.
+        self._start_empty()
         self.device.forget_cohorts()
+
+    def warm_up(self) -> None:
+        """Compile every program that any plan can need; changes no request."""
+        self.device.warm_up()
+        if self.worker is not None:
+            sizes = self.buckets
+            self.worker.warm_up(rows=sizes.host_rows, width=sizes.table_width, pages=sizes.moved_pages)
 
     def record(self, recorder: Recorder | None) -> None:
         """Record what happens from now on; with None, end that and complete what has been recorded."""
@@ -182,9 +186,9 @@ class Executor:
         """Dispatch a plan; returns before the device has run it."""
         began = time.perf_counter_ns()
         progress = _Progress(plan=plan, riding={cohort.id: cohort for cohort in plan.cohorts})
-        self.device.tables.apply(plan.new_pages)
         for landing in plan.landings:
             self._land(landing)
+        self.device.tables.apply(plan.new_pages)
         for eviction in plan.evictions:
             self._host_tables.replace(eviction.slot, eviction.host_pages)
         self._host_tables.apply(plan.new_host_pages)
@@ -202,25 +206,33 @@ class Executor:
         compiled = self.device.take_new_shapes() or progress.new_shapes
         return Submitted(plan=plan, end=end, began_ns=began, wait_ns=progress.wait_ns, compiled=compiled)
 
-    def fetch(self, submitted: Submitted) -> Outcome:
-        """Wait for a plan to end."""
-        sampled = self.device.fetch(submitted.end, len(submitted.plan.sampling_requests))
+    def fetch(self, submitted: Submitted) -> Sampled:
+        """Wait for a plan to end; one row for each of its `sampling_requests`."""
+        return self.device.fetch(submitted.end, len(submitted.plan.sampling_requests))
+
+    def take_failures(self) -> Failures:
+        """Return what has failed since the last call; no failure that bears on a plan fetched by now is missing."""
         while self._stores and self._stores[0][1].ended:
             request_id, job = self._stores.popleft()
             if job.error is not None:
-                self._fail((request_id,), job.error)
+                self._failures[request_id] = job.error
         failures, self._failures = self._failures, {}
-        lost, self._host_lost = self._host_lost, None
-        return Outcome(sampled=sampled, failures=failures, host_lost=lost)
+        lost = None
+        if self.worker is not None and self.worker.losses > self._losses:
+            self._losses, lost = self.worker.losses, self.worker.lost_to
+        return Failures(requests=failures, host_lost=lost)
 
     def arrived(self) -> list[int]:
-        """Return the requests whose fetches have come to an end; a failed one is reported with the next outcome."""
+        """Return the requests whose fetches have come to an end, well or not.
+
+        Whom `take_failures` names after that must not land.
+        """
         ended = [request_id for request_id, jobs in self._loads.items() if all(job.ended for job in jobs)]
         for request_id in ended:
             error = next((job.error for job in self._loads[request_id] if job.error is not None), None)
             if error is not None:
-                self._fail((request_id,), error)
-        return [request_id for request_id in ended if request_id not in self._failures]
+                self._failures[request_id] = error
+        return ended
 
     def forget(self, request_id: int) -> None:
         """Drop what was fetched for a request that is gone."""
@@ -301,7 +313,8 @@ class Executor:
             late = not riding.job.ended
             result = self._result_or_none(riding.job)
             if late:
-                end = time.perf_counter_ns()
+                # Until the job had its input, it was the host that waited for the device.
+                begin, end = max(begin, riding.job.fetched_ns), time.perf_counter_ns()
                 if self.device.is_idle:
                     progress.wait_ns += end - begin
                 if self.recorder is not None:
@@ -310,7 +323,7 @@ class Executor:
                 return result
             riding.failed = True
             assert riding.job.error is not None
-            self._fail(riding.request_ids, riding.job.error)
+            self._failures |= dict.fromkeys(riding.request_ids, riding.job.error)
         return self.device.no_attention(len(riding.table))
 
     def _result_or_none(self, job: HostJob) -> Any:
@@ -367,10 +380,3 @@ class Executor:
         self.recorder.span("host", work, job.fetched_ns, job.computed_ns, **args)
         if leave:
             self.recorder.span("transfers", leave, job.computed_ns, job.ended_ns, **args)
-
-    def _fail(self, request_ids: Sequence[int], error: BaseException) -> None:
-        self._failures |= dict.fromkeys(request_ids, error)
-        assert self.worker is not None
-        if self.worker.losses > self._losses:
-            self._losses = self.worker.losses
-            self._host_lost = error

@@ -1,11 +1,10 @@
-"""What the host costs a decode step: the device's work is made trivial, so that scheduling and dispatch remain.
+"""What the runtime itself costs: time of an iteration outside of device and host computation, with trivial maths.
+
+A model whose matrices are 16 wide, an attention on the device that returns its query and one on the host that returns
+zeros: what remains is Python, dispatch, threads and the hops between two CPU devices that stand in for device and
+host. It includes running the trivial programs, which the CPU backend does in the calling thread.
 
     python benchmarks/host_time.py [--layers 16 32] [--rows 1 16] [--json]
-
-A model whose matrices are 16 wide decodes many tokens, with an attention that returns its query. The time from one step
-to the next is then the host's: scheduling, packing, handing the compiled step and the sampler to the device, taking in
-the tokens of the step before. `dispatch` is the part that packs and hands over, `step` is all of it; both hold what
-the CPU backend takes to run a program of many trivial operations, so they are upper bounds.
 """
 
 from __future__ import annotations
@@ -16,27 +15,41 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
-from apex_jax import LlamaConfig, SamplingParams
+from apex_jax import SamplingParams
 from apex_jax.buckets import Buckets
 from apex_jax.engine import Engine
 from apex_jax.executor import Executor
+from apex_jax.host_offload import HostKVConfig, HostWorker, allocate
 from apex_jax.jax_device import JaxDevice
-from apex_jax.models import random_weights
+from apex_jax.models import LlamaConfig, random_weights
+from apex_jax.scheduler import STRATEGIES, FixedPolicy, Policy, Strategy
 from apex_jax.stopping import OutputStream
 
 STEPS = 400
+HOST_ROWS = 16
+PAGE_SIZE = 64
 
 
-def trivial_attention(q: Array, k: Array, v: Array, kv: Array, table: Array, lengths: Array) -> tuple[Array, Array]:
+def trivial_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, kv: jax.Array, table: jax.Array, lengths: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     return q, kv
 
 
-def build(layers: int, rows: int) -> Engine:
+class TrivialWorker(HostWorker):
+    """A host worker whose attention computes nothing; everything around it is the real one."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._attend = jax.jit(lambda kv, qkv, table, lengths: (jnp.zeros_like(qkv[:, :1]), kv), donate_argnums=0)
+
+
+def build(layers: int, device_rows: int, policy: Policy, *, host_rows: int) -> Engine:
     config = LlamaConfig(
         vocab_size=64,
         hidden_size=16,
@@ -48,31 +61,47 @@ def build(layers: int, rows: int) -> Engine:
         max_position_embeddings=1024,
     )
     buckets = Buckets(
-        max_num_seqs=rows, max_host_seqs=0, max_prefill_pages=1, page_size=64, table_width=16, ragged_attention=True
+        max_num_seqs=device_rows,
+        max_host_seqs=host_rows,
+        max_prefill_pages=1,
+        page_size=PAGE_SIZE,
+        table_width=16,
+        ragged_attention=True,
     )
     device = JaxDevice(
         config,
         random_weights(config, 0, jnp.float32),
         attention=trivial_attention,
         device=jax.devices()[0],
-        num_pages=16 * rows,
+        num_pages=16 * device_rows,
         buckets=buckets,
         eos_token_ids=(),
     )
-    return Engine(Executor(device))
+    if not host_rows:
+        return Engine(Executor(device), policy)
+    shape = HostKVConfig(num_layers=layers, num_kv_heads=1, head_width=16, page_size=PAGE_SIZE, dtype=jnp.float32)
+    cache = allocate(shape, 16 * host_rows * shape.page_bytes, jax.devices()[-1])
+    return Engine(Executor(device, TrivialWorker(cache, num_heads=1)), policy)
 
 
-def run(engine: Engine, rows: int) -> None:
-    params = SamplingParams(temperature=0, max_tokens=STEPS)
-    for index in range(rows):
+def run(engine: Engine, requests: int, iterations: int) -> list[float]:
+    """Return the times of so many iterations in which all requests are under way, in seconds."""
+    params, times = SamplingParams(temperature=0, max_tokens=960), []
+    for index in range(requests):
         stream = OutputStream(params, None, eos_token_ids=())
         engine.add(engine.prepare([1], params, stream, seed=0, index=index))
-    while engine.has_unfinished:
+    while engine.stats().running < requests:
         engine.step()
+    for _ in range(iterations):
+        start = time.perf_counter()
+        engine.step()
+        times.append(time.perf_counter() - start)
+    engine.close()
+    return times
 
 
-def timed(function: Callable, times: list[float]) -> Callable:
-    def call(*args):
+def timed(function: Callable[..., Any], times: list[float]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
         start = time.perf_counter()
         result = function(*args)
         times.append(time.perf_counter() - start)
@@ -81,19 +110,26 @@ def timed(function: Callable, times: list[float]) -> Callable:
     return call
 
 
-def measure(layers: int, rows: int) -> dict[str, float]:
-    """Return median host microseconds of a decode step with this many requests."""
-    engine = build(layers, rows)
-    run(engine, rows)
-    dispatches, steps = [], []
+def measure(strategy: Strategy, layers: int, rows: int) -> dict[str, Any]:
+    """Return median host microseconds of an iteration with so many device rows, and as many host rows as ride."""
+    hybrid = strategy != "device_only"
+    host_rows = HOST_ROWS if hybrid else 0
+    policy = FixedPolicy(strategy=strategy, max_host_requests=host_rows)
+    engine = build(layers, rows, policy, host_rows=host_rows)
+    run(engine, rows + host_rows, STEPS // 4)
+    dispatches: list[float] = []
+    plans: list[float] = []
     engine.executor.submit = timed(engine.executor.submit, dispatches)
-    engine.step = timed(engine.step, steps)
-    run(engine, rows)
+    engine._scheduler.schedule = timed(engine._scheduler.schedule, plans)
+    times = run(engine, rows + host_rows, STEPS)
     middle = slice(STEPS // 4, -STEPS // 4)
     return {
+        "strategy": strategy,
         "layers": layers,
-        "rows": rows,
-        "step_us": statistics.median(steps[middle]) * 1e6,
+        "device_rows": rows,
+        "host_rows": host_rows,
+        "step_us": statistics.median(times[middle]) * 1e6,
+        "plan_us": statistics.median(plans[middle]) * 1e6,
         "dispatch_us": statistics.median(dispatches[middle]) * 1e6,
     }
 
@@ -102,16 +138,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, nargs="+", default=[16, 32])
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    rows = [measure(layers, count) for layers in args.layers for count in args.rows]
+    jax.config.update("jax_num_cpu_devices", 2)
+    rows = [
+        measure(strategy, layers, count)
+        for strategy in args.strategies
+        for layers in args.layers
+        for count in args.rows
+    ]
     if args.json:
         print(json.dumps({"jax": jax.__version__, "cores": os.cpu_count(), "rows": rows}, indent=2))
         return
-    print(f"jax {jax.__version__}, {os.cpu_count()} cores, CPU backend, trivial maths")
-    print("layers  rows  step us  dispatch us")
+    print(f"jax {jax.__version__}, {os.cpu_count()} cores, two CPU devices, trivial maths")
+    print("strategy               layers  device rows  host rows  step us  of it plan  dispatch  step us a layer")
     for row in rows:
-        print(f"{row['layers']:6d} {row['rows']:5d} {row['step_us']:8.0f} {row['dispatch_us']:12.0f}")
+        print(
+            f"{row['strategy']:22} {row['layers']:6d} {row['device_rows']:12d} {row['host_rows']:10d} "
+            f"{row['step_us']:8.0f} {row['plan_us']:11.0f} {row['dispatch_us']:9.0f} "
+            f"{row['step_us'] / row['layers']:16.1f}"
+        )
 
 
 if __name__ == "__main__":

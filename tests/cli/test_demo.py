@@ -1,5 +1,6 @@
 """`apex-jax demo`: it answers, and it fails when no answer comes."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -17,18 +18,18 @@ def demo_model():
 
 
 @pytest.mark.slow
-def test_it_answers(command, demo_model):
-    status, out, err = command("demo")
+def test_it_answers(command, demo_model, tmp_path):
+    status, out, err = command("demo", "--timeline", tmp_path / "timeline.png")
     assert (status, err) == (0, "")
-    answer, _, summary = out.partition("\nSummary\n")
-    assert "Paris" in answer.partition(f"> {demo.QUESTIONS[0]}\n")[2]
-    assert [line.split("  ")[2].strip() for line in summary.splitlines()] == [
-        "Answer",
-        "First token",
-        "Ran on",
-        "Attention",
-        "KV cache",
-    ]
+    answers, _, summary = out.partition("\nSummary\n")
+    assert "Paris" in answers.partition(f"{demo.QUESTIONS[0]}\n")[2]
+    assert all(f"--- {number} of 6" in answers for number in range(1, 7))
+    titles = [line.split("  ")[2].strip() for line in summary.splitlines() if line.startswith("    ")]
+    assert titles == ["Answers", "First token", "Ran on", "Strategy", "Attention", "KV cache"]
+    on_device, on_host = map(int, re.search(r"(\d+) tokens on the device, (\d+) on the host", summary).groups())
+    assert on_device > 0
+    assert on_host > 0
+    assert (tmp_path / "timeline.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
