@@ -386,6 +386,8 @@ class Scheduler:
                 here = request.slot is not None and request.is_resting
                 if here and request.wants_token and self._grow_on_host(request, draft):
                     rows.append(request)
+            # The same may have happened to one that was to depart.
+            rows = [request for request in rows if request.slot is not None]
             if rows:
                 self._cohorts.depart(rows, draft, plan=self._plans, through=through)
 
