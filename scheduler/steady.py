@@ -135,14 +135,16 @@ class DeviceSide:
 
     def _pipelining(self, first: _Lane, second: _Lane) -> tuple[Terms, list[Terms]]:
         layers = self._layers
-        own, other = self._beside(first), self._passes(second.width, second.rows, second.boarding)
+        own = self._passes(self._width + first.width, 0, first.boarding)
+        other = self._passes(second.width, 0, second.boarding)
+        head = Terms(linear=self._head_of_both(first, second))
         jobs = Terms(host_attention=layers * (first.job + second.job))
-        device = own.plus(other).plus(self._attention).plus(self._overhead)
+        device = own.plus(other).plus(head).plus(self._attention).plus(self._overhead)
         circles = [
             device,
             jobs._replace(transfer=first.hop),
-            _way(own, layers, first),
-            _way(other, layers, second),
+            _way(own.plus(head), layers, first),
+            _way(other.plus(head), layers, second),
             device.plus(jobs._replace(transfer=layers * second.hop)).times(0.5),
         ]
         # Where an iteration begins and ends the host has no jobs, so it takes a little longer than its longest circle.
@@ -169,8 +171,12 @@ class DeviceSide:
                 break
         share = costs.share(last)
         now = max(now, first_ready) + first.boarding + share * shared
-        now += costs.head(self.load.device_tokens + first.rows)
-        return max(now, second_ready) + second.boarding + share * single + costs.head(second.rows)
+        now = max(now, second_ready) + second.boarding + share * single
+        return now + self._head_of_both(first, second)
+
+    def _head_of_both(self, first: _Lane, second: _Lane) -> float:
+        """Return the time of the head, over whose weights everybody rides together."""
+        return self.costs.head(self.load.device_tokens + first.rows + second.rows)
 
     def _async_overlap(self, lanes: list[tuple[_Lane, int]]) -> tuple[Terms, list[Terms]]:
         layers = self._layers

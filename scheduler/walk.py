@@ -95,6 +95,8 @@ class _Walk:
                 boundary += 1
             else:
                 boundary = self._skip(boundary)
+        arriving = sum(cohort.rows for cohort in self.load.cohorts if cohort.last == self.last)
+        self._spend(LINEAR, self.costs.head(self.load.device_tokens + arriving))
         self._spend(OVERHEAD, self.costs.overhead(cohorts=bool(self.load.cohorts)))
         self._move(self.load.fetched_tokens)
         end = self.time.now
@@ -126,16 +128,14 @@ class _Walk:
         return until
 
     def _pass(self, boundary: int, rider: CohortLoad | None, *, with_device: bool) -> None:
-        width, sampled = (self.width, self.load.device_tokens) if with_device else (0, 0)
+        width = self.width if with_device else 0
         if rider is not None:
             own = self.costs.host_width(rider.width or rider.rows)
-            width, sampled = width + own, sampled + rider.rows
+            width += own
             self._wait(rider)
             self._spend(TRANSFER, self.costs.boarding(own))
         self._spend(LINEAR, self.costs.share(boundary) * self.costs.layer(width))
-        if boundary == self.last:
-            self._spend(LINEAR, self.costs.head(sampled))
-        elif rider is not None:
+        if rider is not None and boundary < self.last:
             self._submit(rider, own)
 
     def _wait(self, rider: CohortLoad) -> None:
