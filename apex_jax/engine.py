@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .executor import Executor, Outcome, Submitted
+from .executor import Executor, Submitted
 from .outputs import Logprob
 from .sampling import Sampled, seed_words
 from .sampling_params import SamplingParams
@@ -244,7 +244,9 @@ class Engine:
                 the exception; the engine is empty and usable.
         """
         with self._changing():
-            for request_id in self.executor.arrived():
+            arrived = self.executor.arrived()
+            self._end_failed()
+            for request_id in arrived:
                 if not self._scheduler.fetch_arrived(request_id):
                     self.executor.forget(request_id)
             plan = self._schedule()
@@ -282,7 +284,7 @@ class Engine:
     def warm_up(self) -> None:
         """Compile every program that requests can need; changes none of those under way."""
         with self._changing():
-            self.executor.device.warm_up()
+            self.executor.warm_up()
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -377,21 +379,21 @@ class Engine:
         self._counters.prompt_tokens += plan.prefill_tokens
 
     def _receive(self, submitted: Submitted) -> None:
-        outcome = self.executor.fetch(submitted)
+        sampled = self.executor.fetch(submitted)
         self._account(submitted)
         plan, now = submitted.plan, time.monotonic()
-        arrived = self._scheduler.update(plan, outcome.sampled.tokens.tolist())
+        arrived = self._scheduler.update(plan, sampled.tokens.tolist())
         hosted = sum(row is not None for cohort in plan.arriving for row in cohort.rows)
         self._counters.host_tokens += hosted
         self._counters.device_tokens += len(plan.sampling_requests) - hosted
-        self._end_failed(outcome, now)
+        self._end_failed()
         for request, row in arrived:
             generation = self._generations.get(request.id)
             if generation is None:
                 continue
             side: Side = "device" if row < len(plan.sampling_requests) - hosted else "host"
-            self._take(generation, outcome.sampled, row, now, side)
-            self._counters.output_tokens += int(outcome.sampled.tokens[row]) >= 0
+            self._take(generation, sampled, row, now, side)
+            self._counters.output_tokens += int(sampled.tokens[row]) >= 0
             if generation.finished:
                 del self._generations[request.id]
                 self._scheduler.finish(request.id)
@@ -408,13 +410,14 @@ class Engine:
             self.follower.compare(submitted.plan, measured if steady and took > 0 else None)
         self._last_end, self._host_seen_ns = end, host
 
-    def _end_failed(self, outcome: Outcome, now: float) -> None:
+    def _end_failed(self) -> None:
         """End the requests that the host has failed."""
-        failures = dict(outcome.failures)
-        if outcome.host_lost is not None:
+        found, now = self.executor.take_failures(), time.monotonic()
+        failures = dict(found.requests)
+        if found.host_lost is not None:
             for request_id, generation in self._generations.items():
                 if generation.request.side == "host":
-                    failures.setdefault(request_id, outcome.host_lost)
+                    failures.setdefault(request_id, found.host_lost)
         for request_id, error in failures.items():
             generation = self._generations.pop(request_id, None)
             if generation is not None:

@@ -112,6 +112,7 @@ class HostWorker:
     Attributes:
         num_pages: pages that a page id can name.
         losses: how often a layer's pages were lost to a job that failed half-way; they are zero afterwards.
+        lost_to: what went wrong the last time.
         on_end: called after each job, in the thread that ran it, before the next begins.
     """
 
@@ -129,6 +130,7 @@ class HostWorker:
         self._thread: threading.Thread | None = None
         self._stopping = False
         self.losses = 0
+        self.lost_to: BaseException | None = None
 
     @property
     def page_bytes(self) -> int:
@@ -204,18 +206,17 @@ class HostWorker:
             raise job.error
         return job._result
 
-    def warm_up(self, *, rows: Sequence[int], width: int, pages: Sequence[int], dtype: jnp.dtype) -> None:
-        """Compile all programs, by running each on padding; changes no page.
+    def warm_up(self, *, rows: Sequence[int], width: int, pages: Sequence[int]) -> None:
+        """Compile all programs, for rows of the pages' type, by running each on padding; changes no page.
 
         Args:
             rows: numbers of rows that attend.
             width: W of their page tables.
             pages: numbers of pages that move.
-            dtype: of queries, keys and values.
         """
         with self._turn:
             for count in rows:
-                self._attend_to_nothing(count, width, dtype)
+                self._attend_to_nothing(count, width)
             for count in pages:
                 self._move_nothing(np.full(count, -1, np.int32))
 
@@ -239,7 +240,7 @@ class HostWorker:
         self._queue.clear()
         self.stop()
         for layer in range(len(self._layers)):
-            self._replace_lost(layer)
+            self._replace_lost(layer, None)
 
     def _submit(self, job: HostJob, wake: bool) -> HostJob:
         with self._coming_and_going:
@@ -272,9 +273,9 @@ class HostWorker:
             self.on_end(job)
         return True
 
-    def _attend_to_nothing(self, rows: int, width: int, dtype: jnp.dtype) -> None:
+    def _attend_to_nothing(self, rows: int, width: int) -> None:
         kv_heads, _, _, head_width = self._page
-        packed = np.zeros((rows, self._num_heads + 2 * kv_heads, head_width), dtype)
+        packed = np.zeros((rows, self._num_heads + 2 * kv_heads, head_width), self._layers[0].dtype)
         table, lengths = np.zeros((rows, width), np.int32), np.zeros(rows, np.int32)
         self._change(0, lambda kv: self._programs.attend(kv, packed, table, lengths))
 
@@ -286,17 +287,18 @@ class HostWorker:
         try:
             # Errors of a compiled call may come late; they must not be stored with its result.
             result, kv = jax.block_until_ready(change(self._layers[layer]))
-        except BaseException:
-            self._replace_lost(layer)
+        except BaseException as error:
+            self._replace_lost(layer, error)
             raise
         self._layers[layer] = kv
         return result
 
-    def _replace_lost(self, layer: int) -> None:
+    def _replace_lost(self, layer: int, error: BaseException | None) -> None:
         lost = self._layers[layer]
         if lost.is_deleted():
-            self._layers[layer] = jnp.zeros(lost.shape, lost.dtype, device=lost.sharding)
+            self.lost_to = error
             self.losses += 1
+            self._layers[layer] = jnp.zeros(lost.shape, lost.dtype, device=lost.sharding)
 
 
 def _attend_packed(

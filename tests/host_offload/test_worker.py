@@ -355,7 +355,7 @@ def test_warm_up_compiles_all_shapes_and_changes_no_page(worker, rng):
     content = tiles(rng, PAGES)
     every = np.arange(PAGES, dtype=np.int32)
     worker.wait(worker.store(0, lambda: content, every))
-    worker.warm_up(rows=(2, 3), width=2, pages=(1, 2, PAGES), dtype=np.dtype(np.float32))
+    worker.warm_up(rows=(2, 3), width=2, pages=(1, 2, PAGES))
     np.testing.assert_array_equal(worker.wait(worker.load(0, every, np.copy)), content)
     programs = worker._programs
     before = [program._cache_size() for program in (programs.attend, programs.write, programs.read)]
