@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from . import overlap
 from .errors import as_user_errors
 
 
@@ -14,6 +15,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("bench", help="measure this machine", description="Measure this machine.")
     benchmarks = parser.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
     _add_attention(benchmarks)
+    overlap.add_parser(benchmarks)
 
 
 def _add_attention(benchmarks: argparse._SubParsersAction) -> None:

@@ -1,0 +1,169 @@
+"""`apex-jax bench overlap`: every strategy on an emulated device beside this machine's real host."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..scheduler.plan import STRATEGIES
+from .errors import UserError, as_user_errors
+from .progress import Progress
+
+if TYPE_CHECKING:
+    from ..overlap_bench import OverlapBenchmark
+    from ..overlap_population import Population
+
+
+def add_parser(benchmarks: argparse._SubParsersAction) -> None:
+    """Add the benchmark to the parser of `apex-jax bench`."""
+    parser = benchmarks.add_parser(
+        "overlap",
+        help="all strategies on an emulated device beside this machine's real host",
+        description="Run every strategy on a device that computes nothing and takes the time that a named profile "
+        "gives it, beside the real rest: host attention, host pages, threads, scheduler. Prints tokens a second, what "
+        "the cost model predicts with this profile and a host measured in place, and one over the other. The numbers "
+        "are emulated.",
+    )
+    _add_machine(parser)
+    _add_measurement(parser)
+    parser.set_defaults(run=_run)
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("emulated machine")
+    group.add_argument("--device", default="t4", help="accelerator, see `apex-jax simulate --list` (default: t4)")
+    group.add_argument("--shape", default="llama-3.2-1b", help="model whose sizes are used (default: llama-3.2-1b)")
+    group.add_argument("--hardware", type=Path, metavar="FILE", help="JSON file with devices and models of your own")
+    group.add_argument(
+        "--device-kv-tokens", type=_count, default=4000, metavar="N", help="KV on the device (default: 4000)"
+    )
+    group.add_argument(
+        "--host-kv-gb", type=_number, default=8.0, metavar="GB", help="KV in this machine's memory (default: 8)"
+    )
+    group.add_argument("--page-size", type=_count, default=64, metavar="S", help="tokens in a page (default: 64)")
+    group.add_argument(
+        "--dtype",
+        default="bfloat16",
+        choices=("bfloat16", "float16", "float32"),
+        help="of KV and attention on the host (default: bfloat16)",
+    )
+
+
+def _add_measurement(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("measurement")
+    group.add_argument(
+        "--context", type=_count, default=400, metavar="N", help="mean context of a request (default: 400)"
+    )
+    group.add_argument(
+        "--strategies",
+        nargs="+",
+        default=list(STRATEGIES),
+        choices=STRATEGIES,
+        metavar="NAME",
+        help=f"{', '.join(STRATEGIES)} (default: all)",
+    )
+    group.add_argument(
+        "--seconds", type=_number, default=2.0, metavar="S", help="of each turn of a strategy (default: 2)"
+    )
+    group.add_argument("--rounds", type=_count, default=5, metavar="N", help="turns of each strategy (default: 5)")
+    group.add_argument(
+        "--requests",
+        nargs="+",
+        type=_count,
+        metavar="N",
+        help="serve finite batches of so many requests instead, with strategy auto and on the device alone",
+    )
+    group.add_argument(
+        "--output", type=_count, default=100, metavar="N", help="tokens of a request in a finite batch (default: 100)"
+    )
+    group.add_argument("--json", action="store_true", help="print a JSON list of rows instead of text")
+    group.add_argument(
+        "--trace", type=Path, metavar="FILE", help="write some iterations of each strategy, for `apex-jax timeline`"
+    )
+
+
+def _run(args: argparse.Namespace) -> int:
+    from ..overlap_bench import OverlapBenchmark
+    from ..scheduler.catalogue import Catalogue
+
+    if args.requests and args.trace:
+        raise UserError("--trace is for the steady state; leave --requests out")
+    with as_user_errors(ValueError, OSError, MemoryError):
+        catalogue = Catalogue.built_in()
+        if args.hardware is not None:
+            catalogue = catalogue.extended(args.hardware)
+        benchmark = OverlapBenchmark(
+            device=catalogue.device(args.device),
+            model=catalogue.model(args.shape),
+            device_kv_tokens=args.device_kv_tokens,
+            context=args.context,
+            host_kv_bytes=int(args.host_kv_gb * 1e9),
+            strategies=tuple(args.strategies),
+            seconds=args.seconds,
+            rounds=args.rounds,
+            page_size=args.page_size,
+            dtype=args.dtype,
+        )
+        population = benchmark.population()
+    table = _batches(args, benchmark, population) if args.requests else _steady(args, benchmark, population)
+    if args.json:
+        print(json.dumps(table, indent=2))
+    return 0
+
+
+def _steady(args: argparse.Namespace, benchmark: OverlapBenchmark, population: Population) -> list[dict[str, Any]]:
+    from ..overlap_bench import run
+    from ..overlap_report import print_rows, rows
+    from ..trace import Recorder
+
+    recorder = Recorder(label="emulated") if args.trace else None
+    steps = benchmark.rounds * (1 + len(benchmark.strategies))
+    with Progress(sys.stderr).counting(steps, "turn") as advance:
+        turns = run(benchmark, population, progress=lambda _: advance(), recorder=recorder)
+    if recorder is not None:
+        with as_user_errors(OSError):
+            recorder.save(args.trace)
+    table = rows(benchmark, turns)
+    if not args.json:
+        print_rows(table, print)
+    return table
+
+
+def _batches(args: argparse.Namespace, benchmark: OverlapBenchmark, population: Population) -> list[dict[str, Any]]:
+    from ..overlap_batches import POLICIES, batch_rows, print_batches, run_batches
+    from ..overlap_bench import measure_host
+
+    if args.output >= 2 * benchmark.context:
+        raise UserError(f"--output {args.output} leaves no prompt in a mean context of {benchmark.context}")
+    steps = 1 + benchmark.rounds * len(args.requests) * len(POLICIES)
+    with Progress(sys.stderr).counting(steps, "batch") as advance:
+        calibration = measure_host(benchmark, population)
+        advance()
+        served = list(
+            run_batches(
+                benchmark, population, calibration, args.requests, output=args.output, progress=lambda: advance()
+            )
+        )
+    table = batch_rows(served)
+    if not args.json:
+        print_batches(table, print)
+    return table
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value

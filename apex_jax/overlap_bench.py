@@ -1,0 +1,227 @@
+"""What each strategy reaches beside an emulated device, and what the cost model says that it should reach.
+
+The device is emulated, all else is real. In each round the host is measured anew, since its speed wanders, and then
+every strategy has its turn: with as many host requests as keep the host busy, or fewer where its memory ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+
+from .buckets import Buckets
+from .emulated_device import EmulatedDevice, padding_of
+from .host_offload import HostKVConfig, HostWorker, allocate
+from .overlap_calibration import Calibration, calibrate
+from .overlap_population import Population, Window
+from .scheduler import STRATEGIES, CostModel, Decision, Load, Prediction, Profile, Strategy, Terms
+from .scheduler.candidates import Candidate, Outlook, Valuation
+from .scheduler.costs import Costs
+from .scheduler.hardware import Device, Host, Model, described_profile
+from .trace import Recorder
+
+HOST_SHARE = 0.88
+"""How much of the time that a strategy gives the host is filled: a host that is late makes the device wait."""
+
+CALIBRATION_PART = 5
+"""A turn takes so many times as long as each measurement of the host before it."""
+
+TRACED_ITERATIONS = 20
+"""Of each strategy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverlapBenchmark:
+    """What to measure.
+
+    Attributes:
+        device, model: what is emulated.
+        device_kv_tokens: KV on the device.
+        context: mean context of the requests, in tokens.
+        host_kv_bytes: KV on the host.
+        strategies: in their order within a round.
+        seconds: measured of each strategy in each round.
+        rounds: how often each strategy has its turn.
+        page_size: tokens in a page.
+        dtype: of KV, queries and attention on the host.
+
+    Raises:
+        ValueError: a number is out of range, or there is no such strategy.
+    """
+
+    device: Device
+    model: Model
+    device_kv_tokens: int
+    context: int
+    host_kv_bytes: int
+    strategies: Sequence[Strategy] = STRATEGIES
+    seconds: float = 2.0
+    rounds: int = 5
+    page_size: int = 64
+    dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        for strategy in self.strategies:
+            if strategy not in STRATEGIES:
+                raise ValueError(f"there is no strategy {strategy!r}; the strategies are {', '.join(STRATEGIES)}")
+        for name, least in (("rounds", 1), ("context", self.page_size)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; at least {least} is needed")
+        if self.device_kv_tokens < (needed := 2 * (self.context + 2 * self.page_size)):
+            raise ValueError(
+                f"device_kv_tokens is {self.device_kv_tokens}; requests of {self.context} tokens need {needed}"
+            )
+        if self.host_requests < 1:
+            raise ValueError(f"host_kv_bytes is {self.host_kv_bytes}; not one request of {self.context} tokens fits")
+
+    @property
+    def device_pages(self) -> int:
+        """Pages of the device KV cache."""
+        return self.device_kv_tokens // self.page_size
+
+    @property
+    def host_requests(self) -> int:
+        """Requests that the host's memory holds, with two pages to grow by for each."""
+        shape = self.model.shape
+        token = shape.kv_bytes_per_token // shape.kv_bytes * jnp.dtype(self.dtype).itemsize
+        return self.host_kv_bytes // (token * self.page_size) // (-(-self.context // self.page_size) + 2)
+
+    @cached_property
+    def buckets(self) -> Buckets:
+        """Batch shapes of the engine."""
+        return Buckets(
+            max_num_seqs=self.device_kv_tokens // self.context + 1,
+            max_host_seqs=self.host_requests,
+            max_prefill_pages=self.device_pages,
+            page_size=self.page_size,
+            table_width=self.device_pages,
+            ragged_attention=True,
+        )
+
+    @cached_property
+    def profile(self) -> Profile:
+        """The device's times; those of the host have to be measured."""
+        unknown = Host(name="not yet measured", cores=1, memory_gb=1.0, attention_gb_per_s=1.0)
+        padding = padding_of(self.buckets)
+        return described_profile(self.device, unknown, self.model, page_size=self.page_size, padding=padding)
+
+    def population(self) -> Population:
+        """Allocate the host's memory and make an engine.
+
+        Raises:
+            MemoryError: the machine does not have it.
+        """
+        shape = self.model.shape
+        layout = HostKVConfig(
+            num_layers=shape.num_layers,
+            num_kv_heads=shape.num_kv_heads,
+            head_width=shape.head_dim,
+            page_size=self.page_size,
+            dtype=self.dtype,
+        )
+        pages = allocate(layout, self.host_kv_bytes, jax.devices("cpu")[0])
+        worker = HostWorker(pages, num_heads=shape.num_heads)
+        dtype = jnp.dtype(self.dtype)
+        device = EmulatedDevice(self.profile, shape, dtype=dtype, num_pages=self.device_pages, buckets=self.buckets)
+        return Population(device=device, worker=worker, context=self.context)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """A strategy's turn in a round.
+
+    Attributes:
+        strategy: which one.
+        lanes: host rows of each cohort, see `Decision`.
+        host_requests: requests on the host.
+        window: what happened.
+        prediction: an iteration of it, by the cost model.
+    """
+
+    strategy: Strategy
+    lanes: tuple[int, ...]
+    host_requests: int
+    window: Window
+    prediction: Prediction
+
+    @property
+    def achieved(self) -> float:
+        """Tokens a second over the predicted ones."""
+        return self.window.tokens_per_s / self.prediction.tokens_per_s
+
+
+def run(
+    benchmark: OverlapBenchmark,
+    population: Population,
+    *,
+    progress: Callable[[str], object],
+    recorder: Recorder | None = None,
+) -> list[Turn]:
+    """Give every strategy its turn in every round.
+
+    Args:
+        benchmark: what to measure.
+        population: where.
+        progress: told what has been done: "host", or a strategy; one more time for each round.
+        recorder: records some iterations of each strategy, after its last turn.
+    """
+    turns = []
+    for round_ in range(benchmark.rounds):
+        calibration = measure_host(benchmark, population)
+        progress("host")
+        for strategy in benchmark.strategies:
+            turns.append(_turn(benchmark, population, strategy, calibration))
+            if recorder is not None and round_ == benchmark.rounds - 1:
+                population.engine.executor.record(recorder)
+                population.run(Decision(strategy=strategy, lanes=turns[-1].lanes), TRACED_ITERATIONS)
+                population.engine.executor.record(None)
+            progress(strategy)
+    population.clear()
+    return turns
+
+
+def measure_host(benchmark: OverlapBenchmark, population: Population) -> Calibration:
+    """Measure the host's part of the profile; see `calibrate`."""
+    seconds = benchmark.seconds / CALIBRATION_PART
+    return calibrate(benchmark.profile, population, host_requests=benchmark.host_requests, seconds=seconds)
+
+
+def _turn(benchmark: OverlapBenchmark, population: Population, strategy: Strategy, calibration: Calibration) -> Turn:
+    best = choose(benchmark, strategy, calibration)
+    # Host requests grow while they are measured; their mean is to be the context that was asked for.
+    token_s = best.prediction.host_token_s
+    grown = min(benchmark.seconds / token_s / 2, benchmark.context / 4) if token_s else 0.0
+    population.fill(best.riding, context=round(benchmark.context - grown))
+    asynchronous, period = strategy == "async_overlap", benchmark.profile.num_layers + 1
+    population.run(Decision(strategy=strategy, lanes=best.lanes), 2 * period if asynchronous else period)
+    window = population.measure(benchmark.seconds, multiple=period if asynchronous else 1)
+    return Turn(
+        strategy=strategy,
+        lanes=best.lanes,
+        host_requests=best.riding,
+        window=window,
+        prediction=predict(calibration.model, strategy, window, best.under_way),
+    )
+
+
+def choose(benchmark: OverlapBenchmark, strategy: Strategy, calibration: Calibration) -> Candidate:
+    """Return the cohorts that make most of a strategy while the host keeps some time to spare."""
+    rows = max(1, round(calibration.device_rows))
+    outlook = Outlook(
+        loads=((1.0, Load(device_rows=rows, device_kv_tokens=rows * benchmark.context)),),
+        host_rows=benchmark.host_requests,
+        row_tokens=float(benchmark.context),
+    )
+    slower = Terms(1.0, 1.0, 1.0, 1.0 / HOST_SHARE, 1.0, 1.0)
+    return Valuation(Costs(calibration.model.profile, slower), outlook).best(strategy)
+
+
+def predict(model: CostModel, strategy: Strategy, window: Window, under_way: Sequence[int]) -> Prediction:
+    """Return what the cost model says of a window's requests."""
+    tokens = window.device_rows * window.device_context
+    load = Load(device_rows=round(window.device_rows), device_kv_tokens=tokens)
+    return model.steady(strategy, load, under_way, window.host_context)

@@ -1,0 +1,230 @@
+"""Requests in the middle of a long run: those on the device come and go, those on the host stay."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from .emulated_device import EmulatedDevice
+from .engine import Engine, Generation
+from .executor import Executor
+from .host_offload import HostWorker
+from .sampling_params import SamplingParams
+from .scheduler import Decision, Situation
+from .stopping import OutputStream
+
+OUTPUT = 64
+"""Output tokens of a device request, whose context grows from half of that below the mean to half of it above."""
+
+SPARE = 4
+"""Requests that wait, so that whoever ends is replaced at once and nobody is fetched back from the host."""
+
+REST = Decision(strategy="device_only")
+
+
+@dataclass(kw_only=True)
+class Seen:
+    """Sums over the situations that a policy was asked about."""
+
+    plans: int = 0
+    device_rows: int = 0
+    device_kv_tokens: int = 0
+    host_rows: int = 0
+    host_kv_tokens: int = 0
+    mid_token_rows: int = 0
+
+
+class Told:
+    """A policy that does as it is told, and counts what it sees.
+
+    Attributes:
+        decision: the next plans'.
+        seen: since it was last replaced.
+    """
+
+    def __init__(self) -> None:
+        self.decision = REST
+        self.seen = Seen()
+
+    def decide(self, situation: Situation) -> Decision:
+        """Return `decision`."""
+        seen = self.seen
+        seen.plans += 1
+        seen.device_rows += situation.device_rows
+        seen.device_kv_tokens += situation.device_kv_tokens
+        seen.host_rows += situation.host_rows
+        seen.host_kv_tokens += situation.host_kv_tokens
+        seen.mid_token_rows += situation.mid_token_rows
+        return self.decision
+
+
+class TimedStream(OutputStream):
+    """Notes the times between tokens.
+
+    Attributes:
+        gaps_ns: of the tokens that came since it was last emptied.
+    """
+
+    def __init__(self, max_tokens: int) -> None:
+        params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
+        super().__init__(params, None, eos_token_ids=())
+        self.gaps_ns: list[int] = []
+        self._last_ns = 0
+
+    def push(self, token_ids: Iterable[int]) -> str:
+        """Take tokens in, one at a time."""
+        now = time.perf_counter_ns()
+        if self._last_ns:
+            self.gaps_ns.append(now - self._last_ns)
+        self._last_ns = now
+        return super().push(token_ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """What happened between two iterations.
+
+    Attributes:
+        seconds: between them.
+        device_tokens, host_tokens: that came.
+        device_busy, host_busy: shares of the time.
+        job_seconds: mean time of the attention of one layer on the host; 0 if there was none.
+        device_gaps_ns, host_gaps_ns: times between two tokens of a request.
+        seen: situations.
+    """
+
+    seconds: float
+    device_tokens: int
+    host_tokens: int
+    device_busy: float
+    host_busy: float
+    job_seconds: float
+    device_gaps_ns: list[int]
+    host_gaps_ns: list[int]
+    seen: Seen
+
+    @property
+    def tokens_per_s(self) -> float:
+        return (self.device_tokens + self.host_tokens) / self.seconds
+
+    @property
+    def iteration_s(self) -> float:
+        return self.seconds / self.seen.plans
+
+    @property
+    def device_rows(self) -> float:
+        return self.seen.device_rows / self.seen.plans
+
+    @property
+    def device_context(self) -> float:
+        return self.seen.device_kv_tokens / max(1, self.seen.device_rows)
+
+    @property
+    def host_context(self) -> float:
+        return self.seen.host_kv_tokens / max(1, self.seen.host_rows)
+
+
+@dataclass(kw_only=True)
+class Population:
+    """An engine over an emulated device, and its requests.
+
+    Attributes:
+        device, worker: what the engine runs on.
+        context: mean context of the requests.
+    """
+
+    device: EmulatedDevice
+    worker: HostWorker
+    context: int
+    policy: Told = field(default_factory=Told)
+    engine: Engine = field(init=False)
+    _on_host: list[Generation] = field(default_factory=list)
+    _on_device: list[Generation] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.engine = Engine(Executor(self.device, self.worker), self.policy)
+
+    def fill(self, host_requests: int, *, context: int) -> None:
+        """Replace all requests: so many live on the host, with contexts of that length, and the device is full.
+
+        Everybody is computed on the device and moves from there, as always, but the device takes no time for it.
+        """
+        self.clear()
+        self.device.in_no_time = self.device.skips_prompts = True
+        self.policy.decision = Decision(strategy="device_only", max_host_requests=host_requests)
+        longest = self.device.buckets.table_width * self.device.buckets.page_size
+        rows = self.device.num_pages // (context // self.device.buckets.page_size + 1)
+        newcomers = [self._add(context, longest - context) for _ in range(host_requests + rows if host_requests else 0)]
+        while sum(generation.request.side == "host" for generation in newcomers) < host_requests:
+            self.engine.step()
+        self._on_host = [generation for generation in newcomers if generation.request.side == "host"]
+        for index in range(rows + SPARE):
+            output = OUTPUT * (index % rows + 1) // rows if index < rows else OUTPUT
+            self._on_device.append(self._add(self.context + OUTPUT // 2 - output, output))
+        for generation in newcomers:
+            if generation.request.side != "host":
+                self.engine.abort(generation)
+        # Whatever moves has moved before anything is measured.
+        self.worker.stop()
+        self.device.in_no_time = False
+
+    def run(self, decision: Decision, iterations: int) -> None:
+        """Go on with a decision."""
+        self.policy.decision = Decision(
+            strategy=decision.strategy, lanes=decision.lanes, max_host_requests=len(self._on_host)
+        )
+        for _ in range(iterations):
+            self.step()
+
+    def measure(self, seconds: float, *, multiple: int = 1) -> Window:
+        """Run for at least that time, and a multiple of so many iterations."""
+        self.policy.seen = seen = Seen()
+        for generation in (*self._on_host, *self._on_device):
+            generation.stream.gaps_ns.clear()
+        host, before = self.engine.executor.host, self.engine.stats()
+        began, device_ns, host_ns = time.perf_counter_ns(), self.device.busy_ns, host.busy_ns
+        jobs, attend_ns = host.jobs, host.attend_ns
+        ended: list[Generation] = []
+        iterations = 0
+        while time.perf_counter_ns() - began < seconds * 1e9 or iterations % multiple:
+            ended += self.step()
+            iterations += 1
+        took, after = time.perf_counter_ns() - began, self.engine.stats()
+        gaps = {
+            side: [gap for generation in group for gap in generation.stream.gaps_ns]
+            for side, group in (("device", self._on_device + ended), ("host", self._on_host))
+        }
+        return Window(
+            seconds=took / 1e9,
+            device_tokens=after.device_tokens - before.device_tokens,
+            host_tokens=after.host_tokens - before.host_tokens,
+            device_busy=(self.device.busy_ns - device_ns) / took,
+            host_busy=(host.busy_ns - host_ns) / took,
+            job_seconds=(host.attend_ns - attend_ns) / max(1, host.jobs - jobs) / 1e9,
+            device_gaps_ns=gaps["device"],
+            host_gaps_ns=gaps["host"],
+            seen=seen,
+        )
+
+    def clear(self) -> None:
+        """Drop all requests."""
+        for generation in (*self._on_host, *self._on_device):
+            self.engine.abort(generation)
+        self._on_host, self._on_device = [], []
+
+    def step(self) -> list[Generation]:
+        """Run an iteration, and replace the device requests that it ended; returns those."""
+        self.engine.step()
+        ended = [generation for generation in self._on_device if generation.finished]
+        if ended:
+            self._on_device = [generation for generation in self._on_device if not generation.finished]
+            self._on_device += [self._add(self.context - OUTPUT // 2, OUTPUT) for _ in ended]
+        return ended
+
+    def _add(self, prompt: int, output: int) -> Generation:
+        stream = TimedStream(output)
+        params = SamplingParams(temperature=0, max_tokens=output, ignore_eos=True)
+        generation = self.engine.prepare((1,) * prompt, params, stream, seed=0, index=0)
+        self.engine.add(generation)
+        return generation

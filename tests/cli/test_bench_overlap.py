@@ -1,0 +1,123 @@
+"""`apex-jax bench overlap`: that it measures what it is told to. What the numbers are is no matter of tests."""
+
+import json
+
+import pytest
+
+from apex_jax.trace import load
+
+TINY = {
+    "devices": [
+        {
+            "name": "toy",
+            "memory_gb": 1,
+            "weights_gb_per_s": 0.1,
+            "attention_gb_per_s": 1,
+            "tflops": 1,
+            "link_gb_per_s": 1,
+        }
+    ],
+    "models": [
+        {
+            "name": "toy",
+            "num_layers": 3,
+            "hidden_size": 64,
+            "num_heads": 4,
+            "num_kv_heads": 2,
+            "head_dim": 16,
+            "intermediate_size": 128,
+            "vocab_size": 128,
+        }
+    ],
+}
+
+
+@pytest.fixture
+def bench(command, tmp_path):
+    """(arguments...) -> (exit status, standard output, standard error) of a toy machine's benchmark."""
+    hardware = tmp_path / "toy.json"
+    hardware.write_text(json.dumps(TINY), encoding="utf-8")
+
+    def call(*arguments):
+        machine = ("--hardware", hardware, "--device=toy", "--shape=toy", "--device-kv-tokens=512", "--page-size=16")
+        defaults = ("--context=64", "--host-kv-gb=0.003", "--rounds=2", "--seconds=0.05")
+        return command("bench", "overlap", *machine, *defaults, *arguments)
+
+    return call
+
+
+def test_rows(bench, tmp_path):
+    trace = tmp_path / "trace.json"
+    status, out, err = bench("--json", "--trace", trace)
+    assert status == 0, err
+    table = json.loads(out)
+    strategies = ["device_only", "layer_sync", "asymmetric_pipelining", "async_overlap"]
+    assert [row["strategy"] for row in table] == strategies
+    for row in table:
+        assert (row["kind"], row["device"], row["shape"], row["device_kv_tokens"]) == ("emulated", "toy", "toy", 512)
+        assert row["rounds"] == 2
+        low, high = row["tokens_per_s_spread"]
+        assert 0 < low <= row["tokens_per_s"] <= high
+        least, most = row["achieved_over_predicted_spread"]
+        assert least <= row["achieved_over_predicted"] <= most
+        assert row["predicted_tokens_per_s"] > 0
+        assert 0 < row["tpot_device_ms"] <= row["tpot_device_p99_ms"]
+        assert 0 < row["device_busy"] <= 1.1
+        hosted = row["strategy"] != "device_only"
+        assert (row["tpot_host_ms"] is not None) == hosted
+        assert (row["host_requests"] > 0) == (row["host_busy"] > 0) == hosted
+        assert row["device_requests"] * row["device_context"] <= 512
+    recorded = load(trace)
+    assert recorded.label == "emulated"
+    assert {span.args["strategy"] for span in recorded.spans if span.name == "iteration"} == set(strategies)
+
+
+def test_table_says_what_is_emulated(bench):
+    status, out, _ = bench("--strategies", "device_only", "--rounds=1")
+    lines = out.splitlines()
+    assert status == 0
+    assert lines[0].startswith("emulated toy with toy, KV of 512 tokens")
+    assert "cores" in lines[1]
+    assert "jax " in lines[1]
+    assert [line.split()[0] for line in lines if line.startswith("device_only")] == ["device_only"] * 2
+
+
+def test_finite_batches(bench):
+    status, out, err = bench("--requests", "1", "12", "--output=20", "--rounds=1", "--json")
+    assert status == 0, err
+    table = json.loads(out)
+    assert [(row["requests"], row["strategy"]) for row in table] == [
+        (1, "device_only"),
+        (1, "auto"),
+        (12, "device_only"),
+        (12, "auto"),
+    ]
+    for row in table:
+        assert row["output_tokens"] == 20 * row["requests"]
+        assert row["seconds"] > 0
+        if row["strategy"] == "device_only":
+            assert (row["over_device_only"], row["host_tokens"], row["evictions"]) == (1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device=t5"], "unknown device 't5'"),
+        (["--shape=llama"], "unknown model 'llama'"),
+        (["--strategies", "fast"], "invalid choice: 'fast'"),
+        (["--host-kv-gb=0"], "'0' is not a number above 0"),
+        (["--host-kv-gb=0.00001"], "host_kv_bytes is 10000; not one request of 64 tokens fits"),
+        (["--host-kv-gb=999999"], "bytes was asked for"),
+        (["--device-kv-tokens=100"], "device_kv_tokens is 100; requests of 64 tokens need 192"),
+        (["--context=8"], "context is 8; at least 16 is needed"),
+        (["--page-size=10"], "page_size is 10, allowed are"),
+        (["--requests", "0"], "'0' is not a whole number of at least 1"),
+        (["--requests", "1", "--output=128"], "--output 128 leaves no prompt in a mean context of 64"),
+        (["--requests", "1", "--trace=x.json"], "--trace is for the steady state"),
+    ],
+)
+def test_mistakes(bench, arguments, message):
+    status, out, err = bench(*arguments)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
