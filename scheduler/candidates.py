@@ -16,8 +16,8 @@ THROUGH: tuple[Strategy, ...] = ("layer_sync", "asymmetric_pipelining")
 """Strategies whose host rows go through all layers in an iteration, so that each can be with or without them."""
 
 FIRST_SHARES = (1 / 2, 1 / 4, 1 / 8)
-"""Of host rows in pipelining's first cohort. Its jobs overlap the second cohort's passes, and the second one's those of
-the device's rows, which take many times longer where prompts are among them."""
+"""Of host rows in pipelining's first cohort: half of them, and less where prompts are beside it. Its jobs overlap the
+second cohort's passes, and the second one's those of the device's rows, which prompts make many times longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,9 @@ class Valuation:
         if strategy == "layer_sync":
             return self._better(self._counts(lambda rows: self._value(strategy, (rows,))))
         if strategy == "asymmetric_pipelining":
-            found = [each for share in FIRST_SHARES for each in self._counts(partial(self._halves, share=share))]
+            prompts = any(side.load.prefill_tokens for _, side in self._sides)
+            shares = FIRST_SHARES if prompts else FIRST_SHARES[:1]
+            found = [each for share in shares for each in self._counts(partial(self._halves, share=share))]
             return self._better(found)
         boundaries = self._layers + 1
         spacings = {max(1, boundaries // cohorts) for cohorts in (boundaries, 4, 2)}
