@@ -8,8 +8,11 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-SOURCES = ("handlers", "attention", "select", "portable", "avx2", "avx512", "avx512_bf16")
-HEADERS = ("attention", "convert", "kernel", "parallel", "stream", "tile", "vector_avx512")
+SOURCES = ("handlers", "page_handlers", "attention", "select", "portable", "avx2", "avx512", "avx512_bf16")
+HEADERS = (
+    *("attention", "convert", "float_math", "handlers", "kernel", "parallel"),
+    *("prefetch", "stream", "tile", "vector_avx512"),
+)
 # GCC's own headers of vector instructions set off -Wuninitialized.
 WARNINGS = ("-Wall", "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-psabi")
 

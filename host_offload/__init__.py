@@ -1,6 +1,6 @@
 """Host tier: KV pages in host memory and decode attention over them."""
 
-from .attention import decode_attention, native_attention_available
+from .attention import decode_attention, decode_attention_packed, native_attention_available
 from .cache import HostKVCache, HostKVConfig, allocate, available_memory, read_pages, write_pages
 from .native_library import machine_instructions
 from .worker import HostJob, HostWorker
@@ -13,6 +13,7 @@ __all__ = [
     "allocate",
     "available_memory",
     "decode_attention",
+    "decode_attention_packed",
     "machine_instructions",
     "native_attention_available",
     "read_pages",

@@ -75,14 +75,7 @@ def decode_attention(
     if rows == 0:
         return jnp.zeros(q.shape, jnp.float32), jnp.zeros((rows, heads), jnp.float32), kv
     if _use_native(implementation, width):
-        limit = len(native_library.INSTRUCTIONS) if instructions == "auto" else _instruction_level(instructions)
-        attributes = {
-            "scale": np.float32(scale),
-            "softcap": np.float32(logit_softcap or 0.0),
-            "window": np.int64(sliding_window or 0),
-            "max_workers": np.int64(max_threads or 0),
-            "instructions": np.int64(limit),
-        }
+        attributes = _attributes(scale, sliding_window, logit_softcap, max_threads, instructions)
         return _native(q, kv, page_table, lengths, new_kv, attributes)
     if new_kv is not None:
         kv = reference.append(kv, page_table, lengths, *new_kv)
@@ -92,20 +85,91 @@ def decode_attention(
     return out, lse, kv
 
 
+def decode_attention_packed(
+    qkv: jax.Array,
+    kv: jax.Array,
+    page_table: jax.Array,
+    lengths: jax.Array,
+    *,
+    scale: float | None = None,
+    sliding_window: int | None = None,
+    logit_softcap: float | None = None,
+    implementation: Implementation = "auto",
+    max_threads: int | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`decode_attention` with the append, for queries, new keys and new values that arrive as one array.
+
+    The native kernel reads them where they lie: nothing is sliced or converted beforehand. New keys and values are
+    rounded to the type of `kv` as they are appended.
+
+    Args:
+        qkv: N query heads, K new keys and K new values of each row, [B, N + 2K, H], float32, bfloat16 or float16.
+
+    The other arguments, the results and the errors are those of `decode_attention`.
+    """
+    if qkv.ndim != 3 or kv.ndim != 5 or qkv.shape[1] <= 2 * kv.shape[1]:
+        raise ValueError(
+            f"qkv and kv have shapes {qkv.shape} and {kv.shape}, they must be [B, N + 2K, H] and [P, K, 2, S, H]"
+        )
+    rows, width, kv_heads = qkv.shape[0], qkv.shape[2], kv.shape[1]
+    heads = qkv.shape[1] - 2 * kv_heads
+    _check(jax.ShapeDtypeStruct((rows, heads, width), qkv.dtype), kv, page_table, lengths, None)
+    if rows > 0 and _use_native(implementation, width):
+        _check_options(scale, sliding_window, logit_softcap, max_threads)
+        scale = 1.0 / math.sqrt(width) if scale is None else scale
+        attributes = _attributes(scale, sliding_window, logit_softcap, max_threads, "auto")
+        call = jax.ffi.ffi_call(
+            native_library.PACKED_ATTEND, _results((rows, heads, width), kv), input_output_aliases={1: 2}
+        )
+        out, lse, kv = call(qkv, kv, page_table, lengths, **attributes)
+        return out, lse, kv
+    new = tuple(part.astype(kv.dtype) for part in (qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]))
+    return decode_attention(
+        qkv[:, :heads],
+        kv,
+        page_table,
+        lengths,
+        new_kv=(new[0], new[1]),
+        scale=scale,
+        sliding_window=sliding_window,
+        logit_softcap=logit_softcap,
+        implementation=implementation,
+        max_threads=max_threads,
+    )
+
+
 def native_attention_available(head_dim: int) -> bool:
     """Whether `decode_attention` runs the native kernel for heads of this width when it may choose."""
     return _use_native("auto", head_dim)
 
 
 def _native(q, kv, page_table, lengths, new_kv, attributes) -> tuple[jax.Array, jax.Array, jax.Array]:
-    results = (jax.ShapeDtypeStruct(q.shape, jnp.float32), jax.ShapeDtypeStruct(q.shape[:2], jnp.float32))
+    results = _results(q.shape, kv)
     if new_kv is None:
-        out, lse = jax.ffi.ffi_call(native_library.ATTEND, results)(q, kv, page_table, lengths, **attributes)
+        out, lse = jax.ffi.ffi_call(native_library.ATTEND, results[:2])(q, kv, page_table, lengths, **attributes)
         return out, lse, kv
-    results = (*results, jax.ShapeDtypeStruct(kv.shape, kv.dtype))
     call = jax.ffi.ffi_call(native_library.APPEND_ATTEND, results, input_output_aliases={1: 2})
     out, lse, kv = call(q, kv, page_table, lengths, *new_kv, **attributes)
     return out, lse, kv
+
+
+def _results(shape: tuple[int, int, int], kv: jax.Array) -> tuple[jax.ShapeDtypeStruct, ...]:
+    return (
+        jax.ShapeDtypeStruct(shape, jnp.float32),
+        jax.ShapeDtypeStruct(shape[:2], jnp.float32),
+        jax.ShapeDtypeStruct(kv.shape, kv.dtype),
+    )
+
+
+def _attributes(scale, sliding_window, logit_softcap, max_threads, instructions) -> dict[str, np.generic]:
+    limit = len(native_library.INSTRUCTIONS) if instructions == "auto" else _instruction_level(instructions)
+    return {
+        "scale": np.float32(scale),
+        "softcap": np.float32(logit_softcap or 0.0),
+        "window": np.int64(sliding_window or 0),
+        "max_workers": np.int64(max_threads or 0),
+        "instructions": np.int64(limit),
+    }
 
 
 def _use_native(implementation: str, width: int) -> bool:

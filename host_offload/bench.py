@@ -110,6 +110,18 @@ def latency_us(shape: tuple[int, int, int] = SHAPES[-1], repeats: int = 2000) ->
     return statistics.median(times) * 1e6
 
 
+def stream_read_gb_per_s(pool_bytes: int, repeats: int = 5) -> float:
+    """Return the median speed of reading memory from one end to the other, with all threads of the CPU backend.
+
+    Args:
+        pool_bytes: how much memory; several times the last-level cache.
+        repeats: readings.
+    """
+    pool = _random_pool(pool_bytes, 1, 128, "bfloat16")
+    _stream_rate(pool)
+    return statistics.median(_stream_rate(pool) for _ in range(repeats))
+
+
 @functools.cache
 def _stream_reader() -> Callable[[jax.Array], jax.Array]:
     native_library.load()

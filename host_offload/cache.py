@@ -122,20 +122,29 @@ def advise_huge_pages(array: jax.Array) -> bool:
     return madvise(begin, end - begin, mmap.MADV_HUGEPAGE) == 0 and madvise(begin, end - begin, MADV_COLLAPSE) == 0
 
 
-def read_pages(kv: jax.Array, pages: jax.Array) -> jax.Array:
+def read_pages(kv: jax.Array, pages: jax.Array, into: jax.Array | None = None) -> jax.Array:
     """Gather pages of one layer into one contiguous array, ready for a single copy to the device.
 
     Args:
         kv: one layer [P, K, 2, S, H].
         pages: int32 [M]; negative ids give zeros, so that M can be a fixed bucket.
+        into: an array like the result, whose memory is used for it: donate it to the jitted caller. A new result's
+            memory has to be cleared by the system page by page before it can be written, which takes several times as
+            long as the copy.
 
     Returns:
         [M, K, 2, S, H].
     """
     _check_pages(kv, pages)
     shape = jax.ShapeDtypeStruct((pages.shape[0], *kv.shape[1:]), kv.dtype)
+    if into is not None and (into.shape != shape.shape or into.dtype != shape.dtype):
+        raise ValueError(
+            f"into is {into.dtype}{list(into.shape)}, it must be as the result, {shape.dtype}{list(shape.shape)}"
+        )
     if native_library.load() is not None and pages.shape[0] > 0:
-        return jax.ffi.ffi_call(native_library.READ_PAGES, shape)(kv, pages)
+        if into is None:
+            return jax.ffi.ffi_call(native_library.READ_PAGES, shape)(kv, pages)
+        return jax.ffi.ffi_call(native_library.READ_PAGES_INTO, shape, input_output_aliases={2: 0})(kv, pages, into)
     return kv.at[jnp.where(pages < 0, kv.shape[0], pages)].get(mode="fill", fill_value=0)
 
 

@@ -11,8 +11,10 @@ import jax
 INSTRUCTIONS = ("portable", "avx2", "avx512", "avx512_bf16")
 ATTEND = "apex_decode_attention"
 APPEND_ATTEND = "apex_append_decode_attention"
+PACKED_ATTEND = "apex_packed_decode_attention"
 READ_STREAM = "apex_read_stream"
 READ_PAGES = "apex_read_pages"
+READ_PAGES_INTO = "apex_read_pages_into"
 WRITE_PAGES = "apex_write_pages"
 
 _logger = logging.getLogger(__name__)
@@ -47,8 +49,10 @@ def load() -> ctypes.CDLL | None:
     handlers = {
         ATTEND: library.ApexDecodeAttention,
         APPEND_ATTEND: library.ApexAppendDecodeAttention,
+        PACKED_ATTEND: library.ApexPackedDecodeAttention,
         READ_STREAM: library.ApexReadStream,
         READ_PAGES: library.ApexReadPages,
+        READ_PAGES_INTO: library.ApexReadPagesInto,
         WRITE_PAGES: library.ApexWritePages,
     }
     for name, handler in handlers.items():

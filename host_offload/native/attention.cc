@@ -25,23 +25,43 @@ struct Scratch {
   }
 };
 
-Scratch& ThreadScratch() {
+// For one chunk at a time.
+Scratch& ChunkScratch() {
   thread_local Scratch scratch;
   return scratch;
 }
+
+// For the partial results of one call; it belongs to the calling thread, which waits for all that use it.
+Scratch& CallScratch() {
+  thread_local Scratch scratch;
+  return scratch;
+}
+
+// Floats before the sums of a part: its maxima and denominators, up to whole cache lines.
+int64_t HeaderFloats(int64_t heads) { return (2 * heads + 15) / 16 * 16; }
 
 char* PageAt(const Problem& p, int64_t row, int64_t index) {
   return p.cache + p.table[row * p.W + index] * p.PageBytes();
 }
 
+void Store(const Problem& p, const char* from, char* to) {
+  if (p.new_type == p.cache_type) {
+    std::memcpy(to, from, p.H * p.ElementBytes());
+    return;
+  }
+  float floats[kMaxHeadWidth];
+  ToFloats(p.new_type, from, p.H, floats);
+  FromFloats(p.cache_type, floats, p.H, to);
+}
+
 void Append(const Problem& p, int64_t row) {
-  const int64_t token = p.lengths[row] - 1;
-  const int64_t width = p.H * p.ElementBytes();
+  const int64_t token = p.lengths[row] - 1, width = p.H * p.ElementBytes();
   char* page = PageAt(p, row, token / p.S);
   for (int64_t k = 0; k < p.K; ++k) {
+    const int64_t from = (row * p.new_stride + k * p.H) * BytesOf(p.new_type);
     char* key = page + (2 * k * p.S + token % p.S) * width;
-    std::memcpy(key, p.new_key + (row * p.K + k) * width, width);
-    std::memcpy(key + p.S * width, p.new_value + (row * p.K + k) * width, width);
+    Store(p, p.new_key + from, key);
+    Store(p, p.new_value + from, key + p.S * width);
   }
 }
 
@@ -73,6 +93,15 @@ void WriteHead(const Problem& p, int64_t row, int64_t head, float max, float den
   p.lse[index] = static_cast<float>((max + std::log2(static_cast<double>(denominator))) * kLn2);
 }
 
+// sum += factor * part, or sum = factor * part where `is_first`, which may be in place.
+void AddScaled(const float* part, float factor, int64_t count, bool is_first, float* sum) {
+  if (is_first) {
+    for (int64_t i = 0; i < count; ++i) sum[i] = factor * part[i];
+  } else {
+    for (int64_t i = 0; i < count; ++i) sum[i] += factor * part[i];
+  }
+}
+
 void Merge(const Problem& p, int64_t row, Partials& partials) {
   const int first = partials.first[row], count = partials.count[row];
   for (int64_t head = 0; head < p.N; ++head) {
@@ -84,8 +113,7 @@ void Merge(const Problem& p, int64_t row, Partials& partials) {
       const float part_max = partials.Max(first + i)[head];
       const float factor = part_max == max ? 1.0f : std::exp2(part_max - max);
       denominator += factor * partials.Denominator(first + i)[head];
-      const float* part = partials.Sum(first + i) + head * p.H;
-      for (int64_t h = 0; h < p.H; ++h) sum[h] = i == 0 ? factor * part[h] : sum[h] + factor * part[h];
+      AddScaled(partials.Sum(first + i) + head * p.H, factor, p.H, i == 0, sum);
     }
     WriteHead(p, row, head, max, denominator, sum);
   }
@@ -137,8 +165,9 @@ Plan MakePlan(const Problem& p, int workers) {
 
 Partials::Partials(const Problem& p, const Plan& plan)
     : heads(p.N),
-      stride((p.N * (p.H + 2) + 15) / 16 * 16),
-      floats(plan.parts * stride),
+      header(HeaderFloats(p.N)),
+      stride(header + (p.N * p.H + 15) / 16 * 16),
+      floats(reinterpret_cast<float*>(CallScratch().Reserve(plan.parts * stride * sizeof(float)))),
       open(p.B),
       first(p.B, 0),
       count(p.B, 0) {
@@ -151,17 +180,15 @@ Partials::Partials(const Problem& p, const Plan& plan)
 
 void RunChunk(const Problem& p, const Chunk& chunk, const Chunk* following, Partials& partials) {
   if (p.new_key != nullptr && chunk.end == p.lengths[chunk.row]) Append(p, chunk.row);
-  const int64_t elements = p.N * p.H;
-  char* scratch = ThreadScratch().Reserve(elements * (2 * sizeof(float) + 4) + 2 * p.N * sizeof(float));
-  float* floats = reinterpret_cast<float*>(scratch);
-  char* query = scratch + elements * sizeof(float);
-  ToFloat(p.query_type, p.query, chunk.row * elements, elements, floats);
-  p.kernel->prepare_query(floats, static_cast<int>(p.N), static_cast<int>(p.H), query);
+  const int64_t elements = p.N * p.H, header = HeaderFloats(p.N);
+  char* query = ChunkScratch().Reserve((2 * elements + header) * sizeof(float));
+  p.kernel->prepare_query(p.query_type, p.query + chunk.row * p.query_stride * BytesOf(p.query_type),
+                          static_cast<int>(p.N), static_cast<int>(p.H), query);
 
   const bool whole = chunk.part < 0;
-  float* sum = whole ? reinterpret_cast<float*>(query + elements * 4) : partials.Sum(chunk.part);
-  float* max = whole ? sum + elements : partials.Max(chunk.part);
-  float* denominator = whole ? max + p.N : partials.Denominator(chunk.part);
+  float* max = whole ? reinterpret_cast<float*>(query) + elements : partials.Max(chunk.part);
+  float* denominator = max + p.N;
+  float* sum = max + header;
   std::fill_n(sum, elements, 0.0f);
   std::fill_n(max, p.N, -std::numeric_limits<float>::infinity());
   std::fill_n(denominator, p.N, 0.0f);

@@ -10,17 +10,22 @@
 
 namespace apex {
 
+inline int64_t BytesOf(Type type) { return type == Type::kFloat32 ? 4 : 2; }
+
 // Shapes by letter: B rows, N query heads, K kv heads, H head width, S page size, P pages, W page-table width.
 struct Problem {
   int64_t B, N, K, H, S, P, W;
   Type query_type;
   Type cache_type;
+  Type new_type;           // of new keys and values
   const char* query;       // [B, N, H]
   char* cache;             // [P, K, 2, S, H]
   const int32_t* table;    // [B, W]
   const int32_t* lengths;  // [B]
   const char* new_key;     // [B, K, H] or nullptr: then nothing is appended
   const char* new_value;   // [B, K, H]
+  int64_t query_stride;    // elements between one row's queries and the next one's
+  int64_t new_stride;      // the same for new keys and for new values
   float* out;              // [B, N, H]
   float* lse;              // [B, N]
   float scale;
@@ -28,7 +33,7 @@ struct Problem {
   int64_t window;          // 0: none
   const Kernel* kernel;
 
-  int64_t ElementBytes() const { return cache_type == Type::kFloat32 ? 4 : 2; }
+  int64_t ElementBytes() const { return BytesOf(cache_type); }
   int64_t PageBytes() const { return K * 2 * S * H * ElementBytes(); }
   int64_t FirstToken(int64_t row) const {
     return window > 0 && lengths[row] > window ? lengths[row] - window : 0;
@@ -55,17 +60,19 @@ struct Plan {
 // Cuts rows into chunks at page boundaries, fine enough that `workers` threads end at about the same time.
 Plan MakePlan(const Problem& problem, int workers);
 
-// Memory for partial results of rows that were cut: per part N maxima, N denominators and N sums of H floats.
+// Memory for partial results of rows that were cut: per part N maxima, N denominators and N sums of H floats. It
+// belongs to the thread that makes it and lasts until that thread makes the next.
 struct Partials {
   Partials(const Problem& problem, const Plan& plan);
 
-  float* Max(int part) { return floats.data() + part * stride; }
+  float* Max(int part) { return floats + part * stride; }
   float* Denominator(int part) { return Max(part) + heads; }
-  float* Sum(int part) { return Max(part) + 2 * heads; }
+  float* Sum(int part) { return Max(part) + header; }
 
   int64_t heads;
+  int64_t header;
   int64_t stride;
-  std::vector<float> floats;
+  float* floats;
   std::vector<std::atomic<int>> open;  // per row: chunks not yet finished
   std::vector<int> first;              // per row: its first part
   std::vector<int> count;              // per row: its parts

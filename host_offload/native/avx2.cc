@@ -14,7 +14,7 @@ struct Avx2 {
   using F = __m256;
   static constexpr int kLanes = 8;
   static constexpr int kAccumulators = 8;
-  static constexpr int kMaxHeads = 2;
+  static constexpr int kMaxHeads = 4;
 
   static inline F Set(float x) { return _mm256_set1_ps(x); }
   static inline F Load(const float* p) { return _mm256_loadu_ps(p); }
@@ -33,23 +33,46 @@ struct Avx2 {
     const F normal = _mm256_or_ps(_mm256_cmp_ps(n, Set(-125.0f), _CMP_GE_OQ), _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
     return _mm256_and_ps(_mm256_blendv_ps(scaled, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q)), normal);
   }
-  static inline float HorizontalSum(F x) {
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
-  }
-  static inline float HorizontalMax(F x) {
-    __m128 s = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_max_ss(s, _mm_shuffle_ps(s, s, 1)));
+  // Keeps the compiler from loading what `next` points to before `done` is computed.
+  template <class T>
+  static inline void KeepOrder(F& done, const T*& next) {
+    asm volatile("" : "+x"(done), "+r"(next));
   }
 
-  // out[i] = scale * (sum of lanes of the i-th vector)
-  static inline void Store4Sums(float* out, F a, F b, F c, F d, float scale) {
-    const F ab = _mm256_hadd_ps(a, b), cd = _mm256_hadd_ps(c, d), abcd = _mm256_hadd_ps(ab, cd);
-    const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1));
-    _mm_storeu_ps(out, _mm_mul_ps(sums, _mm_set1_ps(scale)));
+  // Each half of the result holds the sums of a's, b's, c's and d's lanes in that half.
+  static inline F SumWithinLanes(F a, F b, F c, F d) {
+    return _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
   }
+  // Half i of the result is the sum of the halves of x[i].
+  static inline F SumAcrossLanes(const F (&x)[2]) {
+    return _mm256_add_ps(_mm256_permute2f128_ps(x[0], x[1], 0x20), _mm256_permute2f128_ps(x[0], x[1], 0x31));
+  }
+
+  // Lane i holds p[i % kSlots].
+  template <int kSlots>
+  static inline F Repeat(const float* p) {
+    if (kSlots == 1) return _mm256_set1_ps(*p);
+    if (kSlots == 2) return _mm256_castpd_ps(_mm256_broadcast_sd(reinterpret_cast<const double*>(p)));
+    return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
+  }
+  template <int kSlots>
+  static inline F MaxBySlot(F x) {
+    x = _mm256_max_ps(x, _mm256_permute2f128_ps(x, x, 1));
+    if (kSlots < 4) x = _mm256_max_ps(x, _mm256_permute_ps(x, 0x4e));
+    if (kSlots < 2) x = _mm256_max_ps(x, _mm256_permute_ps(x, 0xb1));
+    return x;
+  }
+  template <int kSlots>
+  static inline F SumBySlot(F x) {
+    x = _mm256_add_ps(x, _mm256_permute2f128_ps(x, x, 1));
+    if (kSlots < 4) x = _mm256_add_ps(x, _mm256_permute_ps(x, 0x4e));
+    if (kSlots < 2) x = _mm256_add_ps(x, _mm256_permute_ps(x, 0xb1));
+    return x;
+  }
+  static inline F ZeroIfMinusInfinity(F x) {
+    return _mm256_and_ps(x, _mm256_cmp_ps(x, Set(-__builtin_inff()), _CMP_NEQ_UQ));
+  }
+  static inline unsigned Greater(F a, F b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)); }
 
   static inline void Load2(const float* p, F& a, F& b) {
     a = _mm256_loadu_ps(p);

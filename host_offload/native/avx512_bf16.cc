@@ -13,10 +13,10 @@ namespace {
 
 inline __m512bh AsPairs(__m512i x) { return reinterpret_cast<__m512bh>(x); }
 
-// The weights of tokens t and t + 1, packed two to a float.
-inline int32_t PairAt(const float* weights, int t) {
+// The weights of two tokens, packed two to a float.
+inline int32_t PairAt(const float* weights, int index) {
   int32_t pair;
-  __builtin_memcpy(&pair, weights + t / 2, sizeof pair);
+  __builtin_memcpy(&pair, weights + index, sizeof pair);
   return pair;
 }
 
@@ -26,69 +26,101 @@ struct PairMath {
   using Query = BFloat16;
   static constexpr int kTokens = 2;
   static constexpr int kUnit = 32;
+  static constexpr int kGrain = 32;
 
-  template <int kHeads, Prefetch kPrefetch>
-  static inline void Dot(const BFloat16* key, int width, const BFloat16* query, Feed feed, F (&acc)[kHeads][4]) {
-    for (int t = 0; t < 4; ++t) {
-      if (kPrefetch == Prefetch::kPerRow) feed.Step();
-      for (int c = 0; c < width; c += kUnit) {
-        if (kPrefetch == Prefetch::kPerUnit) feed.Step();
-        const __m512bh k = AsPairs(_mm512_loadu_si512(key + t * width + c));
-        for (int h = 0; h < kHeads; ++h)
-          acc[h][t] = _mm512_dpbf16_ps(acc[h][t], k, AsPairs(_mm512_loadu_si512(query + h * width + c)));
+  template <int kTokens, int kHeads, class Prefetch>
+  static inline void Dot(const BFloat16* key, int width, const BFloat16* query, Prefetch feed,
+                         F (&acc)[kTokens][kHeads]) {
+    if (kHeads == 1) {
+      for (int t = 0; t < kTokens; ++t) {
+        for (int c = 0; c < width; c += kUnit) {
+          feed.Unit();
+          const __m512bh k = AsPairs(_mm512_loadu_si512(key + c));
+          acc[t][0] = _mm512_dpbf16_ps(acc[t][0], k, AsPairs(_mm512_loadu_si512(query + c)));
+        }
+        key += width;
+        V::KeepOrder(acc[t][0], key);
+      }
+      return;
+    }
+    for (int c = 0; c < width; c += kUnit) {
+      __m512bh k[kTokens];
+      for (int t = 0; t < kTokens; ++t) {
+        feed.Unit();
+        k[t] = AsPairs(_mm512_loadu_si512(key + t * width + c));
+      }
+      for (int h = 0; h < kHeads; ++h) {
+        const __m512bh q = AsPairs(_mm512_loadu_si512(query + h * width + c));
+        for (int t = 0; t < kTokens; ++t) acc[t][h] = _mm512_dpbf16_ps(acc[t][h], k[t], q);
       }
     }
   }
 
-  // Tokens go in pairs (even, odd) whose values are interleaved column by column; `weights` holds pairs of bfloat16.
-  template <int kHeads, int kUnits, Prefetch kPrefetch>
+  // Tokens go in pairs (even, odd) whose values are interleaved column by column. `weights` holds pairs of bfloat16:
+  // those of tokens t and t + 1 and head h at t / 2 * kSlots + h.
+  template <int kSlots, int kHeads, int kUnits, class Prefetch>
   static inline void Accumulate(const BFloat16* value, int width, int c, int begin, int end, const float* weights,
-                                Feed feed, float* sum) {
+                                Prefetch feed, float* sum) {
     F acc[kHeads][2 * kUnits];
     for (int h = 0; h < kHeads; ++h)
       for (int i = 0; i < 2 * kUnits; ++i) acc[h][i] = V::Load(sum + h * width + c + i * 16);
-    for (int t = begin & ~1; t < end; t += 2) {
-      if (kPrefetch == Prefetch::kPerRow) feed.Step();
-      __m512bh p[kHeads];
-      for (int h = 0; h < kHeads; ++h) p[h] = AsPairs(_mm512_set1_epi32(PairAt(weights + h * kMaxPageSize, t)));
-      // A token outside [begin, end) has weight zero, but zero times NaN would not vanish.
-      const bool has_even = t >= begin, has_odd = t + 1 < end;
-      for (int u = 0; u < kUnits; ++u) {
-        if (kPrefetch == Prefetch::kPerUnit) feed.Step();
-        const BFloat16* at = value + t * width + c + u * kUnit;
-        const __m512i even = has_even ? _mm512_loadu_si512(at) : _mm512_setzero_si512();
-        const __m512i odd = has_odd ? _mm512_loadu_si512(at + width) : _mm512_setzero_si512();
-        const __m512bh low = AsPairs(_mm512_unpacklo_epi16(even, odd));
-        const __m512bh high = AsPairs(_mm512_unpackhi_epi16(even, odd));
-        for (int h = 0; h < kHeads; ++h) {
-          acc[h][2 * u] = _mm512_dpbf16_ps(acc[h][2 * u], low, p[h]);
-          acc[h][2 * u + 1] = _mm512_dpbf16_ps(acc[h][2 * u + 1], high, p[h]);
-        }
-      }
-    }
+    int t = begin;
+    if (t % 2 != 0) AddPair<kSlots, kHeads, kUnits, false, true>(value, width, c, t++ - 1, weights, feed, acc);
+    for (; t + 2 <= end; t += 2) AddPair<kSlots, kHeads, kUnits, true, true>(value, width, c, t, weights, feed, acc);
+    if (t < end) AddPair<kSlots, kHeads, kUnits, true, false>(value, width, c, t, weights, feed, acc);
     for (int h = 0; h < kHeads; ++h)
       for (int i = 0; i < 2 * kUnits; ++i) V::Store(sum + h * width + c + i * 16, acc[h][i]);
   }
 
-  // Sums the weights as they were rounded, so that the rounding cancels in the quotient.
-  static inline float Weigh(float* scores, int begin, int end, float max) {
-    F total = V::Set(0.0f);
-    for (int t = begin / 16 * 16; t < end; t += 16) {
-      const F p = Exp2<V>(V::Sub(V::Load(scores + t), V::Set(max)));
-      const __m256i rounded = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(p));
-      total = V::Add(total, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16)));
-      // Sixteen weights of two bytes each land on scores that have been read already.
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(scores + t / 2), rounded);
+  // An unseen token has weight zero, but zero times NaN would not vanish: its values are not read.
+  template <int kSlots, int kHeads, int kUnits, bool kEven, bool kOdd, class Prefetch>
+  static inline void AddPair(const BFloat16* value, int width, int c, int t, const float* weights, Prefetch& feed,
+                             F (&acc)[kHeads][2 * kUnits]) {
+    __m512bh p[kHeads];
+    for (int h = 0; h < kHeads; ++h) p[h] = AsPairs(_mm512_set1_epi32(PairAt(weights, t / 2 * kSlots + h)));
+    for (int u = 0; u < kUnits; ++u) {
+      feed.Unit();
+      const BFloat16* at = value + t * width + c + u * kUnit;
+      const __m512i even = kEven ? _mm512_loadu_si512(at) : _mm512_setzero_si512();
+      const __m512i odd = kOdd ? _mm512_loadu_si512(at + width) : _mm512_setzero_si512();
+      const __m512bh low = AsPairs(_mm512_unpacklo_epi16(even, odd));
+      const __m512bh high = AsPairs(_mm512_unpackhi_epi16(even, odd));
+      for (int h = 0; h < kHeads; ++h) {
+        acc[h][2 * u] = _mm512_dpbf16_ps(acc[h][2 * u], low, p[h]);
+        acc[h][2 * u + 1] = _mm512_dpbf16_ps(acc[h][2 * u + 1], high, p[h]);
+      }
     }
-    return V::HorizontalSum(total);
   }
 
-  static void PrepareQuery(const float* query, int count, int width, void* prepared) {
-    uint16_t* out = static_cast<uint16_t*>(prepared);
-    for (int i = 0; i < count * width; i += 16) {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i),
-                          reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_loadu_ps(query + i))));
+  // Where the k-th of 32 weights comes from, so that the two tokens of a pair lie together for each slot.
+  template <int kSlots>
+  static inline __m512i PairOrder() {
+    alignas(64) uint16_t order[32];
+    for (int k = 0; k < 32; ++k) order[k] = (k / (2 * kSlots) * 2 + k % 2) * kSlots + k / 2 % kSlots;
+    return _mm512_load_si512(order);
+  }
+
+  // Sums the weights as they were rounded, so that the rounding cancels in the quotient.
+  template <int kSlots>
+  static inline F Weigh(float* scores, int first, int last, F origin) {
+    const __m512bh ones = AsPairs(_mm512_set1_epi16(0x3f80));
+    const __m512i order = PairOrder<kSlots>();
+    F total = V::Set(0.0f);
+    for (int i = first; i < last; i += 32) {
+      const F low = Exp2<V>(V::Sub(V::Load(scores + i), origin));
+      const F high = Exp2<V>(V::Sub(V::Load(scores + i + 16), origin));
+      const __m512i rounded = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+      const __m512i pairs = kSlots == 1 ? rounded : _mm512_permutexvar_epi16(order, rounded);
+      total = _mm512_dpbf16_ps(total, AsPairs(pairs), ones);
+      // Weights of two bytes each land on scores that have been read already.
+      _mm512_storeu_si512(scores + i / 2, pairs);
     }
+    return total;
+  }
+
+  // This kernel is chosen for bfloat16 queries only.
+  static void PrepareQuery(Type, const void* query, int count, int width, void* prepared) {
+    __builtin_memcpy(prepared, query, static_cast<size_t>(count) * width * sizeof(BFloat16));
   }
 
   // Interleaving works within 128-bit lanes: of each eight columns the first four go low, the others high.

@@ -1,25 +1,16 @@
-// The XLA FFI entry points.
+// The XLA FFI entry points of attention.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <string>
 
 #include "attention.h"
+#include "handlers.h"
 #include "parallel.h"
 #include "stream.h"
-#include "xla/ffi/api/ffi.h"
 
 namespace apex {
 namespace {
-
-namespace ffi = xla::ffi;
-
-// One thread reads this much in the time a second one needs to wake up.
-constexpr int64_t kBytesPerWorker = 512 << 10;
-
-ffi::Error Invalid(const std::string& message) {
-  return ffi::Error(ffi::ErrorCode::kInvalidArgument, "decode_attention: " + message);
-}
 
 bool TypeOf(ffi::DataType dtype, Type* type) {
   if (dtype == ffi::DataType::F32) *type = Type::kFloat32;
@@ -63,15 +54,17 @@ ffi::Error Run(ffi::ThreadPool& pool, Problem& problem, const Options& options) 
   return ffi::Error::Success();
 }
 
+// A packed query has the new keys and values of its row behind its heads.
 ffi::Error Describe(Problem* problem, ffi::AnyBuffer query, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> table,
-                    ffi::Buffer<ffi::S32> lengths, const Options& options) {
+                    ffi::Buffer<ffi::S32> lengths, const Options& options, bool packed = false) {
   const auto q = query.dimensions(), kv = cache.dimensions(), pages = table.dimensions();
   if (q.size() != 3 || kv.size() != 5 || pages.size() != 2) return Invalid("wrong rank of q, kv or page_table");
   if (!TypeOf(query.element_type(), &problem->query_type) || !TypeOf(cache.element_type(), &problem->cache_type))
     return Invalid("q and kv must be float32, bfloat16 or float16");
-  problem->B = q[0], problem->N = q[1], problem->H = q[2];
   problem->P = kv[0], problem->K = kv[1], problem->S = kv[3], problem->W = pages[1];
-  if (kv[2] != 2 || kv[4] != q[2] || problem->K == 0 || q[1] % kv[1] != 0 || pages[0] != q[0] ||
+  problem->B = q[0], problem->N = packed ? q[1] - 2 * kv[1] : q[1], problem->H = q[2];
+  problem->query_stride = q[1] * q[2];
+  if (kv[2] != 2 || kv[4] != q[2] || problem->K == 0 || problem->N < 1 || problem->N % kv[1] != 0 || pages[0] != q[0] ||
       lengths.dimensions().size() != 1 || lengths.dimensions()[0] != q[0] || problem->S > kMaxPageSize ||
       problem->S % 16 != 0 || problem->H > kMaxHeadWidth)
     return Invalid("shapes of q, kv, page_table and lengths do not fit together");
@@ -113,8 +106,28 @@ ffi::Error AppendAttend(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuff
   if (new_key.element_type() != cache.element_type() || new_value.element_type() != cache.element_type() ||
       new_key.element_count() != appended || new_value.element_count() != appended)
     return Invalid("new keys and values must be [B, K, H] in the type of the cache");
+  problem.new_type = problem.cache_type;
+  problem.new_stride = problem.K * problem.H;
   problem.new_key = static_cast<const char*>(new_key.untyped_data());
   problem.new_value = static_cast<const char*>(new_value.untyped_data());
+  problem.out = out->typed_data();
+  problem.lse = lse->typed_data();
+  return Run(pool, problem, options);
+}
+
+ffi::Error PackedAttend(ffi::ThreadPool pool, ffi::AnyBuffer qkv, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> table,
+                        ffi::Buffer<ffi::S32> lengths, ffi::ResultBuffer<ffi::F32> out, ffi::ResultBuffer<ffi::F32> lse,
+                        ffi::Result<ffi::AnyBuffer> cache_out, float scale, float softcap, int64_t window,
+                        int64_t max_workers, int64_t instructions) {
+  const Options options{scale, softcap, window, max_workers, instructions};
+  Problem problem{};
+  if (ffi::Error error = Describe(&problem, qkv, cache, table, lengths, options, true); error.failure()) return error;
+  if (cache.untyped_data() != cache_out->untyped_data())
+    return Invalid("the updated cache does not share the memory of the old one");
+  problem.new_type = problem.query_type;
+  problem.new_stride = problem.query_stride;
+  problem.new_key = problem.query + problem.N * problem.H * BytesOf(problem.query_type);
+  problem.new_value = problem.new_key + problem.K * problem.H * BytesOf(problem.query_type);
   problem.out = out->typed_data();
   problem.lse = lse->typed_data();
   return Run(pool, problem, options);
@@ -136,56 +149,6 @@ ffi::Error ReadStream(ffi::ThreadPool pool, ffi::AnyBuffer data, ffi::ResultBuff
   if (checksum->element_count() != 2) return Invalid("the checksum has two halves");
   checksum->typed_data()[0] = static_cast<uint32_t>(total.load());
   checksum->typed_data()[1] = static_cast<uint32_t>(total.load() >> 32);
-  return ffi::Error::Success();
-}
-
-// Checks kv [P, ...], ids [M], tiles [M, ...] and returns the bytes of one page through `page_bytes`.
-ffi::Error CheckPages(ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> ids, ffi::AnyBuffer tiles, int64_t* page_bytes) {
-  const int64_t pages = cache.dimensions()[0], moved = ids.dimensions()[0];
-  if (pages == 0 || tiles.dimensions()[0] != moved) return Invalid("shapes of kv, pages and tiles do not fit together");
-  *page_bytes = static_cast<int64_t>(cache.size_bytes()) / pages;
-  if (static_cast<int64_t>(tiles.size_bytes()) != *page_bytes * moved || tiles.element_type() != cache.element_type())
-    return Invalid("tiles must be pages of the type and size of those in kv");
-  for (int64_t i = 0; i < moved; ++i) {
-    if (ids.typed_data()[i] >= pages)
-      return Invalid("page id " + std::to_string(ids.typed_data()[i]) + " is out of range, allowed are ids below " +
-                     std::to_string(pages) + ", and negative ones for none");
-  }
-  return ffi::Error::Success();
-}
-
-// Copies pages between the cache and consecutive tiles, in pieces of one page; negative ids are left out (read: zeros).
-void CopyPages(ffi::ThreadPool& pool, char* cache, const int32_t* ids, char* tiles, int64_t count, int64_t page_bytes,
-               bool write) {
-  const int helpers = count * page_bytes < 2 * kBytesPerWorker ? 0 : static_cast<int>(pool.num_threads()) - 1;
-  Pieces::Run(
-      static_cast<int>(count), helpers,
-      [=](int i, int) {
-        char* tile = tiles + i * page_bytes;
-        if (ids[i] >= 0 && write) std::memcpy(cache + ids[i] * page_bytes, tile, page_bytes);
-        if (ids[i] >= 0 && !write) std::memcpy(tile, cache + ids[i] * page_bytes, page_bytes);
-        if (ids[i] < 0 && !write) std::memset(tile, 0, page_bytes);
-      },
-      [&](auto&& task) { pool.Schedule(std::forward<decltype(task)>(task)); });
-}
-
-ffi::Error ReadPages(ffi::ThreadPool pool, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> ids,
-                     ffi::Result<ffi::AnyBuffer> tiles) {
-  int64_t page_bytes = 0;
-  if (ffi::Error error = CheckPages(cache, ids, *tiles, &page_bytes); error.failure()) return error;
-  CopyPages(pool, static_cast<char*>(cache.untyped_data()), ids.typed_data(), static_cast<char*>(tiles->untyped_data()),
-            ids.dimensions()[0], page_bytes, false);
-  return ffi::Error::Success();
-}
-
-ffi::Error WritePages(ffi::ThreadPool pool, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> ids, ffi::AnyBuffer tiles,
-                      ffi::Result<ffi::AnyBuffer> cache_out) {
-  int64_t page_bytes = 0;
-  if (ffi::Error error = CheckPages(cache, ids, tiles, &page_bytes); error.failure()) return error;
-  if (cache.untyped_data() != cache_out->untyped_data())
-    return Invalid("the updated cache does not share the memory of the old one");
-  CopyPages(pool, static_cast<char*>(cache.untyped_data()), ids.typed_data(), static_cast<char*>(tiles.untyped_data()),
-            ids.dimensions()[0], page_bytes, true);
   return ffi::Error::Success();
 }
 
@@ -223,26 +186,23 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexAppendDecodeAttention, apex::AppendAttend,
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .APEX_ATTRIBUTES);
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexPackedDecodeAttention, apex::PackedAttend,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .APEX_ATTRIBUTES);
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexReadStream, apex::ReadStream,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::U32>>());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexReadPages, apex::ReadPages,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
-                                  .Ret<xla::ffi::AnyBuffer>());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexWritePages, apex::WritePages,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Ret<xla::ffi::AnyBuffer>());
 
 extern "C" int ApexMachineInstructions() { return static_cast<int>(apex::MachineInstructions()); }
 

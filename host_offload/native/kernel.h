@@ -49,8 +49,8 @@ struct Kernel {
   int width_unit;
   // Bytes of one element of the query as the kernel wants it.
   int query_bytes;
-  // Turns `count` heads of float32 queries into what `tile` reads.
-  void (*prepare_query)(const float* query, int count, int width, void* prepared);
+  // Turns `count` heads of queries of type `type` into what `tile` reads, at most four bytes an element.
+  void (*prepare_query)(Type type, const void* query, int count, int width, void* prepared);
   // Folds one tile into the states of `group` heads.
   void (*tile)(const Tile& tile, const Scaling& scaling, int group, int width, const State& state);
   // Writes `scale` times one head's sum in the order of the head's columns.

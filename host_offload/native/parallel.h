@@ -9,9 +9,9 @@
 
 namespace apex {
 
-// Calls work(i, following) once for every i in [0, count), on the calling thread and on up to `helpers` others; the same
-// thread goes on with `following`, unless that is `count` or more. The caller takes pieces like everybody else and at
-// the end waits only for pieces that others have begun: a pool too busy to start the helpers costs time, never a
+// Calls work(i, following) once for every i in [0, count), on the calling thread and on up to `helpers` others; the
+// same thread goes on with `following`, unless that is `count` or more. The caller takes pieces like everybody else and
+// at the end waits only for pieces that others have begun: a pool too busy to start the helpers costs time, never a
 // deadlock. Helpers that start late find nothing left and touch nothing but `Pieces`.
 class Pieces {
  public:

@@ -35,19 +35,35 @@ struct Portable {
     const F kept = whole >= Set(-125.0f) ? scaled : Set(0.0f);
     return x == x ? kept : x;
   }
-  static inline float HorizontalSum(F x) { return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7])); }
-  static inline float HorizontalMax(F x) {
+  // See Avx512: nothing to be done where loads are not the limit.
+  template <class T>
+  static inline void KeepOrder(F&, const T*&) {}
+
+  static inline float Sum(F x) { return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7])); }
+  // Sums of the lanes of a, b, c and d, and zeros.
+  static inline F SumWithinLanes(F a, F b, F c, F d) { return F{Sum(a), Sum(b), Sum(c), Sum(d)}; }
+  // The first halves of both, one behind the other.
+  static inline F SumAcrossLanes(const F (&x)[2]) {
+    return F{x[0][0], x[0][1], x[0][2], x[0][3], x[1][0], x[1][1], x[1][2], x[1][3]};
+  }
+
+  // Heads come one at a time here, so every lane belongs to the same one.
+  template <int kSlots>
+  static inline F Repeat(const float* p) {
+    return Set(*p);
+  }
+  template <int kSlots>
+  static inline F MaxBySlot(F x) {
     float best = x[0];
     for (int i = 1; i < kLanes; ++i) best = x[i] > best ? x[i] : best;
-    return best;
+    return Set(best);
   }
-  // out[i] = scale * (sum of lanes of the i-th vector)
-  static inline void Store4Sums(float* out, F a, F b, F c, F d, float scale) {
-    out[0] = HorizontalSum(a) * scale;
-    out[1] = HorizontalSum(b) * scale;
-    out[2] = HorizontalSum(c) * scale;
-    out[3] = HorizontalSum(d) * scale;
+  template <int kSlots>
+  static inline F SumBySlot(F x) {
+    return Set(Sum(x));
   }
+  static inline F ZeroIfMinusInfinity(F x) { return x == Set(-__builtin_inff()) ? Set(0.0f) : x; }
+  static inline unsigned Greater(F a, F b) { return a[0] > b[0]; }
 
   static inline void Load2(const float* p, F& a, F& b) {
     a = Load(p);

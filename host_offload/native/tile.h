@@ -1,282 +1,190 @@
-// The tile kernel, written once over a small vector type. Included by one source per instruction set, inside that
-// source's target region: everything here has internal linkage, so that no function compiled for one instruction set
-// can be picked by the linker for another.
+// The tile kernel, written once over a small vector type and the arithmetic on it. Included by one source per
+// instruction set, inside that source's target region: everything here has internal linkage, so that no function
+// compiled for one instruction set can be picked by the linker for another.
 #pragma once
 
+#include "float_math.h"
 #include "kernel.h"
+#include "prefetch.h"
 
 namespace apex {
 namespace {
 
-// Half types are only ever loaded, so a wrapper around the bits is enough.
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
-
-// bfloat16 is widened by a shift and a mask, which parts even columns from odd ones.
-template <class T>
-constexpr bool IsInterleaved() {
-  return false;
-}
-template <>
-constexpr bool IsInterleaved<BFloat16>() {
-  return true;
-}
-
-// Far enough ahead to hide the latency of memory, near enough to stay in the second-level cache.
-// How a loop over tokens prefetches. With one query head there is little arithmetic between two loads: a line at a
-// time, near enough for the hardware's own prefetching to follow. With more, a row at a time from further away.
-// Measured: the wrong one of the two costs a quarter of the bandwidth.
-enum class Prefetch { kNone, kPerUnit, kPerRow };
-constexpr ptrdiff_t kNearBytes = 4096, kFarBytes = 8192;
-
-constexpr ptrdiff_t PrefetchDistance(Prefetch prefetch) {
-  return prefetch == Prefetch::kPerUnit ? kNearBytes : kFarBytes;
-}
-
-// Prefetches a stretch of the stream in order, in even steps beside the loads: in long bursts many would be dropped.
-struct Feed {
-  const char* at;
-  int bytes;  // per step
-
-  inline void Step() {
-    for (int i = 0; i < bytes; i += 64) __builtin_prefetch(at + i, 0, 2);
-    at += bytes;
-  }
-};
-
-// The place in the stream `distance` after `from`.
-inline const char* Ahead(const Stream& stream, const void* from, ptrdiff_t distance) {
-  const char* target = static_cast<const char*>(from) + distance;
-  return target < stream.end ? target : stream.next + (target - stream.end);
-}
-
-// 2^x for x <= 0, relative error below 2e-7, exact zero far below; NaN stays NaN.
-template <class V>
-inline typename V::F Exp2(typename V::F x) {
-  using F = typename V::F;
-  x = V::Max(V::Set(-160.0f), x);
-  F n = V::Round(x);
-  F r = V::Sub(x, n);
-  F p = V::Set(1.533757678e-4f);
-  p = V::MulAdd(p, r, V::Set(1.339986037e-3f));
-  p = V::MulAdd(p, r, V::Set(9.618519534e-3f));
-  p = V::MulAdd(p, r, V::Set(5.550328998e-2f));
-  p = V::MulAdd(p, r, V::Set(2.402264661e-1f));
-  p = V::MulAdd(p, r, V::Set(6.931472056e-1f));
-  p = V::MulAdd(p, r, V::Set(1.0f));
-  return V::ScaleByPowerOfTwo(p, n);
-}
-
-// Arithmetic in float32 on a cache of any type T.
-template <class V, class T>
-struct FloatMath {
-  using F = typename V::F;
-  using Query = float;
-  static constexpr int kTokens = 1;  // per step of Accumulate
-  static constexpr int kUnit = 2 * V::kLanes;  // columns in one step, held by two vectors
-
-  template <int kHeads, Prefetch kPrefetch>
-  static inline void Dot(const T* key, int width, const float* query, Feed feed, F (&acc)[kHeads][4]) {
-    for (int t = 0; t < 4; ++t) {
-      if (kPrefetch == Prefetch::kPerRow) feed.Step();
-      for (int c = 0; c < width; c += kUnit) {
-        if (kPrefetch == Prefetch::kPerUnit) feed.Step();
-        F a, b;
-        V::Load2(key + t * width + c, a, b);
-        for (int h = 0; h < kHeads; ++h) {
-          const F qa = V::Load(query + h * width + c), qb = V::Load(query + h * width + c + V::kLanes);
-          acc[h][t] = V::MulAdd(b, qb, V::MulAdd(a, qa, acc[h][t]));
-        }
-      }
-    }
-  }
-
-  // sum[h] += p[h] * v over tokens [begin, end), kUnits units of columns starting at c
-  template <int kHeads, int kUnits, Prefetch kPrefetch>
-  static inline void Accumulate(const T* value, int width, int c, int begin, int end, const float* weights,
-                                Feed feed, float* sum) {
-    F acc[kHeads][2 * kUnits];
-    for (int h = 0; h < kHeads; ++h)
-      for (int i = 0; i < 2 * kUnits; ++i) acc[h][i] = V::Load(sum + h * width + c + i * V::kLanes);
-    for (int t = begin; t < end; ++t) {
-      if (kPrefetch == Prefetch::kPerRow) feed.Step();
-      F p[kHeads];
-      for (int h = 0; h < kHeads; ++h) p[h] = V::Set(weights[h * kMaxPageSize + t]);
-      for (int u = 0; u < kUnits; ++u) {
-        if (kPrefetch == Prefetch::kPerUnit) feed.Step();
-        F a, b;
-        V::Load2(value + t * width + c + u * kUnit, a, b);
-        for (int h = 0; h < kHeads; ++h) {
-          acc[h][2 * u] = V::MulAdd(p[h], a, acc[h][2 * u]);
-          acc[h][2 * u + 1] = V::MulAdd(p[h], b, acc[h][2 * u + 1]);
-        }
-      }
-    }
-    for (int h = 0; h < kHeads; ++h)
-      for (int i = 0; i < 2 * kUnits; ++i) V::Store(sum + h * width + c + i * V::kLanes, acc[h][i]);
-  }
-
-  // Weights as the accumulation reads them; returns their sum.
-  static inline float Weigh(float* scores, int begin, int end, float max) {
-    F total = V::Set(0.0f);
-    for (int t = begin / V::kLanes * V::kLanes; t < end; t += V::kLanes) {
-      const F p = Exp2<V>(V::Sub(V::Load(scores + t), V::Set(max)));
-      V::Store(scores + t, p);
-      total = V::Add(total, p);
-    }
-    return V::HorizontalSum(total);
-  }
-
-  static void PrepareQuery(const float* query, int count, int width, void* prepared) {
-    float* out = static_cast<float*>(prepared);
-    for (int i = 0; i < count * width; i += kUnit)
-      for (int j = 0; j < kUnit; ++j) out[i + j] = query[i + V::template Column<T>(j)];
-  }
-
-  static void OrderedSum(const float* sum, int width, float scale, float* out) {
-    for (int i = 0; i < width; i += kUnit)
-      for (int j = 0; j < kUnit; ++j) out[i + V::template Column<T>(j)] = sum[i + j] * scale;
-  }
-};
-
-// Math supplies Query, kUnit, Dot, Accumulate, Weigh; V supplies the float32 vectors.
+// Heads that share a kv head are worked on together, up to four. The scores of a token lie side by side in `kSlots`
+// places, a power of two, so that a vector holds those of whole tokens: sums over lanes, maxima, powers and sums of
+// weights are then shared by the heads.
+//
+// Math supplies Query, kUnit, kTokens, kGrain, Dot, Accumulate and Weigh; V supplies vectors of float32.
 template <class V, class T, class Math>
 struct TileKernel {
   using F = typename V::F;
   using Query = typename Math::Query;
   static constexpr int kUnitBytes = Math::kUnit * sizeof(T);
 
-  template <int kHeads, Prefetch kPrefetch>
+  // How one head count and head width (0: any) is worked on.
+  template <int kHeads, int kWidth>
+  struct Shape {
+    static constexpr int kSlots = kHeads == 3 ? 4 : kHeads;
+    static constexpr int kStep = kHeads == 1 ? 4 : 2;  // tokens whose dot products are taken together
+    // A pass over values takes all columns, so that memory is read in order, and as many heads as then have registers.
+    static constexpr int kRegisters = V::kAccumulators / 2;  // in units of columns
+    static constexpr int kAllUnits = kWidth == 0 ? 1 : kWidth / Math::kUnit;
+    static constexpr int kUnits = kAllUnits < kRegisters ? kAllUnits : kRegisters;
+    static constexpr int kFit = kRegisters / kUnits;
+    static constexpr int kPassHeads = kHeads < kFit ? kHeads : kFit;
+    static constexpr bool kOnePass = kWidth != 0 && kUnits == kAllUnits && kPassHeads == kHeads;
+    // Tokens that one pass over values takes before the next one goes over them again.
+    static constexpr int kPassTokens = kOnePass ? kMaxPageSize : 16;
+  };
+
+  // Calls `work` with what prefetches ahead of `from` for loads of kTokens units at a time.
+  template <class S, bool kFeed, int kTokens, class Work>
+  static inline void WithFeed(const Tile& tile, const T* from, Work work) {
+    if constexpr (kFeed) {
+      constexpr int kEvery = S::kOnePass ? kSparse : kDense;
+      work(Feed<kTokens * kUnitBytes, kEvery>{Ahead(tile.stream, from, PrefetchDistance(kEvery))});
+    } else {
+      work(NoFeed{});
+    }
+  }
+
+  template <int kHeads, int kWidth, bool kFeed>
   static inline void Scores(const Tile& tile, int width, const Query* query, float scale, float* scores) {
-    const T* key = reinterpret_cast<const T*>(tile.key);
-    for (int t = tile.begin & ~3; t < tile.end; t += 4) {
-      const T* quad = key + static_cast<ptrdiff_t>(t) * width;
-      F acc[kHeads][4];
-      for (int h = 0; h < kHeads; ++h)
-        for (int i = 0; i < 4; ++i) acc[h][i] = V::Set(0.0f);
-      Feed feed{Ahead(tile.stream, quad, PrefetchDistance(kPrefetch)),
-                      kPrefetch == Prefetch::kPerUnit ? kUnitBytes : static_cast<int>(width * sizeof(T))};
-      Math::template Dot<kHeads, kPrefetch>(quad, width, query, feed, acc);
-      for (int h = 0; h < kHeads; ++h)
-        V::Store4Sums(scores + h * kMaxPageSize + t, acc[h][0], acc[h][1], acc[h][2], acc[h][3], scale);
+    using S = Shape<kHeads, kWidth>;
+    constexpr int kBlock = V::kLanes / S::kSlots;  // tokens whose scores fill a vector
+    for (int t = tile.begin / kBlock * kBlock; t < tile.end; t += kBlock) {
+      F quads[V::kLanes / 4];
+      for (int s = 0; s < kBlock; s += S::kStep) {
+        F acc[S::kStep][kHeads];
+        for (int i = 0; i < S::kStep; ++i)
+          for (int h = 0; h < kHeads; ++h) acc[i][h] = V::Set(0.0f);
+        if (t + s < tile.end && t + s + S::kStep > tile.begin) {
+          const T* rows = reinterpret_cast<const T*>(tile.key) + static_cast<ptrdiff_t>(t + s) * width;
+          WithFeed<S, kFeed, 1>(
+              tile, rows, [&](auto feed) { Math::template Dot<S::kStep, kHeads>(rows, width, query, feed, acc); });
+        }
+        AddLanes<S, kHeads>(acc, quads + s * S::kSlots / 4);
+      }
+      V::Store(scores + t * S::kSlots, V::Mul(V::SumAcrossLanes(quads), V::Set(scale)));
     }
   }
 
-  // Scores of tokens outside [begin, end) become -inf up to whole vectors on both sides.
-  static inline void Mask(float* scores, int begin, int end) {
-    for (int t = begin / V::kLanes * V::kLanes; t < begin; ++t) scores[t] = -__builtin_inff();
-    for (int t = end; t % V::kLanes != 0; ++t) scores[t] = -__builtin_inff();
+  // A place without a head gets the sums of the last one.
+  template <class S, int kHeads>
+  static inline void AddLanes(const F (&acc)[S::kStep][kHeads], F* quads) {
+    for (int q = 0; q < S::kStep * S::kSlots / 4; ++q) {
+      F four[4];
+      for (int i = 0; i < 4; ++i) {
+        const int place = q * 4 + i, head = place % S::kSlots;
+        four[i] = acc[place / S::kSlots][head < kHeads ? head : kHeads - 1];
+      }
+      quads[q] = V::SumWithinLanes(four[0], four[1], four[2], four[3]);
+    }
   }
 
-  static inline float MaxScore(const float* scores, int begin, int end) {
+  // Turns scores [first, last) into weights relative to the running maxima, and rescales what was summed before where a
+  // maximum grew.
+  template <int kHeads, int kSlots>
+  static inline void Softmax(float* scores, int first, int last, int width, float* max, float* denominator,
+                             float* sum) {
     F best = V::Set(-__builtin_inff());
-    for (int t = begin / V::kLanes * V::kLanes; t < end; t += V::kLanes) best = V::Max(V::Load(scores + t), best);
-    return V::HorizontalMax(best);
-  }
-
-  // Turns one head's scores into weights relative to the running maximum and rescales what was summed before.
-  static inline void Softmax(float* scores, int begin, int end, int width, float* max, float* denominator, float* sum) {
-    const float tile_max = MaxScore(scores, begin, end);
-    if (tile_max > *max) {
-      // A first tile of nothing but -inf leaves zeros behind: rescaling them by any finite factor is right.
-      const float factor = *max == -__builtin_inff() ? 0.0f : __builtin_exp2f(*max - tile_max);
-      *denominator *= factor;
-      const F f = V::Set(factor);
-      for (int i = 0; i < width; i += V::kLanes) V::Store(sum + i, V::Mul(V::Load(sum + i), f));
-      *max = tile_max;
+    for (int i = first; i < last; i += V::kLanes) best = V::Max(V::Load(scores + i), best);
+    const F old = V::template Repeat<kSlots>(max);
+    best = V::Max(old, V::template MaxBySlot<kSlots>(best));
+    // As long as all scores were -inf, weights are relative to zero.
+    const F origin = V::ZeroIfMinusInfinity(best);
+    alignas(64) float slots[V::kLanes];
+    if ((V::Greater(best, old) & ((1u << kHeads) - 1)) != 0) {
+      V::Store(slots, Exp2<V>(V::Sub(old, origin)));
+      for (int h = 0; h < kHeads; ++h) Rescale(slots[h], width, denominator + h, sum + h * width);
+      V::Store(slots, best);
+      for (int h = 0; h < kHeads; ++h) max[h] = slots[h];
     }
-    *denominator += Math::Weigh(scores, begin, end, *max == -__builtin_inff() ? 0.0f : *max);
+    V::Store(slots, V::template SumBySlot<kSlots>(Math::template Weigh<kSlots>(scores, first, last, origin)));
+    for (int h = 0; h < kHeads; ++h) denominator[h] += slots[h];
   }
 
-  template <int kHeads, Prefetch kPrefetch>
+  static inline void Rescale(float factor, int width, float* denominator, float* sum) {
+    *denominator *= factor;
+    const F f = V::Set(factor);
+    for (int i = 0; i < width; i += V::kLanes) V::Store(sum + i, V::Mul(V::Load(sum + i), f));
+  }
+
+  template <int kHeads, int kWidth, bool kFeed>
   static inline void Values(const Tile& tile, int width, const float* weights, float* sum) {
-    // One pass takes as many heads as there are registers for their sums over all columns (of common head widths), so
-    // that memory is walked in order. The passes share the prefetching.
-    constexpr int kUnits = V::kAccumulators / 2 < 4 ? V::kAccumulators / 2 : 4;
-    constexpr int kPassHeads = kHeads < 2 ? kHeads : 2;
-    constexpr int kStep = 16;
+    using S = Shape<kHeads, kWidth>;
     const T* value = reinterpret_cast<const T*>(tile.value);
-    const int units = width / Math::kUnit;
-    const int passes = (units / kUnits + units % kUnits) * ((kHeads + kPassHeads - 1) / kPassHeads);
-    const int step_bytes = (kPrefetch == Prefetch::kPerUnit ? kUnitBytes : units * kUnitBytes) * Math::kTokens / passes;
     for (int t = tile.begin; t < tile.end;) {
-      // Whole steps start at multiples of the step, so that pairs of tokens stay aligned.
-      int stop = (t / kStep + 1) * kStep;
+      // Whole passes start at multiples of their length, so that pairs of tokens stay aligned.
+      int stop = (t / S::kPassTokens + 1) * S::kPassTokens;
       if (stop > tile.end) stop = tile.end;
-      const T* from = value + static_cast<ptrdiff_t>(t) * width;
-      Feed feed{Ahead(tile.stream, from, PrefetchDistance(kPrefetch)), step_bytes};
-      int u = 0;
-      for (; u + kUnits <= units; u += kUnits)
-        Passes<kHeads, kPassHeads, kUnits, kPrefetch>(value, width, u * Math::kUnit, t, stop, weights, feed, sum);
-      for (; u < units; ++u)
-        Passes<kHeads, kPassHeads, 1, kPrefetch>(value, width, u * Math::kUnit, t, stop, weights, feed, sum);
+      for (int c = 0; c < width; c += S::kUnits * Math::kUnit) {
+        // Passes over columns share the prefetching.
+        const T* from = value + static_cast<ptrdiff_t>(t) * width + (stop - t) * c;
+        WithFeed<S, kFeed, Math::kTokens>(
+            tile, from, [&](auto feed) { Passes<S, kHeads, 0>(value, width, c, t, stop, weights, feed, sum); });
+      }
       t = stop;
     }
   }
 
-  template <int kHeads, int kPassHeads, int kUnits, Prefetch kPrefetch>
-  static inline void Passes(const T* value, int width, int c, int begin, int end, const float* weights, Feed& feed,
+  // Heads [kFirst, kHeads), as many at a time as fit. Those after the first find the values in cache.
+  template <class S, int kHeads, int kFirst, class Prefetch>
+  static inline void Passes(const T* value, int width, int c, int begin, int end, const float* weights, Prefetch feed,
                             float* sum) {
-    constexpr int kRest = kHeads % kPassHeads;
-    const int steps = (end - begin) / Math::kTokens * (kPrefetch == Prefetch::kPerUnit ? kUnits : 1);
-    for (int h = 0; h + kPassHeads <= kHeads; h += kPassHeads) {
-      Math::template Accumulate<kPassHeads, kUnits, kPrefetch>(value, width, c, begin, end, weights + h * kMaxPageSize,
-                                                               feed, sum + h * width);
-      feed.at += steps * feed.bytes;
-    }
-    if constexpr (kRest > 0) {
-      constexpr int h = kHeads - kRest;
-      Math::template Accumulate<kRest, kUnits, kPrefetch>(value, width, c, begin, end, weights + h * kMaxPageSize, feed,
-                                                          sum + h * width);
-      feed.at += steps * feed.bytes;
-    }
+    constexpr int kCount = kHeads - kFirst < S::kPassHeads ? kHeads - kFirst : S::kPassHeads;
+    Math::template Accumulate<S::kSlots, kCount, S::kUnits>(value, width, c, begin, end, weights + kFirst, feed,
+                                                            sum + kFirst * width);
+    if constexpr (kFirst + kCount < kHeads)
+      Passes<S, kHeads, kFirst + kCount>(value, width, c, begin, end, weights, NoFeed{}, sum);
   }
 
-  template <int kHeads, Prefetch kPrefetch>
-  static inline void HeadsOf(const Tile& tile, const Scaling& scaling, int width, const State& state, int head) {
-    alignas(64) float scores[kHeads * kMaxPageSize];
+  static inline void Cap(float* scores, int begin, int end, float cap) {
+    for (int i = begin; i < end; ++i) scores[i] = cap * __builtin_tanhf(scores[i] / cap);
+  }
+
+  // Places of tokens that are not seen, up to whole vectors on both sides, get -inf.
+  static inline void Mask(float* scores, int first, int begin, int end, int last) {
+    for (int i = first; i < begin; ++i) scores[i] = -__builtin_inff();
+    for (int i = end; i < last; ++i) scores[i] = -__builtin_inff();
+  }
+
+  template <int kHeads, int kWidth, bool kFeed>
+  static void HeadsOf(const Tile& tile, const Scaling& scaling, int any_width, const State& state, int head) {
+    constexpr int kSlots = Shape<kHeads, kWidth>::kSlots, kGrain = Math::kGrain;
+    // A constant width lets the compiler unroll the loops over columns.
+    const int width = kWidth != 0 ? kWidth : any_width;
     const Query* query = static_cast<const Query*>(state.query) + head * width;
     float* sum = state.sum + head * width;
-    Scores<kHeads, kPrefetch>(tile, width, query, scaling.score, scores);
-    for (int h = 0; h < kHeads; ++h) {
-      float* row = scores + h * kMaxPageSize;
-      if (scaling.softcap != 0.0f) {
-        const float cap = scaling.softcap;
-        for (int t = tile.begin; t < tile.end; ++t) row[t] = cap * __builtin_tanhf(row[t] / cap);
-      }
-      Mask(row, tile.begin, tile.end);
-      Softmax(row, tile.begin, tile.end, width, state.max + head + h, state.denominator + head + h, sum + h * width);
-    }
-    Values<kHeads, kPrefetch>(tile, width, scores, sum);
+    alignas(64) float scores[kSlots * kMaxPageSize];
+    Scores<kHeads, kWidth, kFeed>(tile, width, query, scaling.score, scores);
+    const int begin = tile.begin * kSlots, end = tile.end * kSlots;
+    const int first = begin / kGrain * kGrain, last = (end + kGrain - 1) / kGrain * kGrain;
+    if (scaling.softcap != 0.0f) Cap(scores, begin, end, scaling.softcap);
+    Mask(scores, first, begin, end, last);
+    Softmax<kHeads, kSlots>(scores, first, last, width, state.max + head, state.denominator + head, sum);
+    Values<kHeads, kWidth, kFeed>(tile, width, scores, sum);
   }
-  template <int kHeads>
+
+  // Only the first heads of a group prefetch: the others find the tile in cache.
+  template <int kHeads, int kWidth>
   static inline void Heads(const Tile& tile, const Scaling& scaling, int width, const State& state, int head) {
-    constexpr Prefetch kFirst = kHeads == 1 ? Prefetch::kPerUnit : Prefetch::kPerRow;
     if (head == 0) {
-      HeadsOf<kHeads, kFirst>(tile, scaling, width, state, head);
+      HeadsOf<kHeads, kWidth, true>(tile, scaling, width, state, head);
     } else {
-      HeadsOf<kHeads, Prefetch::kNone>(tile, scaling, width, state, head);
+      HeadsOf<kHeads, kWidth, false>(tile, scaling, width, state, head);
     }
   }
 
-  // A constant width lets the compiler unroll the loops over columns.
   template <int kWidth>
   static inline void Group(const Tile& tile, const Scaling& scaling, int group, int width, const State& state) {
-    const int w = kWidth != 0 ? kWidth : width;
     int head = 0;
     if constexpr (V::kMaxHeads >= 4) {
-      for (; head + 4 <= group; head += 4) Heads<4>(tile, scaling, w, state, head);
-      if (group - head == 3) {
-        Heads<3>(tile, scaling, w, state, head);
-        return;
-      }
+      for (; head + 4 <= group; head += 4) Heads<4, kWidth>(tile, scaling, width, state, head);
+      if (group - head == 3) return Heads<3, kWidth>(tile, scaling, width, state, head);
+      if (group - head == 2) return Heads<2, kWidth>(tile, scaling, width, state, head);
     }
-    for (; head + 2 <= group; head += 2) Heads<2>(tile, scaling, w, state, head);
-    if (head < group) Heads<1>(tile, scaling, w, state, head);
+    for (; head < group; ++head) Heads<1, kWidth>(tile, scaling, width, state, head);
   }
 
   static void Run(const Tile& tile, const Scaling& scaling, int group, int width, const State& state) {

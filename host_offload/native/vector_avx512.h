@@ -25,20 +25,58 @@ struct Avx512 {
   static inline F Max(F a, F b) { return _mm512_max_ps(a, b); }
   static inline F Round(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static inline F ScaleByPowerOfTwo(F x, F n) { return _mm512_scalef_ps(x, n); }
-  static inline float HorizontalSum(F x) { return _mm512_reduce_add_ps(x); }
-  static inline float HorizontalMax(F x) { return _mm512_reduce_max_ps(x); }
+  // Keeps the compiler from loading what `next` points to before `done` is computed.
+  template <class T>
+  static inline void KeepOrder(F& done, const T*& next) {
+    asm volatile("" : "+v"(done), "+r"(next));
+  }
 
-  // out[i] = scale * (sum of lanes of the i-th vector)
-  static inline void Store4Sums(float* out, F a, F b, F c, F d, float scale) {
+  // Each quarter of the result holds the sums of a's, b's, c's and d's lanes in that quarter.
+  static inline F SumWithinLanes(F a, F b, F c, F d) {
     const F ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
     const F cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
     const __m512d ab_pd = _mm512_castps_pd(ab), cd_pd = _mm512_castps_pd(cd);
-    const F abcd = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab_pd, cd_pd)),
-                                 _mm512_castpd_ps(_mm512_unpackhi_pd(ab_pd, cd_pd)));
-    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
-    const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-    _mm_storeu_ps(out, _mm_mul_ps(sums, _mm_set1_ps(scale)));
+    return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab_pd, cd_pd)),
+                         _mm512_castpd_ps(_mm512_unpackhi_pd(ab_pd, cd_pd)));
   }
+  // Quarter i of the result is the sum of the quarters of x[i].
+  static inline F SumAcrossLanes(const F (&x)[4]) {
+    const F low = _mm512_add_ps(_mm512_shuffle_f32x4(x[0], x[1], 0x44), _mm512_shuffle_f32x4(x[0], x[1], 0xee));
+    const F high = _mm512_add_ps(_mm512_shuffle_f32x4(x[2], x[3], 0x44), _mm512_shuffle_f32x4(x[2], x[3], 0xee));
+    return _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
+  }
+
+  // Lane i holds p[i % kSlots].
+  template <int kSlots>
+  static inline F Repeat(const float* p) {
+    if (kSlots == 1) return _mm512_set1_ps(*p);
+    if (kSlots == 2) {
+      double pair;
+      __builtin_memcpy(&pair, p, sizeof pair);
+      return _mm512_castpd_ps(_mm512_set1_pd(pair));
+    }
+    return _mm512_broadcast_f32x4(_mm_loadu_ps(p));
+  }
+  template <int kSlots>
+  static inline F MaxBySlot(F x) {
+    x = _mm512_max_ps(x, _mm512_shuffle_f32x4(x, x, 0x4e));
+    x = _mm512_max_ps(x, _mm512_shuffle_f32x4(x, x, 0xb1));
+    if (kSlots < 4) x = _mm512_max_ps(x, _mm512_permute_ps(x, 0x4e));
+    if (kSlots < 2) x = _mm512_max_ps(x, _mm512_permute_ps(x, 0xb1));
+    return x;
+  }
+  template <int kSlots>
+  static inline F SumBySlot(F x) {
+    x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0x4e));
+    x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0xb1));
+    if (kSlots < 4) x = _mm512_add_ps(x, _mm512_permute_ps(x, 0x4e));
+    if (kSlots < 2) x = _mm512_add_ps(x, _mm512_permute_ps(x, 0xb1));
+    return x;
+  }
+  static inline F ZeroIfMinusInfinity(F x) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, Set(-__builtin_inff()), _CMP_NEQ_UQ), x);
+  }
+  static inline unsigned Greater(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 
   static inline void Load2(const float* p, F& a, F& b) {
     a = _mm512_loadu_ps(p);

@@ -1,0 +1,151 @@
+// Arithmetic of the tile kernel in float32. Included inside the target region of its user: internal linkage, so that no
+// function compiled for one instruction set can be picked by the linker for another.
+#pragma once
+
+#include "kernel.h"
+
+namespace apex {
+namespace {
+
+// Half types are only ever loaded, so a wrapper around the bits is enough.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+// bfloat16 is widened by a shift and a mask, which parts even columns from odd ones.
+template <class T>
+constexpr bool IsInterleaved() {
+  return false;
+}
+template <>
+constexpr bool IsInterleaved<BFloat16>() {
+  return true;
+}
+
+// 2^x for x <= 0, relative error below 2e-7, exact zero far below; NaN stays NaN.
+template <class V>
+inline typename V::F Exp2(typename V::F x) {
+  using F = typename V::F;
+  x = V::Max(V::Set(-160.0f), x);
+  F n = V::Round(x);
+  F r = V::Sub(x, n);
+  F p = V::Set(1.533757678e-4f);
+  p = V::MulAdd(p, r, V::Set(1.339986037e-3f));
+  p = V::MulAdd(p, r, V::Set(9.618519534e-3f));
+  p = V::MulAdd(p, r, V::Set(5.550328998e-2f));
+  p = V::MulAdd(p, r, V::Set(2.402264661e-1f));
+  p = V::MulAdd(p, r, V::Set(6.931472056e-1f));
+  p = V::MulAdd(p, r, V::Set(1.0f));
+  return V::ScaleByPowerOfTwo(p, n);
+}
+
+// Arithmetic in float32 on a cache of any type T.
+template <class V, class T>
+struct FloatMath {
+  using F = typename V::F;
+  using Query = float;
+  static constexpr int kTokens = 1;            // per step of Accumulate
+  static constexpr int kUnit = 2 * V::kLanes;  // columns in one step, held by two vectors
+  static constexpr int kGrain = V::kLanes;     // scores that Weigh takes at a time
+
+  // acc[t][h] += q[h] * k[t]. One head reads token by token, in the order of memory; several share a load of the query
+  // between tokens.
+  template <int kTokens, int kHeads, class Prefetch>
+  static inline void Dot(const T* key, int width, const float* query, Prefetch feed, F (&acc)[kTokens][kHeads]) {
+    if (kHeads == 1) {
+      for (int t = 0; t < kTokens; ++t) {
+        for (int c = 0; c < width; c += kUnit) {
+          feed.Unit();
+          F a, b;
+          V::Load2(key + c, a, b);
+          const F qa = V::Load(query + c), qb = V::Load(query + c + V::kLanes);
+          acc[t][0] = V::MulAdd(b, qb, V::MulAdd(a, qa, acc[t][0]));
+        }
+        key += width;
+        V::KeepOrder(acc[t][0], key);
+      }
+      return;
+    }
+    for (int c = 0; c < width; c += kUnit) {
+      F a[kTokens], b[kTokens];
+      for (int t = 0; t < kTokens; ++t) {
+        feed.Unit();
+        V::Load2(key + t * width + c, a[t], b[t]);
+      }
+      for (int h = 0; h < kHeads; ++h) {
+        const F qa = V::Load(query + h * width + c), qb = V::Load(query + h * width + c + V::kLanes);
+        for (int t = 0; t < kTokens; ++t) acc[t][h] = V::MulAdd(b[t], qb, V::MulAdd(a[t], qa, acc[t][h]));
+      }
+    }
+  }
+
+  // sum[h] += p[h] * v over tokens [begin, end) and kUnits units of columns starting at c. The weight of token t and
+  // head h lies at t * kSlots + h.
+  template <int kSlots, int kHeads, int kUnits, class Prefetch>
+  static inline void Accumulate(const T* value, int width, int c, int begin, int end, const float* weights,
+                                Prefetch feed, float* sum) {
+    F acc[kHeads][2 * kUnits];
+    for (int h = 0; h < kHeads; ++h)
+      for (int i = 0; i < 2 * kUnits; ++i) acc[h][i] = V::Load(sum + h * width + c + i * V::kLanes);
+    for (int t = begin; t < end; ++t) {
+        F p[kHeads];
+      for (int h = 0; h < kHeads; ++h) p[h] = V::Set(weights[t * kSlots + h]);
+      for (int u = 0; u < kUnits; ++u) {
+        feed.Unit();
+        F a, b;
+        V::Load2(value + t * width + c + u * kUnit, a, b);
+        for (int h = 0; h < kHeads; ++h) {
+          acc[h][2 * u] = V::MulAdd(p[h], a, acc[h][2 * u]);
+          acc[h][2 * u + 1] = V::MulAdd(p[h], b, acc[h][2 * u + 1]);
+        }
+      }
+    }
+    for (int h = 0; h < kHeads; ++h)
+      for (int i = 0; i < 2 * kUnits; ++i) V::Store(sum + h * width + c + i * V::kLanes, acc[h][i]);
+  }
+
+  // Turns scores [first, last) into weights as Accumulate reads them; returns sums of them, lane by lane.
+  template <int kSlots>
+  static inline F Weigh(float* scores, int first, int last, F origin) {
+    F total = V::Set(0.0f);
+    for (int i = first; i < last; i += V::kLanes) {
+      const F p = Exp2<V>(V::Sub(V::Load(scores + i), origin));
+      V::Store(scores + i, p);
+      total = V::Add(total, p);
+    }
+    return total;
+  }
+
+  static void PrepareQuery(Type type, const void* query, int count, int width, void* prepared) {
+    float* out = static_cast<float*>(prepared);
+    if (type == Type::kFloat32) return Widen(static_cast<const float*>(query), count * width, out);
+    if (type == Type::kBFloat16) return Widen(static_cast<const BFloat16*>(query), count * width, out);
+    Widen(static_cast<const Float16*>(query), count * width, out);
+  }
+
+  // Widens to float32, in the order of columns in which keys are widened.
+  template <class Q>
+  static inline void Widen(const Q* query, int count, float* out) {
+    for (int i = 0; i < count; i += kUnit) {
+      F a, b;
+      V::Load2(query + i, a, b);
+      V::Store(out + i, a);
+      V::Store(out + i + V::kLanes, b);
+      if (IsInterleaved<Q>() == IsInterleaved<T>()) continue;
+      float ordered[kUnit];
+      for (int j = 0; j < kUnit; ++j) ordered[V::template Column<Q>(j)] = out[i + j];
+      for (int j = 0; j < kUnit; ++j) out[i + j] = ordered[V::template Column<T>(j)];
+    }
+  }
+
+  static void OrderedSum(const float* sum, int width, float scale, float* out) {
+    for (int i = 0; i < width; i += kUnit)
+      for (int j = 0; j < kUnit; ++j) out[i + V::template Column<T>(j)] = sum[i + j] * scale;
+  }
+};
+
+}  // namespace
+}  // namespace apex

@@ -1,0 +1,97 @@
+// The XLA FFI entry points that move whole pages.
+#include <cstring>
+#include <string>
+
+#include "handlers.h"
+#include "parallel.h"
+#include "stream.h"
+
+namespace apex {
+namespace {
+
+// Checks kv [P, ...], ids [M], tiles [M, ...] and returns the bytes of one page through `page_bytes`.
+ffi::Error CheckPages(ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> ids, ffi::AnyBuffer tiles, int64_t* page_bytes) {
+  const int64_t pages = cache.dimensions()[0], moved = ids.dimensions()[0];
+  if (pages == 0 || tiles.dimensions()[0] != moved) return Invalid("shapes of kv, pages and tiles do not fit together");
+  *page_bytes = static_cast<int64_t>(cache.size_bytes()) / pages;
+  if (static_cast<int64_t>(tiles.size_bytes()) != *page_bytes * moved || tiles.element_type() != cache.element_type())
+    return Invalid("tiles must be pages of the type and size of those in kv");
+  for (int64_t i = 0; i < moved; ++i) {
+    if (ids.typed_data()[i] >= pages)
+      return Invalid("page id " + std::to_string(ids.typed_data()[i]) + " is out of range, allowed are ids below " +
+                     std::to_string(pages) + ", and negative ones for none");
+  }
+  return ffi::Error::Success();
+}
+
+// Copies pages between the cache and consecutive tiles, in pieces of one page; negative ids are left out (read: zeros).
+void CopyPages(ffi::ThreadPool& pool, char* cache, const int32_t* ids, char* tiles, int64_t count, int64_t page_bytes,
+               bool write) {
+  const int helpers = count * page_bytes < 2 * kBytesPerWorker ? 0 : static_cast<int>(pool.num_threads()) - 1;
+  Pieces::Run(
+      static_cast<int>(count), helpers,
+      [=](int i, int) {
+        char* tile = tiles + i * page_bytes;
+        if (ids[i] >= 0 && write) CopyPast(tile, cache + ids[i] * page_bytes, page_bytes);
+        if (ids[i] >= 0 && !write) CopyPast(cache + ids[i] * page_bytes, tile, page_bytes);
+        if (ids[i] < 0 && !write) std::memset(tile, 0, page_bytes);
+      },
+      [&](auto&& task) { pool.Schedule(std::forward<decltype(task)>(task)); });
+}
+
+ffi::Error ReadPages(ffi::ThreadPool pool, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> ids,
+                     ffi::Result<ffi::AnyBuffer> tiles) {
+  int64_t page_bytes = 0;
+  if (ffi::Error error = CheckPages(cache, ids, *tiles, &page_bytes); error.failure()) return error;
+  CopyPages(pool, static_cast<char*>(cache.untyped_data()), ids.typed_data(), static_cast<char*>(tiles->untyped_data()),
+            ids.dimensions()[0], page_bytes, false);
+  return ffi::Error::Success();
+}
+
+ffi::Error ReadPagesInto(ffi::ThreadPool pool, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> ids, ffi::AnyBuffer into,
+                         ffi::Result<ffi::AnyBuffer> tiles) {
+  if (into.untyped_data() != tiles->untyped_data())
+    return Invalid("the pages read do not share the memory that was given for them");
+  return ReadPages(pool, cache, ids, tiles);
+}
+
+ffi::Error WritePages(ffi::ThreadPool pool, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> ids, ffi::AnyBuffer tiles,
+                      ffi::Result<ffi::AnyBuffer> cache_out) {
+  int64_t page_bytes = 0;
+  if (ffi::Error error = CheckPages(cache, ids, tiles, &page_bytes); error.failure()) return error;
+  if (cache.untyped_data() != cache_out->untyped_data())
+    return Invalid("the updated cache does not share the memory of the old one");
+  CopyPages(pool, static_cast<char*>(cache.untyped_data()), ids.typed_data(), static_cast<char*>(tiles.untyped_data()),
+            ids.dimensions()[0], page_bytes, true);
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace apex
+
+#pragma GCC visibility push(default)
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexReadPages, apex::ReadPages,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Ret<xla::ffi::AnyBuffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexReadPagesInto, apex::ReadPagesInto,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::AnyBuffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexWritePages, apex::WritePages,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::AnyBuffer>());
+
+#pragma GCC visibility pop
