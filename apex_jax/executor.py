@@ -17,7 +17,7 @@ import numpy as np
 
 from .buckets import Buckets
 from .host_offload import HostJob, HostWorker
-from .packing import PageTables, pack_cohort, padded_pages
+from .packing import PageTables, cohort_lengths, pack_cohort, padded_pages
 from .sampling import Sampled
 from .sampling_params import SamplingParams
 from .scheduler import Cohort, Eviction, Fetch, Landing, Plan, Stage
@@ -120,7 +120,7 @@ class _Progress:
     """A plan being dispatched."""
 
     plan: Plan
-    riding: dict[int, Cohort]
+    lengths: dict[int, np.ndarray]
     wait_ns: int = 0
     new_shapes: bool = False
 
@@ -185,7 +185,8 @@ class Executor:
     def submit(self, plan: Plan) -> Submitted:
         """Dispatch a plan; returns before the device has run it."""
         began = time.perf_counter_ns()
-        progress = _Progress(plan=plan, riding={cohort.id: cohort for cohort in plan.cohorts})
+        lengths = {cohort.id: cohort_lengths(cohort, self.buckets) for cohort in plan.cohorts}
+        progress = _Progress(plan=plan, lengths=lengths)
         for landing in plan.landings:
             self._land(landing)
         self.device.tables.apply(plan.new_pages)
@@ -281,7 +282,9 @@ class Executor:
         qkv = self.device.boundary(boundary, device=stage.device, cohort=stage.cohort, attended=attended)
         if stage.cohort is not None and qkv is not None:
             at_once = follows is not None and follows.cohort == stage.cohort
-            progress.new_shapes |= self._hand_over(progress.riding[stage.cohort], boundary, qkv, wake=not at_once)
+            progress.new_shapes |= self._hand_over(
+                stage.cohort, progress.lengths[stage.cohort], boundary, qkv, wake=not at_once
+            )
 
     def _depart(self, cohort: Cohort) -> None:
         packed = pack_cohort(cohort, self.buckets)
@@ -291,16 +294,15 @@ class Executor:
         )
         self.device.board(cohort)
 
-    def _hand_over(self, cohort: Cohort, layer: int, qkv: Callable[[], np.ndarray], *, wake: bool) -> bool:
+    def _hand_over(
+        self, cohort: int, lengths: np.ndarray, layer: int, qkv: Callable[[], np.ndarray], *, wake: bool
+    ) -> bool:
         """Give a cohort's rows to the host; returns whether so many rows are new to it."""
-        riding = self._cohorts[cohort.id]
+        riding = self._cohorts[cohort]
         if riding.failed:
             return False
         assert self.worker is not None
-        lengths = np.ascontiguousarray(pack_cohort(cohort, self.buckets)[:, 1])
-        riding.job = self.worker.attend(
-            layer, qkv, riding.table, lengths, self.device.deliver, tag=cohort.id, wake=wake
-        )
+        riding.job = self.worker.attend(layer, qkv, riding.table, lengths, self.device.deliver, tag=cohort, wake=wake)
         known = len(lengths) in self._host_rows
         self._host_rows.add(len(lengths))
         return not known

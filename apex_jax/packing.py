@@ -52,6 +52,13 @@ def pack_cohort(cohort: Cohort, buckets: Buckets) -> np.ndarray:
     return packed
 
 
+def cohort_lengths(cohort: Cohort, buckets: Buckets) -> np.ndarray:
+    """Return the lengths of a cohort's rows, int32 [n], padded to a bucket; 0 for gaps and padding."""
+    lengths = np.zeros(buckets.fit(buckets.host_rows, len(cohort.rows)), np.int32)
+    lengths[: len(cohort.rows)] = [0 if row is None else row.length for row in cohort.rows]
+    return lengths
+
+
 def pack_tiles(chunks: Sequence[PrefillChunk], tables: PageTables, buckets: Buckets, *, num_pages: int) -> np.ndarray:
     """Return the prompt tiles, int32 [M, 2 + S + W], padded to a bucket."""
     size = buckets.page_size
