@@ -370,15 +370,14 @@ class Executor:
             self.host.loaded_pages += job.rows
         if self.recorder is None or job.error is not None:
             return
-        names = {
-            "attend": ("to host", "attention", "to device"),
-            "store": ("to host", "evict", ""),
-            "load": ("", "fetch", "to device"),
-        }
-        arrive, work, leave = names[job.kind]
-        args = {"layer": job.layer, "rows": job.rows} | ({"cohort": job.tag} if job.kind == "attend" else {})
-        if arrive:
-            self.recorder.span("transfers", arrive, job.begun_ns, job.fetched_ns, **args)
-        self.recorder.span("host", work, job.fetched_ns, job.computed_ns, **args)
-        if leave:
-            self.recorder.span("transfers", leave, job.computed_ns, job.ended_ns, **args)
+        recorder, args = self.recorder, {"layer": job.layer, "rows": job.rows}
+        if job.kind == "attend":
+            args["cohort"] = job.tag
+            # Most of it is the device's way to the boundary; the copy is small.
+            recorder.span("waits", "host waits", job.begun_ns, job.fetched_ns, **args)
+        elif job.kind == "store":
+            recorder.span("transfers", "to host", job.begun_ns, job.fetched_ns, **args)
+        names = {"attend": "attention", "store": "evict", "load": "fetch"}
+        recorder.span("host", names[job.kind], job.fetched_ns, job.computed_ns, **args)
+        if job.kind != "store":
+            recorder.span("transfers", "to device", job.computed_ns, job.ended_ns, **args)
