@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -79,6 +79,7 @@ class HostJob:
     error: Exception | None = None
     _work: Callable[[HostJob], Any] | None = None
     _result: Any = None
+    _news: threading.Event = field(default_factory=threading.Event)
 
     @property
     def ended(self) -> bool:
@@ -129,6 +130,7 @@ class HostWorker:
         self._coming_and_going = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stopping = False
+        self._thread_runs = False
         self.losses = 0
         self.lost_to: BaseException | None = None
 
@@ -199,6 +201,11 @@ class HostWorker:
             Exception: what went wrong in the job.
         """
         while not job.ended:
+            if self._thread_runs:
+                # Not for its turn to end: who gives a lock back and takes it again is faster than who waits for it.
+                self._call_thread()
+                job._news.wait()
+                continue
             with self._turn:
                 if not job.ended and not self._run_next():
                     raise RuntimeError("a host job was waited for that was never submitted, or was discarded")
@@ -245,18 +252,31 @@ class HostWorker:
     def _submit(self, job: HostJob, wake: bool) -> HostJob:
         with self._coming_and_going:
             self._queue.append(job)
-            if wake and (self._thread is None or not self._thread.is_alive()):
+        if wake:
+            self._call_thread()
+        return job
+
+    def _call_thread(self) -> None:
+        with self._coming_and_going:
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._serve, name="apex-jax-host", daemon=True)
                 self._thread.start()
-        if wake:
-            self._wake.release()
-        return job
+        self._wake.release()
 
     def _serve(self) -> None:
         while True:
             woken = self._wake.acquire(timeout=IDLE_SECONDS)
             with self._turn:
-                self._run_next()
+                self._thread_runs = True
+                try:
+                    self._run_next()
+                except BaseException:
+                    # Nobody is left whom those could wait for that count on this thread.
+                    for job in tuple(self._queue):
+                        job._news.set()
+                    raise
+                finally:
+                    self._thread_runs = False
             with self._coming_and_going:
                 if not self._queue and (self._stopping or not woken):
                     self._thread = None
@@ -268,9 +288,12 @@ class HostWorker:
             job = self._queue.popleft()
         except IndexError:
             return False
-        job.run()
-        if self.on_end is not None:
-            self.on_end(job)
+        try:
+            job.run()
+            if self.on_end is not None:
+                self.on_end(job)
+        finally:
+            job._news.set()
         return True
 
     def _attend_to_nothing(self, rows: int, width: int) -> None:

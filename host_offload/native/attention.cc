@@ -50,8 +50,8 @@ void Store(const Problem& p, const char* from, char* to) {
     return;
   }
   float floats[kMaxHeadWidth];
-  ToFloats(p.new_type, from, p.H, floats);
-  FromFloats(p.cache_type, floats, p.H, to);
+  p.float_kernel->prepare_query(p.new_type, from, 1, static_cast<int>(p.H), floats);
+  Round(p.cache_type, floats, p.H, to);
 }
 
 void Append(const Problem& p, int64_t row) {

@@ -32,6 +32,7 @@ struct Problem {
   float softcap;           // 0: none
   int64_t window;          // 0: none
   const Kernel* kernel;
+  const Kernel* float_kernel;  // of a float32 cache: what it prepares are plain floats
 
   int64_t ElementBytes() const { return BytesOf(cache_type); }
   int64_t PageBytes() const { return K * 2 * S * H * ElementBytes(); }

@@ -1,4 +1,4 @@
-// Conversion between the float types, for the few thousand elements that are appended.
+// Rounding of the few thousand elements that are appended to the type of the cache.
 #pragma once
 
 #include <cstdint>
@@ -20,19 +20,11 @@ inline uint32_t ToBits(float value) {
   return bits;
 }
 
-// XLA's threads treat subnormal floats as zero, so neither direction may pass a subnormal half through one.
-inline float HalfToFloat(uint16_t half) {
-  const uint32_t magnitude = (half & 0x7fffu) << 13;
-  const uint32_t sign = (half & 0x8000u) << 16;
-  const uint32_t normal = (magnitude + 0x38000000u) | (magnitude >= 0x0f800000u ? 0x7f800000u : 0u);
-  const uint32_t small = ToBits(FromBits(magnitude + 0x38800000u) - 0x1p-14f);
-  return FromBits(sign | (magnitude < 0x00800000u ? small : normal));
-}
-
 // To the nearest, ties to even; beyond the largest half to infinity.
 inline uint16_t FloatToHalf(float value) {
   const uint32_t bits = ToBits(value), magnitude = bits & 0x7fffffffu;
-  // Halves below 2^-14 are multiples of 2^-24, which is what floats around 0.5 are rounded to.
+  // Halves below 2^-14 are multiples of 2^-24, which is what floats around 0.5 are rounded to. (XLA's threads treat
+  // subnormal floats as zero; the smallest half is far above those.)
   const uint32_t small = ToBits(FromBits(magnitude) + 0.5f) - 0x3f000000u;
   const uint32_t normal = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - 0x38000000u) >> 13;
   const uint32_t large = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
@@ -46,24 +38,7 @@ inline uint16_t FloatToBFloat16(float value) {
   return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : rounded);
 }
 
-inline void ToFloats(Type type, const char* from, int64_t count, float* to) {
-  if (type == Type::kFloat32) {
-    std::memcpy(to, from, count * 4);
-    return;
-  }
-  const auto half = [from](int64_t i) {
-    uint16_t bits;
-    std::memcpy(&bits, from + 2 * i, sizeof bits);
-    return bits;
-  };
-  if (type == Type::kBFloat16) {
-    for (int64_t i = 0; i < count; ++i) to[i] = FromBits(static_cast<uint32_t>(half(i)) << 16);
-  } else {
-    for (int64_t i = 0; i < count; ++i) to[i] = HalfToFloat(half(i));
-  }
-}
-
-inline void FromFloats(Type type, const float* from, int64_t count, char* to) {
+inline void Round(Type type, const float* from, int64_t count, char* to) {
   if (type == Type::kFloat32) {
     std::memcpy(to, from, count * 4);
     return;

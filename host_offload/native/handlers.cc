@@ -75,8 +75,10 @@ ffi::Error Describe(Problem* problem, ffi::AnyBuffer query, ffi::AnyBuffer cache
   problem->scale = options.scale, problem->softcap = options.softcap, problem->window = options.window;
   // Products of bfloat16 would round any other query.
   const bool exact = problem->query_type != Type::kBFloat16;
-  problem->kernel = SelectKernel(problem->cache_type, static_cast<int>(problem->H), exact,
-                                 static_cast<Instructions>(options.instructions));
+  const auto limit = static_cast<Instructions>(options.instructions);
+  const int width = static_cast<int>(problem->H);
+  problem->kernel = SelectKernel(problem->cache_type, width, exact, limit);
+  problem->float_kernel = SelectKernel(Type::kFloat32, width, true, limit);
   if (problem->kernel == nullptr) return Invalid("no kernel for head width " + std::to_string(problem->H));
   return ffi::Error::Success();
 }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from host_problems import exact, make, tolerance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apex_jax.host_offload import decode_attention, machine_instructions, native_library
+from apex_jax.host_offload import decode_attention, decode_attention_packed, machine_instructions, native_library
 
 INSTRUCTIONS = native_library.INSTRUCTIONS
 needs_native = pytest.mark.skipif(native_library.load() is None, reason="apex_jax was installed without a compiler")
@@ -198,3 +199,47 @@ def test_strided_and_misaligned_arrays_are_taken():
     out, _, _ = jax.jit(decode_attention)(wide[:, :, ::2], shifted, problem.table, problem.lengths)
     expected, _ = exact(problem, problem.kv)
     assert np.abs(np.asarray(out) - expected).max() <= 2e-6 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("implementation", [pytest.param("native", marks=needs_native), "jax"])
+@pytest.mark.parametrize("kv_type", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("q_type", ["float32", "bfloat16", "float16"])
+def test_packed_rows_are_rounded_and_appended(implementation, q_type, kv_type):
+    problem = make(lengths=[37, 0, 1], heads=6, kv_heads=2, width=64, q_type=q_type, kv_type=kv_type)
+    _, kv, table, lengths = problem.arguments()
+    rng = np.random.default_rng(1)
+    # Exponents down to the subnormal numbers of the half types, and beyond the largest float16.
+    new = rng.standard_normal((3, 4, 64)) * 2.0 ** rng.integers(-30, 2, (3, 4, 64))
+    new[2, 0, :4] = [70000.0, -np.inf, 65519.0, 2.0**-24]
+    packed = jnp.concatenate([jnp.asarray(problem.q), jnp.asarray(new, jnp.float32).astype(q_type)], axis=1)
+    rounded = packed[:, 6:].astype(kv_type)
+    key, value = np.asarray(rounded[:, :2]), np.asarray(rounded[:, 2:])
+    out, _, kv = jax.jit(functools.partial(decode_attention_packed, implementation=implementation), donate_argnums=1)(
+        packed, kv, table, lengths
+    )
+    expected_kv = dataclasses.replace(problem, key=key, value=value).appended()
+    np.testing.assert_array_equal(np.asarray(kv), expected_kv)
+    expected, _ = exact(only_rows(problem, [0]), expected_kv)
+    assert np.abs(np.asarray(out)[:1] - expected).max() <= tolerance(problem) * np.abs(expected).max()
+    assert not np.asarray(out)[1].any()
+
+
+def test_packed_rows_need_keys_and_values():
+    problem = make(lengths=[5], heads=4, kv_heads=2, width=64)
+    _, kv, table, lengths = problem.arguments()
+    with pytest.raises(ValueError, match=r"qkv and kv have shapes \(1, 4, 64\)"):
+        decode_attention_packed(jnp.zeros((1, 4, 64)), kv, table, lengths)
+    with pytest.raises(ValueError, match="q has 3 heads"):
+        decode_attention_packed(jnp.zeros((1, 7, 64)), kv, table, lengths)
+
+
+@needs_native
+def test_layers_may_be_worked_on_by_several_threads_at_once():
+    problems = [make(lengths=[3000, 70, 0], heads=8, kv_heads=2, width=64, page_size=64, seed=i) for i in range(3)]
+    attend = jax.jit(decode_attention)
+    with ThreadPoolExecutor(len(problems)) as pool:
+        outs = list(pool.map(lambda p: [np.asarray(attend(*p.arguments())[0]) for _ in range(20)], problems))
+    for problem, results in zip(problems, outs, strict=True):
+        expected, _ = exact(problem, problem.kv)
+        for out in results:
+            assert np.abs(out - expected).max() <= 2e-6 * np.abs(expected).max()

@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apex_jax.host_offload import HostKVConfig, allocate, available_memory, read_pages, write_pages
+from apex_jax.host_offload import (
+    HostKVConfig,
+    allocate,
+    available_memory,
+    native_library,
+    read_pages,
+    write_pages,
+)
 
 CONFIG = HostKVConfig(num_layers=2, num_kv_heads=3, head_width=64, page_size=16, dtype=jnp.float32)
 
@@ -48,6 +55,19 @@ def test_pages_move_in_bulk_and_in_place():
     expected[[7, 2]] = new[[0, 2]]
     np.testing.assert_array_equal(kv, expected)
     assert kv.unsafe_buffer_pointer() == pointer
+
+
+def test_pages_are_read_into_given_memory():
+    rng = np.random.default_rng(0)
+    kv = jnp.asarray(rng.standard_normal((9, 3, 2, 16, 64)), jnp.float32)
+    into = jnp.full((3, 3, 2, 16, 64), 7.0)
+    pointer = into.unsafe_buffer_pointer()
+    tiles = jax.jit(read_pages, donate_argnums=2)(kv, jnp.array([7, -1, 2], jnp.int32), into)
+    np.testing.assert_array_equal(tiles, np.stack([kv[7], np.zeros_like(kv[0]), kv[2]]))
+    if native_library.load() is not None:
+        assert tiles.unsafe_buffer_pointer() == pointer
+    with pytest.raises(ValueError, match="into is float32"):
+        read_pages(kv, jnp.array([1], jnp.int32), jnp.zeros((2, 3, 2, 16, 64)))
 
 
 def test_pages_and_tiles_must_fit():

@@ -376,3 +376,17 @@ def test_the_pages_stay_on_their_device(worker, rng):
     assert {device for layer in worker._layers for device in layer.devices()} == {jax.devices("cpu")[0]}
     assert all(layer.committed for layer in worker._layers)
     assert worker.page_bytes == KV_HEADS * 2 * PAGE * WIDTH * 4
+
+
+def test_who_waits_is_told_when_the_job_ends_and_not_after_the_next(worker, rng):
+    """The thread has the next job in its hands at once; that one's input comes only when the first has been told."""
+    first, second = Gate(tiles(rng)), Gate(tiles(rng))
+    jobs = [worker.store(0, gate, ONE_PAGE) for gate in (first, second)]
+    assert first.asked.wait(60)
+    opener = threading.Timer(0.05, first.open.set)
+    opener.start()
+    worker.wait(jobs[0])
+    assert not jobs[1].ended
+    opener.join()
+    second.open.set()
+    worker.wait(jobs[1])
