@@ -73,6 +73,18 @@ def exact(problem: Problem, kv: np.ndarray, *, scale=None, window=None, softcap=
     return out, lse
 
 
+def bound_of_rounded_weights(problem: Problem, kv: np.ndarray, expected: np.ndarray, **options) -> np.ndarray:
+    """Return how far each output may be from `expected` when its weights are rounded to bfloat16.
+
+    With weights p(1 + d), |d| <= 2^-8, the output moves by sum(p d (v - out)) / sum(p), at most by
+    2^-8 (sum(p |v|) / sum(p) + |out|).
+    """
+    magnitudes = kv.copy()
+    magnitudes[:, :, 1] = np.abs(kv[:, :, 1])
+    spread, _ = exact(problem, magnitudes, **options)
+    return 2.0**-8 * (spread + np.abs(expected)) + 2e-6 * np.abs(expected).max()
+
+
 def tolerance(problem: Problem) -> float:
     """Return the error allowed relative to the largest output: only bfloat16 over bfloat16 may round its weights."""
     return 2e-3 if problem.q.dtype == problem.kv.dtype == jnp.bfloat16 else 2e-6
