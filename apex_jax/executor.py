@@ -258,10 +258,11 @@ class Executor:
         for index, stage in enumerate(stages):
             boundary = stage.boundary
             follows = stages[index + 1] if index + 1 < len(stages) else None
-            if gathered < boundary < plan.num_layers:
-                gathered = boundary
+            # Stages may begin behind boundary 0, where none but cohorts ride.
+            while gathered < min(boundary, plan.num_layers - 1):
+                gathered += 1
                 for eviction in plan.evictions:
-                    self._evict(eviction, boundary)
+                    self._evict(eviction, gathered)
             if stage.device and stage.cohort is None and boundary > 0 and not attended:
                 device.layer(boundary)
             else:
