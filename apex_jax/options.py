@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -32,7 +33,11 @@ class EngineOptions:
         strategy: how the device's and the host's work go together: "device_only", "layer_sync",
             "asymmetric_pipelining", "async_overlap", or "auto": what a cost model predicts to be fastest, iteration by
             iteration. Without a host tier there is only "device_only", and "auto" means that.
-        num_cohorts: groups in which the host requests of "async_overlap" advance, each at another layer.
+        num_cohorts: groups in which the host requests of "async_overlap" advance, each at another layer; with "auto" the
+            cost model chooses.
+        max_time_per_token: with "auto", seconds above which a strategy's predicted time per token rules it out.
+        auto_profile: with "auto", measure this machine and model at the start if no profile of them is kept, which takes
+            a minute; otherwise assumed rates are corrected as iterations run.
         device: where the model runs; JAX's default device if None.
         seed: requests without a seed of their own get one drawn from this.
 
@@ -51,6 +56,8 @@ class EngineOptions:
     max_host_seqs: int | None = None
     strategy: str = "auto"
     num_cohorts: int = 2
+    max_time_per_token: float | None = None
+    auto_profile: bool = False
     device: jax.Device | None = None
     seed: int = 0
 
@@ -84,6 +91,13 @@ class EngineOptions:
             )
 
     def _check_host(self) -> None:
+        limit = self.max_time_per_token
+        if limit is not None and (
+            isinstance(limit, bool) or not isinstance(limit, Real) or not 0 < float(limit) < math.inf
+        ):
+            raise ValueError(f"max_time_per_token must be seconds above 0, or None, got {limit!r}")
+        if not isinstance(self.auto_profile, bool):
+            raise TypeError(f"auto_profile must be True or False, got {self.auto_profile!r}")
         if self.strategy not in ("auto", *STRATEGIES):
             allowed = ", ".join(("auto", *STRATEGIES))
             raise ValueError(f"strategy must be one of {allowed}, got {self.strategy!r}")

@@ -29,6 +29,8 @@ ENGINE_OPTIONS = (
     "max_host_seqs",
     "strategy",
     "num_cohorts",
+    "max_time_per_token",
+    "auto_profile",
 )
 _MODEL_OPTIONS = ("dtype", "load_format", "num_layers")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -73,6 +75,12 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         help="device_only, layer_sync, asymmetric_pipelining, async_overlap or auto (default: auto)",
     )
     group.add_argument("--num-cohorts", type=int, metavar="N", help="groups in which host requests of async_overlap go")
+    group.add_argument(
+        "--max-time-per-token", type=float, metavar="S", help="rules out strategies predicted to take longer (auto)"
+    )
+    group.add_argument(
+        "--auto-profile", action="store_true", help="measure this machine first if no profile of it is kept (auto)"
+    )
     group.add_argument(
         "--max-num-batched-tokens", type=int, metavar="N", help="prompt tokens computed in one iteration"
     )
