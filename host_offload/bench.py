@@ -42,6 +42,7 @@ class AttentionBenchmark:
     dtypes: Sequence[str] = ("bfloat16", "float32", "float16")
     repeats: int = 9
     pool_bytes: int = 512 << 20
+    threads: int | None = None  # of the native kernel; None: all. The streaming read takes all in any case
 
     def __post_init__(self):
         for name, allowed in (
@@ -56,6 +57,8 @@ class AttentionBenchmark:
             raise ValueError(
                 f"repeats is {self.repeats}, pool_bytes {self.pool_bytes}: at least 1 and 1 MiB are needed"
             )
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads is {self.threads}, it must be at least 1, or None")
 
 
 def run(benchmark: AttentionBenchmark) -> Iterator[dict[str, Any]]:
@@ -68,7 +71,7 @@ def run(benchmark: AttentionBenchmark) -> Iterator[dict[str, Any]]:
     available = [name for name in benchmark.implementations if _is_available(name)]
     for heads, kv_heads, width in benchmark.shapes:
         for dtype in benchmark.dtypes:
-            pool = _random_pool(benchmark.pool_bytes, kv_heads, width, dtype)
+            pool = random_pool(benchmark.pool_bytes, kv_heads, width, dtype)
             for case in benchmark.cases:
                 problem = _Problem.make(pool, heads, CASES[case])
                 for name in available:
@@ -79,7 +82,7 @@ def run(benchmark: AttentionBenchmark) -> Iterator[dict[str, Any]]:
                         "case": case,
                         "rows": len(CASES[case]),
                         "length": max(CASES[case]),
-                        **_measure(problem, name, benchmark.repeats),
+                        **_measure(problem, name, benchmark),
                     }
 
 
@@ -92,6 +95,12 @@ def print_rows(rows: Iterator[dict[str, Any]], write: Callable[[str], object]) -
             f"{row['shape']:>10} {row['dtype']:>9} {row['case']:>8} {row['implementation']:>7} {row['gb_per_s']:7.1f} "
             f"{row['stream_gb_per_s']:7.1f} {row['fraction_of_stream']:9.3f} {row['max_error']:9.1e}"
         )
+
+
+def print_latencies(shapes: Sequence[tuple[int, int, int]], write: Callable[[str], object]) -> None:
+    """Write the time of the smallest call for each shape."""
+    for shape in shapes:
+        write(f"smallest call (1 row, 64 tokens, appended) {'/'.join(map(str, shape))}: {latency_us(shape):.1f} us")
 
 
 def latency_us(shape: tuple[int, int, int] = SHAPES[-1], repeats: int = 2000) -> float:
@@ -117,9 +126,9 @@ def stream_read_gb_per_s(pool_bytes: int, repeats: int = 5) -> float:
         pool_bytes: how much memory; several times the last-level cache.
         repeats: readings.
     """
-    pool = _random_pool(pool_bytes, 1, 128, "bfloat16")
-    _stream_rate(pool)
-    return statistics.median(_stream_rate(pool) for _ in range(repeats))
+    pool = random_pool(pool_bytes, 1, 128, "bfloat16")
+    stream_rate(pool)
+    return statistics.median(stream_rate(pool) for _ in range(repeats))
 
 
 @functools.cache
@@ -136,7 +145,8 @@ def _is_available(name: str) -> bool:
     return name == "jax" or native_library.load() is not None
 
 
-def _random_pool(pool_bytes: int, kv_heads: int, width: int, dtype: str) -> jax.Array:
+def random_pool(pool_bytes: int, kv_heads: int, width: int, dtype: str) -> jax.Array:
+    """Return random pages [P, K, 2, S, H] of about so many bytes, on huge memory pages where possible."""
     page = (kv_heads, 2, PAGE_SIZE, width)
     pages = pool_bytes // (int(np.prod(page)) * jnp.dtype(dtype).itemsize)
     make = jax.jit(lambda key: jax.random.normal(key, (pages, *page), jnp.dtype(dtype)))
@@ -178,16 +188,17 @@ class _Problem:
         )
 
 
-def _measure(problem: _Problem, name: str, repeats: int) -> dict[str, float]:
-    call = _torch_call(problem) if name == "torch" else _jax_call(problem, "native" if name == "native" else "jax")
+def _measure(problem: _Problem, name: str, benchmark: AttentionBenchmark) -> dict[str, float]:
+    implementation = "native" if name == "native" else "jax"
+    call = _torch_call(problem) if name == "torch" else _jax_call(problem, implementation, benchmark.threads)
     error = _relative_error(np.asarray(call(0), np.float64), problem)
     # Slow implementations are given fewer bytes, so that the whole run stays short.
     start = time.perf_counter()
     call(1)
     calls = max(1, min(len(problem.tables) - 1, int(0.004 / (time.perf_counter() - start))))
     rates, streams = [], []
-    for repeat in range(repeats):
-        streams.append(_stream_rate(problem.pool))
+    for repeat in range(benchmark.repeats):
+        streams.append(stream_rate(problem.pool))
         start = time.perf_counter()
         for i in range(calls):
             call(repeat * calls + i)
@@ -201,7 +212,8 @@ def _measure(problem: _Problem, name: str, repeats: int) -> dict[str, float]:
     }
 
 
-def _stream_rate(pool: jax.Array) -> float:
+def stream_rate(pool: jax.Array) -> float:
+    """Return the GB/s at which this machine reads `pool` once, all of JAX's CPU threads together."""
     start = time.perf_counter()
     if native_library.load() is None:
         np.add.reduce(np.asarray(pool).view(np.uint32), axis=None)
@@ -210,8 +222,8 @@ def _stream_rate(pool: jax.Array) -> float:
     return pool.nbytes / (time.perf_counter() - start) / 1e9
 
 
-def _jax_call(problem: _Problem, name: Implementation) -> Callable[[int], Any]:
-    step = jax.jit(lambda q, kv, t, n: decode_attention(q, kv, t, n, implementation=name)[0])
+def _jax_call(problem: _Problem, name: Implementation, threads: int | None) -> Callable[[int], Any]:
+    step = jax.jit(lambda q, kv, t, n: decode_attention(q, kv, t, n, implementation=name, max_threads=threads)[0])
     tables = problem.tables
     return lambda i: jax.block_until_ready(step(problem.q, problem.pool, tables[i % len(tables)], problem.lengths))
 

@@ -15,6 +15,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("bench", help="measure this machine", description="Measure this machine.")
     benchmarks = parser.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
     _add_attention(benchmarks)
+    _add_pages(benchmarks)
     overlap.add_parser(benchmarks)
 
 
@@ -42,15 +43,30 @@ def _add_attention(benchmarks: argparse._SubParsersAction) -> None:
     parser.add_argument("--dtype", dest="dtypes", action="append", metavar="DTYPE", help="float32, bfloat16 or float16")
     parser.add_argument("--case", dest="cases", action="append", help="8x2048, 64x256, 1x16384 or ragged")
     parser.add_argument("--repeats", type=int, metavar="N", help="of each measurement; the median counts")
+    parser.add_argument("--threads", type=int, metavar="N", help="of the native kernel; all of JAX's without it")
     parser.set_defaults(run=_run_attention)
+
+
+def _add_pages(benchmarks: argparse._SubParsersAction) -> None:
+    parser = benchmarks.add_parser(
+        "pages",
+        help="moves of whole pages in and out of the host cache",
+        description="Measure the bandwidth of copying pages of the host cache (8 key/value heads of width 128, "
+        "bfloat16) into one contiguous array and back, beside that of reading memory.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--json", action="store_true", default=False, help="print a JSON list of rows instead of text")
+    parser.add_argument("--pages", type=int, metavar="N", help="moved at once (default: 256)")
+    parser.add_argument("--repeats", type=int, metavar="N", help="of each measurement; the median counts")
+    parser.set_defaults(run=_run_pages)
 
 
 def _run_attention(args: argparse.Namespace) -> int:
     import jax
 
-    from ..host_offload.bench import AttentionBenchmark, print_rows, run
+    from ..host_offload.bench import AttentionBenchmark, print_latencies, print_rows, run
 
-    names = ("implementations", "shapes", "dtypes", "cases", "repeats")
+    names = ("implementations", "shapes", "dtypes", "cases", "repeats", "threads")
     options: dict[str, Any] = {name: value for name, value in vars(args).items() if name in names}
     with as_user_errors(ValueError):
         benchmark = AttentionBenchmark(**options)
@@ -59,8 +75,32 @@ def _run_attention(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps(list(rows), indent=2))
         else:
-            print_rows(rows, lambda line: print(line, flush=True))
+            print_rows(rows, _print)
+            print_latencies(benchmark.shapes, _print)
     return 0
+
+
+def _run_pages(args: argparse.Namespace) -> int:
+    import jax
+
+    from ..host_offload.bench_pages import PagesBenchmark, run
+
+    options: dict[str, Any] = {name: value for name, value in vars(args).items() if name in ("pages", "repeats")}
+    with as_user_errors(ValueError), jax.default_device(jax.devices("cpu")[0]):
+        rows = list(run(PagesBenchmark(**options)))
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    for row in rows:
+        _print(
+            f"{row['operation']:>22}: {row['gb_per_s']:5.1f} GB/s ({row['pages']} pages of {row['page_bytes']} bytes), "
+            f"streaming read {row['stream_gb_per_s']:.1f} GB/s"
+        )
+    return 0
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
 
 
 def _shape(text: str) -> tuple[int, ...]:
