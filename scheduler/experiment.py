@@ -101,10 +101,14 @@ class Experiment:
         """Return a fresh policy for the strategy."""
         if self.strategy == "device_only":
             return FixedPolicy(strategy="device_only")
+        return self.planner(STRATEGIES if self.strategy == "auto" else (self.strategy,))
+
+    def planner(self, strategies: tuple[Strategy, ...]) -> Planner:
+        """Return a fresh planner that chooses among these strategies and device_only."""
         options = PlannerOptions(
             max_device_requests=self.max_num_seqs,
             max_host_requests=max(1, self.machine.host_kv_tokens // self.page_size),
-            strategies=STRATEGIES if self.strategy == "auto" else (self.strategy,),
+            strategies=strategies,
         )
         return Planner(self.cost_model, options)
 

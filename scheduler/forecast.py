@@ -35,7 +35,8 @@ class Prompts:
     def after(self, load: Load, situation: Situation, *, first: bool) -> Prompts:
         """Return the means with one more iteration; the first one alone sets them."""
         here = 1.0 if load.prefill_tokens else 0.0
-        chance = here if first else self.chance + FORGETTING * (here - self.chance)
+        before = self.chance * (1 - FORGETTING) ** situation.undecided
+        chance = here if first else before + FORGETTING * (here - before)
         if not load.prefill_tokens:
             return Prompts(chance=chance, tokens=self.tokens, context=self.context)
         weight = FORGETTING if self.tokens else 1.0

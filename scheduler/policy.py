@@ -25,6 +25,7 @@ class Situation:
         free_device_tokens, free_host_tokens: tokens that the free pages of either side hold.
         mid_token_rows: host rows that are between two layers.
         oldest_host_wait: iterations since the host request that waits longest last finished a token.
+        undecided: iterations without prompts since the last decision; a simulator takes many in one step.
     """
 
     num_layers: int
@@ -42,6 +43,7 @@ class Situation:
     free_host_tokens: int = 0
     mid_token_rows: int = 0
     oldest_host_wait: int = 0
+    undecided: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -117,6 +117,7 @@ class _Simulation:
         self.measures = Measures()
         self.layers = model.profile.num_layers
         self.last_pace = 1.0
+        self.undecided = 0
 
     def run(self) -> Simulated:
         tiers = self.tiers
@@ -163,7 +164,7 @@ class _Simulation:
             host_tokens=turn.pace,
         )
         self.now += seconds * steps
-        self.last_pace = turn.pace
+        self.last_pace, self.undecided = turn.pace, steps - 1
         for request in tiers.completed:
             self.measures.first_token(request, self.now)
         ended = tiers.advance(decoding=decoding, host_tokens=turn.pace, steps=steps)
@@ -206,6 +207,7 @@ class _Simulation:
             free_device_tokens=tiers.free * self.machine.page_size,
             free_host_tokens=max(0, int(tiers.free_host_tokens)),
             oldest_host_wait=int(1 / self.last_pace) if self.last_pace and host.rows else 0,
+            undecided=self.undecided,
         )
 
 
