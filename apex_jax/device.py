@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from . import device_attention
@@ -47,7 +48,9 @@ def default_dtype(device: jax.Device) -> str:
 
 
 def _native(q: Array, k: Array, v: Array, kv: Array, table: Array, lengths: Array) -> tuple[Array, Array]:
-    out, _, kv = decode_attention(q, kv, table, lengths, new_kv=(k, v), implementation="native")
+    # Queries in float32 keep softmax weights in float32, as prefill does.
+    wide = q.astype(jnp.float32)
+    out, _, kv = decode_attention(wide, kv, table, lengths, new_kv=(k, v), implementation="native")
     return out, kv
 
 

@@ -3,6 +3,11 @@
 The cache of a layer is one array `[P, K, 2, S, H]`: P pages of S tokens, K heads, index 0 the keys and 1 the values.
 Token t of a sequence lies in page `table[t // S]` at offset `t % S`. Letters: B rows, T query tokens, S page size or
 cached length, N query heads, K key/value heads, G = N/K, H head width, W pages of a page table row.
+
+Scores, softmax and sums are float32 whatever the type of the cache. With a half type, decode and prefill of the same
+token should differ by no more than the order of their sums, so neither rounds in between: queries are scaled after the
+product, and softmax weights are rounded to the cache's type only where an accelerator multiplies halves several times
+faster.
 """
 
 from __future__ import annotations
@@ -68,7 +73,7 @@ def decode_attention(q: Array, kv: Array, table: Array, lengths: Array) -> Array
     _, kv_heads, _, page_size, _ = kv.shape
     grouped = q.reshape(rows, kv_heads, heads // kv_heads, width)
     pages = kv[table]
-    scores = jnp.einsum("BKGH,BWKSH->BKGWS", grouped, pages[:, :, :, 0], preferred_element_type=jnp.float32)
+    scores = _scores("BKGH,BWKSH->BKGWS", grouped, pages[:, :, :, 0])
     position = jnp.arange(table.shape[1] * page_size).reshape(table.shape[1], page_size)
     visible = position[None] < lengths[:, None, None]
     scores = jnp.where(visible[:, None, None], scores * width**-0.5, MASKED)
@@ -76,7 +81,7 @@ def decode_attention(q: Array, kv: Array, table: Array, lengths: Array) -> Array
     total = jnp.maximum(weights.sum(axis=(3, 4)), jnp.finfo(jnp.float32).tiny)
     # What other requests left there may be NaN, which a weight of zero does not silence.
     values = jnp.where(visible[:, :, None, :, None], pages[:, :, :, 1], jnp.zeros((), kv.dtype))
-    out = jnp.einsum("BKGWS,BWKSH->BKGH", weights.astype(kv.dtype), values, preferred_element_type=jnp.float32)
+    out = _weighted_sum("BKGWS,BWKSH->BKGH", weights, values)
     return (out / total[..., None]).reshape(rows, heads, width).astype(q.dtype)
 
 
@@ -131,14 +136,14 @@ def _attend_chunk(q: Array, table: Array, start: Array, end: Array, *, kv: Array
     group = heads // kv_heads
     # [K, G*T, H]: one matrix product a key head serves its whole group of query heads.
     grouped = q.reshape(tokens, kv_heads, group, width).transpose(1, 2, 0, 3)
-    grouped = (grouped * jnp.asarray(width**-0.5, q.dtype)).reshape(kv_heads, group * tokens, width)
+    grouped = grouped.reshape(kv_heads, group * tokens, width)
     query_position = jnp.tile(start + jnp.arange(tokens), group)[None, :, None]
 
     def attend(first_page: Array, pages: int, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         peak, total, out = state
         ids = lax.dynamic_slice_in_dim(table, first_page, pages)
         keys, values = kv[ids].transpose(2, 1, 0, 3, 4).reshape(2, kv_heads, pages * page_size, width)
-        scores = jnp.einsum("KTH,KSH->KTS", grouped, keys, preferred_element_type=jnp.float32)
+        scores = _scores("KTH,KSH->KTS", grouped, keys) * width**-0.5
         position = first_page * page_size + jnp.arange(pages * page_size)
         scores = jnp.where(position[None, None, :] <= query_position, scores, MASKED)
         # What other requests left after the end may be NaN, which a weight of zero does not silence.
@@ -146,7 +151,7 @@ def _attend_chunk(q: Array, table: Array, start: Array, end: Array, *, kv: Array
         new_peak = jnp.maximum(peak, scores.max(axis=-1, keepdims=True))
         weights = jnp.exp(scores - new_peak)
         shrink = jnp.exp(peak - new_peak)
-        update = jnp.einsum("KTS,KSH->KTH", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+        update = _weighted_sum("KTS,KSH->KTH", weights, values)
         return new_peak, total * shrink + weights.sum(axis=-1, keepdims=True), out * shrink + update
 
     shape = (kv_heads, group * tokens)
@@ -158,3 +163,27 @@ def _attend_chunk(q: Array, table: Array, start: Array, end: Array, *, kv: Array
     _, total, out = lax.fori_loop(0, rest, lambda i, s: attend(whole * large + i * small, small, s), state)
     out = (out / total).reshape(kv_heads, group, tokens, width).transpose(2, 0, 1, 3)
     return out.reshape(q.shape).astype(q.dtype)
+
+
+def _scores(equation: str, q: Array, keys: Array) -> Array:
+    """Multiply queries by keys; float32, exact but for the order of sums."""
+    return jnp.einsum(equation, q, keys, precision=_precision(keys), preferred_element_type=jnp.float32)
+
+
+def _weighted_sum(equation: str, weights: Array, values: Array) -> Array:
+    """Sum values by float32 softmax weights; float32."""
+
+    def exact(weights: Array, values: Array) -> Array:
+        return jnp.einsum(equation, weights, values.astype(jnp.float32), precision=lax.Precision.HIGHEST)
+
+    def rounded(weights: Array, values: Array) -> Array:
+        return jnp.einsum(equation, weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+
+    if values.dtype == jnp.float32:
+        return exact(weights, values)
+    return lax.platform_dependent(weights, values, cpu=exact, default=rounded)
+
+
+def _precision(factor: Array) -> lax.Precision | None:
+    """Ask for full float32 products of float32 factors: accelerators would otherwise round them to fewer bits."""
+    return lax.Precision.HIGHEST if factor.dtype == jnp.float32 else None

@@ -345,7 +345,7 @@ class JaxDevice:
         return lambda: np.asarray(array)
 
     def _no_ends(self, count: int) -> jax.Array:
-        return jnp.zeros((count, self.config.hidden_size), self.dtype, device=self.device)
+        return jnp.zeros((count, self.config.hidden_size), jnp.float32, device=self.device)
 
     def _layer(self, index: int) -> Any:
         return self._weights.layers[index] if 0 <= index < self.num_layers else None

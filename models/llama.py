@@ -5,7 +5,8 @@ Flax NNX modules hold the structure. The functions below them are what programs 
 requests stand in one batch of T rows; attention is whatever the caller computes between the two halves of a layer.
 
 Matrices are [in, out] (`x @ w`), query/key/value fused into one and gate/up into another: one pass over one matrix is
-what a decode step costs. Products accumulate in float32 and what follows them stays float32 until it is stored.
+what a decode step costs. Products accumulate in float32 and what follows them stays float32, the residual stream too:
+with weights of a half type, numbers are rounded to it only where they go into a product or into the KV cache.
 """
 
 import dataclasses
@@ -59,18 +60,18 @@ def _dot(x: jax.Array, w: jax.Array, contract: int) -> jax.Array:
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm over D, in float32 (arXiv 1910.07467)."""
+    """Root-mean-square norm over D, in float32 (arXiv 1910.07467); what it returns is rounded once, for a product."""
 
     def __init__(self, size: int, eps: float, dtype: jnp.dtype):
         self.eps = eps
         self.scale = nnx.Param(jnp.ones((size,), dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return [T, D] in the dtype of x."""
-        wide = x.astype(jnp.float32)
-        mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
-        normed = (wide * jax.lax.rsqrt(mean_square + jnp.float32(self.eps))).astype(x.dtype)
-        return normed * self.scale[...][None, :]
+        """Return [T, D] in the dtype of the weights, for float32 x."""
+        scale = self.scale[...]
+        mean_square = jnp.mean(x * x, axis=-1, keepdims=True)
+        normed = x * jax.lax.rsqrt(mean_square + jnp.float32(self.eps))
+        return (normed * scale.astype(jnp.float32)[None, :]).astype(scale.dtype)
 
 
 class Linear(nnx.Module):
@@ -93,8 +94,8 @@ class Embedding(nnx.Module):
         self.table = nnx.Param(jnp.zeros((config.vocab_size, config.hidden_size), dtype))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Return [T, D] for int32 [T]."""
-        return jnp.take(self.table[...], tokens, axis=0, mode="clip")
+        """Return float32 [T, D] for int32 [T]."""
+        return jnp.take(self.table[...], tokens, axis=0, mode="clip").astype(jnp.float32)
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Return float32 [T, V], the product of [T, D] with every token's vector."""
@@ -115,20 +116,19 @@ class DecoderLayer(nnx.Module):
         self.down = Linear(f, d, dtype, bias=config.mlp_bias)
 
     def pre_attention(self, x: jax.Array, turn: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Norm, project and rotate [T, D]; return q [T, N, H], k and v [T, K, H] in the dtype of x."""
+        """Norm, project and rotate [T, D]; return q [T, N, H], k and v [T, K, H] in the dtype of the weights."""
         n, k, h = self.config.num_attention_heads, self.config.num_key_value_heads, self.config.head_dim
-        heads = self.qkv(self.attention_norm(x)).reshape(x.shape[0], n + 2 * k, h)
-        rotated = rope.rotate(heads[:, : n + k], turn).astype(x.dtype)
-        return rotated[:, :n], rotated[:, n:], heads[:, n + k :].astype(x.dtype)
+        normed = self.attention_norm(x)
+        heads = self.qkv(normed).reshape(x.shape[0], n + 2 * k, h)
+        rotated = rope.rotate(heads[:, : n + k], turn).astype(normed.dtype)
+        return rotated[:, :n], rotated[:, n:], heads[:, n + k :].astype(normed.dtype)
 
     def post_attention(self, x: jax.Array, attention: jax.Array) -> jax.Array:
         """Project attention [T, N, H], add it to x [T, D], then the feed-forward block and its residual."""
         f = self.config.intermediate_size
-        attended = self.output(attention.reshape(x.shape[0], -1))
-        x = (x.astype(jnp.float32) + attended).astype(x.dtype)
+        x = x + self.output(attention.reshape(x.shape[0], -1))
         hidden = self.gate_up(self.mlp_norm(x))
-        mixed = self.down((jax.nn.silu(hidden[:, :f]) * hidden[:, f:]).astype(x.dtype))
-        return (x.astype(jnp.float32) + mixed).astype(x.dtype)
+        return x + self.down(jax.nn.silu(hidden[:, :f]) * hidden[:, f:])
 
 
 class Llama(nnx.Module):
@@ -168,7 +168,7 @@ def _merge(config: LlamaConfig, part: str, arrays: dict[str, Any]) -> Any:
 
 
 def embed(config: LlamaConfig, weights: Weights, tokens: jax.Array) -> jax.Array:
-    """Look up token vectors: int32 [T] to x [T, D] in the weights' dtype."""
+    """Look up token vectors: int32 [T] to x, float32 [T, D]."""
     return _merge(config, "embed", weights.embed)(tokens)
 
 
@@ -191,11 +191,11 @@ def pre_attention(
 
     Args:
         layer: one entry of `Weights.layers`.
-        x: [T, D], the residual stream.
+        x: float32 [T, D], the residual stream.
         turn: float32 [T, 2, H/2], of `rotation`.
 
     Returns:
-        q [T, N, H] (unscaled), k [T, K, H], v [T, K, H] in the dtype of x.
+        q [T, N, H] (unscaled), k [T, K, H], v [T, K, H] in the dtype of the weights.
     """
     return _merge(config, "layer", layer).pre_attention(x, turn)
 
@@ -205,17 +205,17 @@ def post_attention(config: LlamaConfig, layer: LayerWeights, x: jax.Array, atten
 
     Args:
         layer: one entry of `Weights.layers`.
-        x: [T, D], what went into `pre_attention`.
+        x: float32 [T, D], what went into `pre_attention`.
         attention: [T, N, H], any float dtype.
 
     Returns:
-        x [T, D] for the next layer.
+        x, float32 [T, D], for the next layer.
     """
     return _merge(config, "layer", layer).post_attention(x, attention)
 
 
 def logits(config: LlamaConfig, weights: Weights, x: jax.Array) -> jax.Array:
-    """Final norm and head: x [T, D] to float32 [T, V]."""
+    """Final norm and head: x, float32 [T, D], to float32 [T, V]."""
     normed = _merge(config, "norm", weights.norm)(x)
     if weights.head is None:
         return _merge(config, "embed", weights.embed).attend(normed)
