@@ -24,10 +24,12 @@ from .memory import EngineSizes, plan_memory
 from .models import LlamaConfig, Tokenizer, Weights, open_model, params_dtype, weights_from_params
 from .options import EngineOptions
 from .outputs import RequestOutput
+from .profile_cache import profile_key, ready_profile
 from .progress_bar import Bar, each_compilation
 from .prompts import Prompt, TokenizedPrompt, as_batch, tokenize
 from .sampling import banned_tokens
 from .sampling_params import SamplingParams
+from .scheduler import Profile
 from .stopping import OutputStream
 from .trace import Recorder
 
@@ -231,6 +233,36 @@ class LLM:
             each_compilation(bar.update),
         ):
             self._engine.warm_up()
+
+    def profile(self, *, again: bool = False, use_tqdm: bool = False) -> Profile:
+        """Return what the parts of an iteration take on this machine with this model.
+
+        Measured profiles are kept in `$APEX_JAX_CACHE/profiles`, by default under `~/.cache/apex_jax`, and found again
+        by an engine of the same hardware, model sizes, types and versions.
+
+        Args:
+            again: measure even if one is kept.
+            use_tqdm: show a progress bar while measuring.
+
+        Raises:
+            ProfileError: the one that is kept cannot be used; it says why, and `again` replaces it.
+            ValueError: there is no host tier to measure.
+            RuntimeError: requests are under way.
+            OSError: the profile cannot be read or written.
+        """
+        with self._lock:
+            self._abort_dropped()
+            if self._engine.has_unfinished:
+                raise RuntimeError("profile was called while requests are under way; let them end or close them")
+            executor = self._engine.executor
+            key = profile_key(
+                self.config,
+                self.dtype,
+                self.device,
+                attention=self.attention_name,
+                page_size=executor.buckets.page_size,
+            )
+            return ready_profile(executor, self.config, self.dtype, key, again=again, use_tqdm=use_tqdm)
 
     @contextmanager
     def recording(self) -> Iterator[Recorder]:

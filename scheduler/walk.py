@@ -128,7 +128,7 @@ class _Walk:
         return until
 
     def _pass(self, boundary: int, rider: CohortLoad | None, *, with_device: bool) -> None:
-        width = self.width if with_device else 0
+        width, own = self.width if with_device else 0, 0
         if rider is not None:
             own = self.costs.host_width(rider.width or rider.rows)
             width += own

@@ -20,7 +20,7 @@ def add_output_argument(parser: argparse.ArgumentParser, *, required: bool) -> N
     parser.add_argument(
         "-o",
         "--output",
-        type=_picture,
+        type=picture,
         required=required,
         metavar="FILE",
         help="picture to write; .png or .svg says which kind",
@@ -48,7 +48,8 @@ def write(figure: Figure, path: Path) -> None:
     print(f"wrote {path}")
 
 
-def _picture(text: str) -> Path:
+def picture(text: str) -> Path:
+    """Read the name of a picture to write."""
     path = Path(text)
     if path.suffix not in _SUFFIXES:
         raise argparse.ArgumentTypeError(f"{text!r} ends neither in {' nor in '.join(_SUFFIXES)}")

@@ -1,0 +1,251 @@
+"""Measures what an engine's iterations consist of on this machine, by running plans: the profile of a cost model.
+
+Everything is timed in place. Iterations are queued one behind the other as the engine does it, and the host's jobs run
+beside a device that goes on with its own rows. What one part takes is the difference between plans that differ in it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+from .emulated_device import padding_of
+from .executor import Executor, Submitted
+from .profile_plans import ProfilePlans
+from .profile_points import Points, ProfileSizes, beyond_first, positive
+from .sampling import seed_words
+from .sampling_params import SamplingParams
+from .scheduler import AttentionTime, Curve, Plan, Profile, ProfileKey, Strategy, prompt_pairs
+
+POINT_SECONDS = 0.6
+"""How long one point is measured at most, beyond the fewest iterations."""
+
+FEWEST, MOST = 4, 40
+"""Iterations of a point."""
+
+
+class Profiler:
+    """Measures a profile on an executor that serves nobody; it forgets all requests before and after.
+
+    Args:
+        executor: with a host worker, or the host's times cannot be measured.
+        key: what the profile will be valid for.
+        kv_bytes_per_token: KV of one token through all layers.
+        pre_share: pre-attention's part of a layer's weights.
+        on_point: called after each measured point.
+        clock: seconds that pass.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        key: ProfileKey,
+        *,
+        kv_bytes_per_token: int,
+        pre_share: float,
+        on_point: Callable[[], object] = lambda: None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        if executor.worker is None:
+            raise ValueError("a profile needs a host tier: give host_kv_bytes")
+        self.executor = executor
+        self.worker = executor.worker
+        self.key = key
+        self.kv_bytes_per_token = kv_bytes_per_token
+        self.pre_share = pre_share
+        self.on_point = on_point
+        self.clock = clock
+        device, buckets = executor.device, executor.buckets
+        self.layers = device.num_layers
+        self.plans = ProfilePlans(
+            num_layers=self.layers,
+            page_size=buckets.page_size,
+            num_pages=device.num_pages,
+            num_host_pages=self.worker.num_pages,
+            max_num_seqs=buckets.max_num_seqs,
+        )
+        self.sizes = ProfileSizes.of(buckets, num_pages=device.num_pages, num_host_pages=self.worker.num_pages)
+
+    def measure(self) -> Profile:
+        """Return the profile."""
+        self.executor.reset()
+        try:
+            for slot in range(self.executor.buckets.slots):
+                self.executor.device.assign_slot(slot, SamplingParams(), seed_words(slot, 0), ())
+            return self._measure()
+        finally:
+            self.executor.reset()
+            self.executor.rest()
+
+    def _measure(self) -> Profile:
+        page, rows = self.executor.buckets.page_size, self.sizes.attention_rows
+        head = self._head()
+        decode = {n: self._seconds(lambda turn, n=n: self._alone(n)) for n in self.sizes.rows}
+        attention = self._device_attention()
+        prompts, pairs = self._prompts(head)
+        own = ((n, (taken - head(n) - attention(n * page)) / self.layers) for n, taken in decode.items())
+        layer = Curve.fit(positive([*own, *prompts]))
+        host = self._host_attention()
+        stepwise, boarding, hop = self._handovers(decode[rows], layer, head, host, attention(rows * page) / self.layers)
+        return Profile(
+            key=self.key,
+            described=False,
+            num_layers=self.layers,
+            page_size=page,
+            kv_bytes_per_token=self.kv_bytes_per_token,
+            layer=layer,
+            head=head,
+            pre_share=self.pre_share,
+            device_attention=AttentionTime(rows=Curve.constant(0.0), tokens=attention),
+            prefill_attention=pairs,
+            host_attention=host,
+            hop=hop,
+            boarding=Curve.constant(boarding),
+            migration=self._migration(),
+            iteration_overhead=0.0,
+            stepwise_overhead=stepwise,
+            padding=padding_of(self.executor.buckets),
+        )
+
+    def _alone(self, rows: int, length: int | None = None) -> Plan:
+        return self.plans.decode(rows, length or self.executor.buckets.page_size)
+
+    def _head(self) -> Curve:
+        """Sampling after a batch that has run, several times in a row."""
+        points: Points = []
+        for rows in self.sizes.rows:
+            plan = self._alone(rows)
+            self.executor.fetch(self.executor.submit(plan))
+
+            def several(count: int, plan: Plan = plan) -> float:
+                begin = self.clock()
+                ends = [self.executor.device.sample(plan) for _ in range(count)]
+                self.executor.device.fetch(ends[-1], len(plan.decode))
+                return self.clock() - begin
+
+            several(1)
+            points.append((rows, statistics.median((several(5) - several(1)) / 4 for _ in range(5))))
+            self.on_point()
+        return Curve.fit(positive(points))
+
+    def _device_attention(self) -> Curve:
+        """By how much longer contexts lengthen an iteration of the same rows."""
+        rows = self.sizes.attention_rows
+        points = [
+            (rows * length, self._seconds(lambda turn, n=length: self._alone(rows, n)))
+            for length in self.sizes.attention_lengths
+        ]
+        return beyond_first(points)
+
+    def _prompts(self, head: Curve) -> tuple[Points, Curve]:
+        """Layers over prompt tokens, and attention over pairs, told apart by the same tokens at later starts."""
+        most, beside = self.sizes.prompts[-1], self.executor.buckets.mixed_rows[-1]
+        first = self._seconds(lambda turn: self.plans.prefill(most))
+        later = [
+            (prompt_pairs(most, start), self._seconds(lambda turn, s=start: self.plans.prefill(most, s)))
+            for start in self.sizes.starts
+        ]
+        pairs = beyond_first([(prompt_pairs(most, 0), first), *later])
+        seconds = {n: self._seconds(lambda turn, n=n: self.plans.prefill(n)) for n in self.sizes.prompts[:-1]}
+        seconds[most] = first
+        points: Points = [
+            (tokens, (taken - head(1) - pairs(prompt_pairs(tokens, 0))) / self.layers)
+            for tokens, taken in seconds.items()
+        ]
+        # The widest batch there can be, so that no prediction goes beyond what was measured.
+        rows = max(1, min(beside, self.executor.device.num_pages) - 1)
+        widest = self._seconds(lambda turn: self.plans.prefill(most, rows=rows))
+        points.append((most + beside, (widest - head(1 + rows) - pairs(prompt_pairs(most, 0))) / self.layers))
+        return points, pairs
+
+    def _host_attention(self) -> AttentionTime:
+        """Jobs of one cohort that goes from boundary to boundary beside the device's own rows."""
+        page, most = self.executor.buckets.page_size, self.sizes.host_rows[-1]
+        short = [(rows, self._job(rows, page)) for rows in self.sizes.job_rows]
+        longer = [(most * length, self._job(most, length)) for length in self.sizes.host_lengths]
+        tokens = beyond_first([(most * page, short[-1][1]), *longer])
+        return AttentionTime(
+            rows=Curve.fit(positive((rows, seconds - tokens(rows * page)) for rows, seconds in short)), tokens=tokens
+        )
+
+    def _job(self, rows: int, length: int) -> float:
+        counters = self.executor.host
+        before = counters.attend_ns, counters.jobs
+        self._hybrid("async_overlap", (rows,), length)
+        return (counters.attend_ns - before[0]) / 1e9 / max(1, counters.jobs - before[1])
+
+    def _hybrid(self, strategy: Strategy, lanes: Sequence[int], length: int) -> float:
+        plan = self._alone(self.sizes.attention_rows)
+        seconds = self._seconds(lambda turn: self.plans.hybrid(plan, strategy, lanes, length, turn=turn))
+        self.executor.rest()
+        return seconds
+
+    def _handovers(
+        self, alone: float, layer: Curve, head: Curve, host: AttentionTime, attention: float
+    ) -> tuple[float, float, Curve]:
+        """What cohorts cost beside their jobs: going boundary by boundary, boarding a pass, and the hop.
+
+        Args:
+            alone: an iteration of the device's own rows.
+            layer, head: linear time of a layer, and of the head over rows.
+            host: the cohorts' jobs.
+            attention: of the device's own rows in one layer.
+        """
+        page, least, rows = self.executor.buckets.page_size, self.sizes.host_rows[0], self.sizes.attention_rows
+        one = self._hybrid("async_overlap", (least,), page)
+        cohorts = min(4, self.layers + 1, self.executor.buckets.max_host_seqs // least)
+        several = self._hybrid("async_overlap", (least,) * cohorts, page)
+        wider = layer(rows + least) - layer(rows)
+        boarding = max(0.0, (several - one) / (cohorts - 1) - wider) if cohorts > 1 else 0.0
+        stepwise = max(0.0, one - alone - boarding - wider)
+        hops: Points = []
+        for count in self.sizes.host_rows:
+            together = self._hybrid("layer_sync", (count,), page)
+            passes = alone + stepwise + (self.layers + 1) * boarding
+            passes += self.layers * (layer(rows + count) - layer(rows)) + head(rows + count) - head(rows)
+            waiting = (together - passes) / self.layers + attention
+            hops.append((count, waiting - host(count, count * page)))
+        return stepwise, boarding, Curve.fit(positive(hops))
+
+    def _migration(self) -> Curve:
+        """A request's pages to the host and back; the mean of the two."""
+        page, counters, executor = self.executor.buckets.page_size, self.executor.host, self.executor
+        points: Points = []
+        for pages in self.sizes.moved_pages:
+            taken = []
+            for _ in range(3):
+                before = counters.store_ns + counters.load_ns
+                executor.fetch(executor.submit(self.plans.evict(self._alone(1), pages)))
+                executor.fetch(executor.submit(self.plans.fetch(self._alone(1), pages)))
+                executor.wait_for_fetch()
+                executor.fetch(executor.submit(self.plans.land(self._alone(1), pages)))
+                taken.append((counters.store_ns + counters.load_ns - before) / 2e9)
+            points.append((pages * page, min(taken[1:])))
+            self.on_point()
+        return Curve.fit([(0, 0.0), *points])
+
+    def _seconds(self, make: Callable[[int], Plan]) -> float:
+        """Return the median time from one iteration's end to the next, with the next one always queued.
+
+        Args:
+            make: returns the plan of a turn, counted from 0; all must have the same pages.
+        """
+        ends: list[float] = []
+        before: Submitted | None = None
+        turn = 0
+        while len(ends) < 2 + FEWEST or (len(ends) < MOST and ends[-1] - ends[0] < POINT_SECONDS):
+            plan = make(turn)
+            # Pages are given once; later iterations of a real run receive few.
+            submitted = self.executor.submit(plan if turn == 0 else replace(plan, new_pages=(), new_host_pages=()))
+            if before is not None:
+                self.executor.fetch(before)
+                ends.append(self.clock())
+            before, turn = submitted, turn + 1
+        if before is not None:
+            self.executor.fetch(before)
+        self.on_point()
+        # The first one may have had to wait for a compilation.
+        return statistics.median(later - earlier for earlier, later in pairwise(ends[1:]))

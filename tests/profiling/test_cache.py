@@ -1,0 +1,128 @@
+"""Profiles that are kept and found again, on a real engine over a tiny model."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from apex_jax import LLM, LlamaConfig, SamplingParams
+from apex_jax.models import random_weights
+from apex_jax.profile_cache import keep_profile, profile_path
+from apex_jax.scheduler import Curve, ProfileError
+
+CONFIG = LlamaConfig(
+    vocab_size=97,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    max_position_embeddings=256,
+    eos_token_ids=(96,),
+)
+OPTIONS = {
+    "device_kv_tokens": 256,
+    "host_kv_bytes": 1 << 17,
+    "max_num_seqs": 2,
+    "max_host_seqs": 4,
+    "page_size": 16,
+    "max_num_batched_tokens": 32,
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("APEX_JAX_CACHE", str(tmp_path))
+    # Times do not matter here.
+    monkeypatch.setattr("apex_jax.profiling.POINT_SECONDS", 0.0)
+
+
+@pytest.fixture(scope="module")
+def llm():
+    return make()
+
+
+def make(**options):
+    return LLM.from_params(CONFIG, random_weights(CONFIG, 3, "float32"), **{**OPTIONS, **options})
+
+
+@pytest.fixture
+def kept(llm):
+    """A profile that is kept for this engine without having been measured: only the key matters."""
+    profile = llm.profile()
+    assert profile_path(profile.key).is_file()
+    return profile
+
+
+def tokens(llm):
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    return [out.outputs[0].token_ids for out in llm.generate([[1, 2, 3], [4, 5]], params, use_tqdm=False)]
+
+
+def test_measuring_leaves_the_engine_as_it_was(llm):
+    before = tokens(llm)
+    profile = llm.profile()
+    assert tokens(llm) == before
+    assert not profile.described
+    assert profile.num_layers == 2
+    assert profile.kv_bytes_per_token == 2 * 2 * 2 * 16 * 4
+    assert profile.padding.rows == (1, 2)
+    # Pre-attention 32 * 8 * 16 of 32 * (8 + 4) * 16 + 3 * 32 * 48 weights.
+    assert profile.pre_share == pytest.approx(4096 / 10752)
+    assert profile.layer.covers(2)
+
+
+def test_a_kept_profile_is_found_again(llm, kept):
+    marked = replace(kept, stepwise_overhead=123.0)
+    keep_profile(marked)
+    assert llm.profile() == marked
+    assert llm.profile(again=True).stepwise_overhead < 123.0
+    assert llm.profile().stepwise_overhead < 123.0
+
+
+def test_the_key_names_hardware_model_types_and_versions(kept):
+    key = kept.key
+    assert key.model == "L2 D32 N4 K2 H16 F48 V97"
+    assert "float32" in key.dtypes
+    assert "16" in key.dtypes
+    assert "jax" in key.software
+    assert "cores" in key.host
+
+
+def test_other_batch_sizes_take_the_same_profile(llm, kept):
+    other = make(max_host_seqs=16)
+    assert other.profile().padding.host_rows == (4, 16)
+    assert other.profile().layer == kept.layer
+
+
+def test_larger_batches_than_were_measured_are_refused(kept):
+    keep_profile(replace(kept, layer=Curve(points=((1, 1e-3),))))
+    with pytest.raises(ProfileError, match="covers batches of up to 1 rows; needed are 2; measure it again"):
+        make().profile()
+
+
+def test_a_damaged_profile_is_refused(llm, kept):
+    path = profile_path(kept.key)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text[: len(text) // 2], encoding="utf-8")
+    with pytest.raises(ProfileError, match=r"not whole JSON.*; measure it again"):
+        llm.profile()
+    values = json.loads(text)
+    values["key"]["software"] = "apex-jax 0.0.1"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(ProfileError, match=r"something else: software is 'apex-jax 0.0.1'"):
+        llm.profile()
+
+
+def test_not_while_requests_are_under_way(llm):
+    stream = llm.stream([[1, 2, 3]], SamplingParams(max_tokens=8, ignore_eos=True))
+    next(stream)
+    with pytest.raises(RuntimeError, match="requests are under way"):
+        llm.profile()
+    stream.close()
+
+
+def test_without_a_host_tier():
+    with pytest.raises(ValueError, match="give host_kv_bytes"):
+        make(host_kv_bytes=None, max_host_seqs=None).profile()

@@ -1,0 +1,91 @@
+"""An executor in virtual time: its iterations take what a given profile says, to the last digit."""
+
+from types import SimpleNamespace
+
+from apex_jax.buckets import Buckets
+from apex_jax.executor import HostCounters
+from apex_jax.scheduler import CostModel, Load
+
+PAGES = 96
+
+
+class VirtualMachine:
+    """Stands in for an `Executor`.
+
+    Args:
+        profile: what everything takes.
+        max_num_seqs, max_host_seqs, pages, host_pages: sizes of the engine.
+    """
+
+    def __init__(self, profile, *, max_num_seqs=8, max_host_seqs=32, pages=PAGES, host_pages=PAGES):
+        self.model = CostModel(profile)
+        self.now = 0.0
+        self.end = 0.0
+        self.clock_state = None
+        self.host = HostCounters()
+        self.worker = SimpleNamespace(num_pages=host_pages)
+        self.buckets = Buckets(
+            max_num_seqs=max_num_seqs,
+            max_host_seqs=max_host_seqs,
+            max_prefill_pages=4,
+            page_size=profile.page_size,
+            table_width=16,
+            ragged_attention=True,
+        )
+        self.device = SimpleNamespace(
+            num_layers=profile.num_layers,
+            num_pages=pages,
+            assign_slot=lambda *args: None,
+            sample=self.sample,
+            fetch=lambda end, count: self.fetch(end),
+        )
+        self.slots = set()
+
+    def clock(self):
+        return self.now
+
+    def reset(self):
+        self.clock_state = None
+
+    rest = reset
+
+    def submit(self, plan):
+        load = Load.of(plan, self.model.profile.page_size)
+        self._check(plan)
+        predicted, self.clock_state = self.model.predict(plan, self.clock_state)
+        self.end = max(self.end, self.now) + predicted.iteration_s
+        self.host.attend_ns += round(1e9 * predicted.host.host_attention)
+        self.host.jobs += sum(min(c.last, plan.num_layers - 1) - c.first + 1 for c in plan.cohorts)
+        self.host.store_ns += round(1e9 * self.model.costs.migration(load.evicted_tokens))
+        self.host.load_ns += round(1e9 * self.model.costs.migration(load.fetched_tokens))
+        return self.end
+
+    def fetch(self, submitted):
+        self.now = max(self.now, submitted)
+
+    def sample(self, plan):
+        self.end = max(self.end, self.now) + self.model.costs.head(len(plan.decode))
+        return self.end
+
+    def wait_for_fetch(self):
+        pass
+
+    def _check(self, plan):
+        """What a real executor would stumble over."""
+        page, buckets = self.model.profile.page_size, self.buckets
+        for change in (*plan.new_pages, *plan.new_host_pages):
+            assert 0 <= change.slot < buckets.slots
+            assert change.first + len(change.pages) <= buckets.table_width
+            self.slots.add(change.slot)
+        for change in plan.new_pages:
+            assert all(0 <= page < self.device.num_pages for page in change.pages)
+        for change in plan.new_host_pages:
+            assert all(0 <= page < self.worker.num_pages for page in change.pages)
+        riding = [row for cohort in plan.cohorts for row in cohort.rows]
+        assert len(plan.decode) <= buckets.max_num_seqs
+        assert len(riding) <= buckets.max_host_seqs
+        assert {row.slot for row in (*plan.decode, *riding)} <= self.slots
+        assert max((row.length for row in (*plan.decode, *riding)), default=0) <= buckets.table_width * page
+        assert plan.prefill_tokens <= buckets.max_prefill_pages * page
+        for move in (*plan.evictions, *plan.landings):
+            assert all(0 <= page < self.device.num_pages for page in move.device_pages)
