@@ -92,7 +92,7 @@ def test_a_cpu_has_the_memory_of_its_host():
 def test_an_accelerator_that_does_not_count_its_memory(stats):
     """Not to be taken for one with the host's memory."""
     device = SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
-    with pytest.raises(ValueError, match="does not say how much memory it has.*XLA_PYTHON_CLIENT_ALLOCATOR"):
+    with pytest.raises(ValueError, match=r"does not say how much memory it has.*XLA_PYTHON_CLIENT_ALLOCATOR"):
         free_memory(device)
 
 

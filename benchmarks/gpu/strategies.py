@@ -1,0 +1,325 @@
+"""All strategies with little KV cache on the device: tokens a second beside what the cost model says.
+
+Every strategy gets the same requests. What is measured begins when no prompt is being computed any more and every
+cohort has made a token, and ends before the first request does.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from decode import DTYPE, PAGE_SIZE, TINY, fitting
+from report import Report, facts_of, open_report
+
+import apex_jax.jax_device
+from apex_jax import LLM, LlamaConfig, SamplingParams
+from apex_jax.engine import EngineStats
+from apex_jax.memory import host_memory_available, kv_bytes_per_token
+from apex_jax.models import preset, random_weights
+from apex_jax.scheduler import STRATEGIES, CostModel, DeviceRates, HostRates, Load, ModelShape, Strategy, describe
+
+PROMPT, OUTPUT = 420, 192
+CONTEXT = 500
+WINDOW = 64
+"""Iterations that are measured."""
+
+TRACED = 4
+"""Iterations that are traced."""
+
+BUDGETS_GIB = (1, 0.5, 2, 4)
+MOST_HOST_ROWS = 256
+COHORTS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A model, its weights and what it is run with."""
+
+    name: str
+    config: LlamaConfig
+    weights: Any
+    prompt: int
+    output: int
+    host_rows: int
+    budgets: tuple[int, ...]
+
+
+def main() -> int:
+    """Measure."""
+    report, args = open_report()
+    # One set of compiled programs for all engines.
+    apex_jax.jax_device.build_programs = functools.cache(apex_jax.jax_device.build_programs)
+    facts = {name: value for part in ("facts", "host", "decode") for name, value in facts_of(args.out, part).items()}
+    table = report.table(
+        "predicted: by the rates measured above",
+        *(
+            "model",
+            "layers",
+            "KV GiB",
+            "strategy",
+            "device rows",
+            "host rows",
+            "tokens/s",
+            "predicted",
+            "achieved / predicted",
+        ),
+        *("x device_only", "ms a device token", "ms a host token", "host busy", "evictions"),
+    )
+    for name in ("tiny",) if args.tiny else ("llama-3.1-8b", "llama-2-7b"):
+        with report.attempt(name):
+            setting = prepare(name, tiny=args.tiny)
+            model = cost_model(setting, facts)
+            for budget in setting.budgets:
+                measure_all(report, table, setting, model, budget, args.out)
+            del setting
+            gc.collect()
+    return 0
+
+
+def prepare(name: str, *, tiny: bool) -> Setting:
+    """Draw the weights of a model, or of as many of its layers as fit twice."""
+    if tiny:
+        weights = random_weights(TINY, 0, jnp.float32)
+        budget = 8 * PAGE_SIZE * kv_bytes_per_token(TINY, jnp.dtype(jnp.float32))
+        return Setting(name=name, config=TINY, weights=weights, prompt=70, output=60, host_rows=8, budgets=(budget,))
+    config = preset(name)
+    config = config.replace(num_hidden_layers=max(1, fitting(config, 64, CONTEXT).num_hidden_layers))
+    token = kv_bytes_per_token(config, DTYPE)
+    rows = int(host_memory_available() / 2 / (token * (PROMPT + OUTPUT)))
+    return Setting(
+        name=name,
+        config=config,
+        weights=random_weights(config, 0, DTYPE, device=jax.devices()[0]),
+        prompt=PROMPT,
+        output=OUTPUT,
+        host_rows=min(MOST_HOST_ROWS, rows),
+        budgets=tuple(int(gib * 2**30) for gib in BUDGETS_GIB),
+    )
+
+
+def cost_model(setting: Setting, facts: dict[str, Any]) -> CostModel | None:
+    """Return the cost model of the rates that earlier sections have measured; None where one of them is missing."""
+    config, dtype = setting.config, setting.weights.dtype
+    shape = ModelShape(
+        name=setting.name,
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        intermediate_size=config.intermediate_size,
+        vocab_size=config.vocab_size,
+        weight_bytes=dtype.itemsize,
+        kv_bytes=dtype.itemsize,
+    )
+    heads = f"{shape.num_heads}/{shape.num_kv_heads}/{shape.head_dim}"
+    copied = facts.get("copy_bytes_per_s")
+    needed = (copied, facts.get(setting.name), facts.get("to_device_latency_s"), facts.get("to_host_latency_s"))
+    if any(value is None for value in needed):
+        return None
+    device = DeviceRates(
+        name=facts["device"],
+        weights_bytes_per_s=facts.get(f"{setting.name} weights bytes per s", copied),
+        attention_bytes_per_s=facts.get(f"attention {heads} bytes per s", copied),
+        flops_per_s=facts["flops_per_s"],
+        link_bytes_per_s=min(facts["to_device_bytes_per_s"], facts["to_host_bytes_per_s"]),
+        link_s=facts["to_device_latency_s"] + facts["to_host_latency_s"],
+    )
+    host = HostRates(name=facts["host"], attention_bytes_per_s=facts[setting.name], job_s=facts["latency_us"] / 1e6)
+    profile = describe(device=device, host=host, model=shape, page_size=PAGE_SIZE)
+    stepwise = facts.get(f"{setting.name} stepwise overhead s", 0.0)
+    return CostModel(replace(profile, stepwise_overhead=max(0.0, stepwise)))
+
+
+def lanes_of(strategy: str, host_rows: int) -> tuple[int, ...]:
+    """Return a fixed strategy's cohorts."""
+    count = {"device_only": 0, "layer_sync": 1, "asymmetric_pipelining": 2, "async_overlap": COHORTS}[strategy]
+    return (-(-host_rows // count),) * count if host_rows and count else ()
+
+
+def predicted(
+    model: CostModel | None, strategy: str, device_rows: float, host_rows: float, context: int
+) -> float | None:
+    """Return tokens a second."""
+    if model is None or strategy not in STRATEGIES:
+        return None
+    load = Load(device_rows=round(device_rows), device_kv_tokens=round(device_rows) * context)
+    lanes = lanes_of(strategy, round(host_rows))
+    if strategy != "device_only" and not lanes:
+        strategy = "device_only"
+    return model.steady(strategy, load, lanes, context).tokens_per_s
+
+
+def host_rows_for(model: CostModel | None, strategy: Strategy, device_rows: int, setting: Setting) -> int:
+    """Return how many host requests are worth most, by prediction; the most there can be without one."""
+    if strategy == "device_only":
+        return 0
+    counts = [2**i for i in range(1, 12) if 2**i <= setting.host_rows]
+    context = setting.prompt + setting.output // 2
+    return max(counts, key=lambda n: (predicted(model, strategy, device_rows, n, context) or n, n))
+
+
+def measure_all(report: Report, table: Any, setting: Setting, model: CostModel | None, budget: int, out: Path) -> None:
+    """Measure all strategies with one budget of KV on the device."""
+    token = kv_bytes_per_token(setting.config, setting.weights.dtype)
+    device_rows = budget // (token * PAGE_SIZE) // -(-(setting.prompt + setting.output) // PAGE_SIZE)
+    alone, longest = None, 0.0
+    gib = budget / 2**30
+    if device_rows < 1:
+        report.fail(f"{setting.name}, {gib:g} GiB: left out, no request fits")
+        return
+    for strategy in (*STRATEGIES, "auto"):
+        what = f"{setting.name}, {gib:g} GiB, {strategy}"
+        if report.left < longest:
+            report.fail(f"{what}: left out, {report.left:.0f} s are left")
+            continue
+        begin = time.monotonic()
+        with report.attempt(what):
+            hosted = host_rows_for(model, "async_overlap" if strategy == "auto" else strategy, device_rows, setting)
+            run = Run(setting, strategy, budget=budget, device_rows=device_rows, host_rows=hosted)
+            found = run.measure(report, out / f"trace_{setting.name}_{gib:g}GiB_{strategy}.json")
+            if strategy == "device_only":
+                alone = found.tokens_per_s
+            context = setting.prompt + setting.output // 2
+            expected = predicted(model, strategy, found.device_rows, found.host_rows, context)
+            table.add(
+                *(setting.name, setting.config.num_hidden_layers, gib, strategy, found.device_rows, found.host_rows),
+                *(found.tokens_per_s, expected, expected and found.tokens_per_s / expected),
+                *(alone and found.tokens_per_s / alone, found.device_token_ms, found.host_token_ms),
+                *(found.host_busy, found.evictions),
+            )
+        longest = max(longest, time.monotonic() - begin)
+        gc.collect()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a window of iterations has shown."""
+
+    device_rows: float
+    host_rows: float
+    tokens_per_s: float
+    device_token_ms: float | None
+    host_token_ms: float | None
+    host_busy: float
+    evictions: int
+
+
+class Run:
+    """A strategy with its requests on an engine of its own.
+
+    Args:
+        setting: the model.
+        strategy: as in `EngineOptions`.
+        budget: bytes of KV on the device.
+        device_rows: requests that fit there.
+        host_rows: requests beyond those.
+    """
+
+    def __init__(self, setting: Setting, strategy: str, *, budget: int, device_rows: int, host_rows: int) -> None:
+        config = setting.config
+        token = kv_bytes_per_token(config, setting.weights.dtype)
+        pages = -(-(setting.prompt + setting.output) // PAGE_SIZE)
+        self.layers = config.num_hidden_layers
+        self.llm = LLM.from_params(
+            config,
+            setting.weights,
+            device_kv_bytes=budget,
+            host_kv_bytes=setting.host_rows * pages * PAGE_SIZE * token,
+            max_num_seqs=2 * device_rows,
+            max_host_seqs=setting.host_rows,
+            max_model_len=min(pages * PAGE_SIZE, budget // token // PAGE_SIZE * PAGE_SIZE),
+            max_num_batched_tokens=2048,
+            page_size=PAGE_SIZE,
+            strategy=strategy,
+            num_cohorts=COHORTS,
+        )
+        rng = np.random.default_rng(0)
+        count = device_rows + host_rows
+        self.prompts = rng.integers(3, config.vocab_size, (count, setting.prompt)).tolist()
+        self.params = SamplingParams(temperature=0, max_tokens=setting.output, ignore_eos=True)
+        self.window = min(WINDOW, setting.output // 3)
+
+    def measure(self, report: Report, trace: Path) -> Found:
+        """Return what the window shows; a few iterations after it are written as a trace."""
+        # Compilations come in a run of their own.
+        self._iterate(report, None)
+        return self._iterate(report, trace)
+
+    def _iterate(self, report: Report, trace: Path | None) -> Found:
+        stream = self.llm.stream(self.prompts, self.params)
+        try:
+            steps = self._steps(stream)
+            started = self._settle(steps, report)
+            begin = time.perf_counter()
+            seen = [started]
+            for stats in steps:
+                seen.append(stats)
+                if stats.iterations >= started.iterations + self.window or report.left < 2:
+                    break
+            seconds = time.perf_counter() - begin
+            if trace is not None:
+                with self.llm.recording() as recorder:
+                    end = seen[-1].iterations + TRACED
+                    next((stats for stats in steps if stats.iterations >= end), None)
+                recorder.save(trace)
+            return _found(seen, seconds)
+        finally:
+            stream.close()
+            self.llm.close()
+
+    def _steps(self, stream: Iterator[Any]) -> Iterator[EngineStats]:
+        """Yield the engine's counts once an iteration that has told something."""
+        last = -1
+        for item in stream:
+            if item.finished:
+                return
+            stats = self.llm.stats()
+            if stats.iterations != last:
+                last = stats.iterations
+                yield stats
+
+    def _settle(self, steps: Iterator[EngineStats], report: Report) -> EngineStats:
+        """Go on until no prompt has been computed for as long as a host request's token takes."""
+        prompts, since = -1, 0
+        for stats in steps:
+            if stats.prompt_tokens != prompts:
+                prompts, since = stats.prompt_tokens, stats.iterations
+            rest = 2 if not stats.on_host else min(self.layers + 1, self.window)
+            if stats.iterations >= since + rest:
+                return stats
+            if report.left < 4:
+                break
+        raise TimeoutError("prompts were still being computed, or requests ended, before anything could be measured")
+
+
+def _found(seen: list[EngineStats], seconds: float) -> Found:
+    first, last = seen[0], seen[-1]
+    device_rows = statistics.fmean(stats.running - stats.on_host for stats in seen)
+    host_rows = statistics.fmean(stats.on_host for stats in seen)
+    device, host = last.device_tokens - first.device_tokens, last.host_tokens - first.host_tokens
+    busy = last.host_seconds + last.move_seconds - first.host_seconds - first.move_seconds
+    return Found(
+        device_rows=device_rows,
+        host_rows=host_rows,
+        tokens_per_s=(device + host) / seconds,
+        device_token_ms=1e3 * seconds * device_rows / device if device else None,
+        host_token_ms=1e3 * seconds * host_rows / host if host else None,
+        host_busy=busy / seconds,
+        evictions=last.evictions - first.evictions,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
