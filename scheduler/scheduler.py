@@ -147,8 +147,9 @@ class Scheduler:
         self._schedule_decode(draft)
         self._schedule_prefill(draft)
         if self.host_pages is not None:
-            self._schedule_host(draft)
+            # First, or those that begin a token with every plan would never be between two of them.
             self._fetch_back(draft)
+            self._schedule_host(draft)
         if draft.is_empty:
             return None
         plan = draft.plan(number=self._plans, num_layers=self.num_layers, strategy=self.decision.strategy)
