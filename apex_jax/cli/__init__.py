@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from .. import __version__
-from . import bench, demo, generate, info, interrupts, plan, profile, reproduce, simulate, timeline
+from . import bench, demo, explain, generate, info, interrupts, plan, profile, reproduce, simulate, timeline
 from .errors import USER_ERROR_STATUS, Parser, UserError
 
 INTERRUPTED_STATUS = 130
@@ -29,7 +29,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"apex-jax {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (generate, demo, info, bench, profile, timeline, plan, simulate, reproduce):
+    for command in (generate, demo, info, bench, profile, explain, timeline, plan, simulate, reproduce):
         command.add_parser(commands)
     return parser
 

@@ -1,0 +1,111 @@
+"""`apex-jax explain`: what a planner would decide for given requests, and why."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import UserError, as_user_errors
+
+if TYPE_CHECKING:
+    from ..scheduler import Profile, Situation
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add the command to the parser of `apex-jax`."""
+    parser = commands.add_parser(
+        "explain",
+        help="say which strategy is predicted best for given requests, and why",
+        description="Say what strategy auto decides for given requests and memory: predicted times and rate of each "
+        "strategy, the paper's inequality with both sides filled in, and the choice. The machine is a measured profile "
+        "(`apex-jax profile`) or a described one; names: `apex-jax simulate --list`.",
+    )
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--profile", type=Path, metavar="FILE", help="a measured profile, in place of the next three")
+    machine.add_argument("--device", default="t4", help="accelerator (default: %(default)s)")
+    machine.add_argument("--host", default="g4dn.4xlarge", help="host (default: %(default)s)")
+    machine.add_argument("--model", default="llama-2-7b", help="model (default: %(default)s)")
+    requests = parser.add_argument_group("requests and memory")
+    requests.add_argument("--device-requests", type=_whole, default=0, metavar="N", help="that decode on the device")
+    requests.add_argument("--host-requests", type=_whole, default=0, metavar="N", help="that live on the host")
+    requests.add_argument("--waiting", type=_whole, default=0, metavar="N", help="that have no pages yet")
+    requests.add_argument(
+        "--context", type=_count, default=512, metavar="N", help="tokens of each context (default: %(default)s)"
+    )
+    requests.add_argument(
+        "--remaining", type=_count, default=128, metavar="N", help="tokens that each still produces (default: 128)"
+    )
+    requests.add_argument(
+        "--prompt-tokens", type=_whole, default=0, metavar="N", help="computed in this iteration (default: 0)"
+    )
+    requests.add_argument(
+        "--free-device-tokens", type=_whole, default=0, metavar="N", help="that free device pages hold (default: 0)"
+    )
+    requests.add_argument(
+        "--free-host-tokens", type=_whole, default=0, metavar="N", help="that free host pages hold (default: 0)"
+    )
+    requests.add_argument("--max-time-per-token", type=float, metavar="S", help="seconds; rules out slower plans")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from ..scheduler import CostModel, Planner, PlannerOptions, explain
+
+    if not args.device_requests + args.host_requests + args.waiting:
+        raise UserError("there are no requests: give --device-requests, --host-requests or --waiting")
+    with as_user_errors(ValueError, OSError):
+        profile = _profile(args)
+        options = PlannerOptions(
+            max_time_per_token=args.max_time_per_token,
+            max_device_requests=max(256, args.device_requests),
+            max_host_requests=max(4096, args.host_requests),
+        )
+        planner = Planner(CostModel(profile), options)
+        planner.decide(_situation(args, profile.num_layers))
+    print(explain(planner))
+    return 0
+
+
+def _profile(args: argparse.Namespace) -> Profile:
+    from ..scheduler import load_profile
+    from ..scheduler.catalogue import Catalogue
+    from ..scheduler.hardware import described_profile
+
+    if args.profile is not None:
+        return load_profile(args.profile)
+    known = Catalogue.built_in()
+    return described_profile(known.device(args.device), known.host(args.host), known.model(args.model), page_size=64)
+
+
+def _situation(args: argparse.Namespace, num_layers: int) -> Situation:
+    from ..scheduler import Situation
+
+    running = args.device_requests + args.host_requests
+    return Situation(
+        num_layers=num_layers,
+        device_rows=args.device_requests,
+        device_kv_tokens=args.device_requests * args.context,
+        host_rows=args.host_requests,
+        host_kv_tokens=args.host_requests * args.context,
+        prefill_tokens=args.prompt_tokens,
+        waiting=args.waiting,
+        waiting_tokens=args.waiting * args.context,
+        remaining_tokens=running * args.remaining,
+        host_remaining_tokens=args.host_requests * args.remaining,
+        free_device_tokens=args.free_device_tokens,
+        free_host_tokens=args.free_host_tokens,
+    )
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 and more")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 and more")
+    return int(text)

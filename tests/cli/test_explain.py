@@ -1,0 +1,58 @@
+"""`apex-jax explain` on described machines and on a profile in a file."""
+
+import pytest
+
+from apex_jax.cli import main
+from apex_jax.scheduler import save_profile
+from apex_jax.scheduler.catalogue import Catalogue
+from apex_jax.scheduler.hardware import described_profile
+
+MANY = ("explain", "--device-requests", "4", "--host-requests", "300", "--context", "600", "--remaining", "1000")
+
+
+def chosen(capsys):
+    return next(line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("chosen"))
+
+
+def test_says_what_is_chosen_and_why(capsys):
+    """300 host requests of 300 MB fill the host of a T4 server for longer than an iteration."""
+    assert main(MANY) == 0
+    shown = capsys.readouterr().out
+    assert "t4, host g4dn.4xlarge; described by rates" in shown
+    assert "chosen      async_overlap: predicted best" in shown
+    assert "N_G/N_C < 2 T_lin/T_att + 3 + T_att/T_lin" in shown
+
+
+def test_a_limit_on_time_per_token_changes_it(capsys):
+    """A token through async_overlap takes 33 iterations of 60 ms or more."""
+    assert main([*MANY, "--max-time-per-token", "1.0"]) == 0
+    assert chosen(capsys) != "async_overlap:"
+
+
+def test_a_profile_from_a_file(tmp_path, capsys):
+    known = Catalogue.built_in()
+    machine = known.device("h100"), known.host("g4dn.4xlarge"), known.model("llama-3.1-8b")
+    save_profile(described_profile(*machine, page_size=64), tmp_path / "p.json")
+    assert main(["explain", "--profile", str(tmp_path / "p.json"), "--device-requests", "3"]) == 0
+    assert "machine     h100" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "there are no requests"),
+        (("--waiting", "1", "--device", "nope"), "unknown device 'nope'"),
+        (("--waiting", "1", "--max-time-per-token", "0"), "max_time_per_token is 0"),
+        (("--waiting", "1", "--profile", "nowhere.json"), "nowhere.json"),
+    ],
+)
+def test_bad_input(arguments, message, capsys):
+    assert main(["explain", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "value"), [("--context", "0"), ("--waiting", "-1"), ("--remaining", "many")])
+def test_what_is_no_count(option, value, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["explain", option, value])
+    assert f"{value!r} is no whole number" in capsys.readouterr().err
