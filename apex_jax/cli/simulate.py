@@ -52,13 +52,13 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(STRATEGIES)}; the three hybrid ones are used where they are predicted to gain "
         "(default: %(default)s)",
     )
-    group.add_argument("--device-kv-tokens", type=_count, metavar="N", help="KV on the device (default: what fits)")
+    group.add_argument("--device-kv-tokens", type=count, metavar="N", help="KV on the device (default: what fits)")
     group.add_argument("--host-kv-gb", type=_number, metavar="GB", help="KV on the host (default: 90 %% of its memory)")
-    group.add_argument("--page-size", type=_count, default=16, metavar="S", help="tokens in a page (default: 16)")
+    group.add_argument("--page-size", type=count, default=16, metavar="S", help="tokens in a page (default: 16)")
     group.add_argument(
-        "--max-prefill-tokens", type=_count, default=1024, metavar="N", help="of an iteration (default: 1024)"
+        "--max-prefill-tokens", type=count, default=1024, metavar="N", help="of an iteration (default: 1024)"
     )
-    group.add_argument("--max-num-seqs", type=_count, default=256, metavar="N", help="on the device (default: 256)")
+    group.add_argument("--max-num-seqs", type=count, default=256, metavar="N", help="on the device (default: 256)")
     group.add_argument(
         "--prefill-alone",
         action="store_true",
@@ -76,9 +76,9 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 def _add_workload(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("workload", "a trace, or requests of one size")
     group.add_argument("--trace", type=Path, metavar="FILE", help="CSV in the Azure traces' form, or JSON")
-    group.add_argument("--input", type=_count, metavar="N", help="prompt tokens of each request")
-    group.add_argument("--output", type=_count, metavar="N", help="output tokens of each request")
-    group.add_argument("--requests", type=_count, metavar="N", help="how many (of a trace, the first; default: all)")
+    group.add_argument("--input", type=count, metavar="N", help="prompt tokens of each request")
+    group.add_argument("--output", type=count, metavar="N", help="output tokens of each request")
+    group.add_argument("--requests", type=count, metavar="N", help="how many (of a trace, the first; default: all)")
     group.add_argument(
         "--rate",
         type=_number,
@@ -197,7 +197,8 @@ def _print_catalogue(catalogue: Catalogue) -> None:
         print(f"  {model.name:<16} {model.weights_bytes / 1e9:7.1f} GB of weights, {model.shape}")
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """Read a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("apex_jax", "apex_jax/cli", "apex_jax/models", "apex_jax/host_offload", "apex_jax/scheduler")
+PACKAGES = (
+    "apex_jax",
+    "apex_jax/cli",
+    "apex_jax/reproduce",
+    "apex_jax/models",
+    "apex_jax/host_offload",
+    "apex_jax/scheduler",
+)
 SOURCES = ("apex_jax", "models", "host_offload", "scheduler")
 COMPILERS = ("c++", "g++", "clang++")
 

@@ -1,0 +1,1 @@
+"""The paper's claims beside simulations: set-ups, runs, tables and figures."""

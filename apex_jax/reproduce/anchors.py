@@ -1,0 +1,58 @@
+"""The set-ups of two published sweeps of a pipelined hybrid engine, for comparing simulations with them.
+
+The T4 sweep: Llama-2-7B in float16 on a T4 with g4dn.4xlarge, 1,000 requests at once. Its GPU-only engine was held to
+864 tokens of KV and computed prompts in iterations of their own. The A10G sweep: Llama-3.1-8B, relative to the same
+engine without a host, on instances of 8, 16 and 32 cores.
+"""
+
+from __future__ import annotations
+
+from ..scheduler.catalogue import Catalogue
+from ..scheduler.experiment import Experiment
+from ..scheduler.workload import equal
+
+T4_KV_TOKENS = 864
+
+A10G_HOSTS = {8: "g5.4xlarge", 16: "g5.8xlarge", 32: "g5.16xlarge"}
+"""Instances by their cores."""
+
+
+def t4_hybrid(*, prompt: int, output: int, requests: int = 1000) -> float:
+    """Return requests a second of pipelining on the T4, with as much KV on the device as fits."""
+    return _rate(_t4(strategy="asymmetric_pipelining"), prompt, output, requests)
+
+
+def t4_gpu_only(*, prompt: int, output: int, requests: int = 1000) -> float:
+    """Return requests a second of the GPU-only engine on the T4."""
+    engine = _t4(strategy="device_only", device_kv_tokens=T4_KV_TOKENS, prefill_alone=True)
+    return _rate(engine, prompt, output, requests)
+
+
+def a10g_gain(*, cores: int, prompt: int, output: int, requests: int = 1000) -> float:
+    """Return the throughput of pipelining on the A10G over that of the device alone.
+
+    Raises:
+        ValueError: no instance of the sweep has that many cores.
+    """
+    if cores not in A10G_HOSTS:
+        raise ValueError(f"cores is {cores}; the sweep has instances of {', '.join(map(str, A10G_HOSTS))}")
+    known = Catalogue.built_in()
+    parts = {
+        "device": known.device("a10g"),
+        "host": known.host(A10G_HOSTS[cores]),
+        "model": known.model("llama-3.1-8b"),
+    }
+    hybrid = Experiment(**parts, strategy="asymmetric_pipelining")
+    alone = Experiment(**parts, strategy="device_only", prefill_alone=True)
+    return _rate(hybrid, prompt, output, requests) / _rate(alone, prompt, output, requests)
+
+
+def _t4(**options) -> Experiment:
+    known = Catalogue.built_in()
+    parts = (known.device("t4"), known.host("g4dn.4xlarge"), known.model("llama-2-7b"))
+    device, host, model = parts
+    return Experiment(device=device, host=host, model=model, **options)
+
+
+def _rate(engine: Experiment, prompt: int, output: int, requests: int) -> float:
+    return engine.run(equal(prompt=prompt, output=output, requests=requests)).requests_per_s

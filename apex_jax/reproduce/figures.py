@@ -1,0 +1,223 @@
+"""Figures of simulations, as PNG and SVG. Needs matplotlib (the `plot` extra)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .claims import Comparison
+from .runs import STRATEGIES, SWEEP, Run
+from .setups import NOMINAL
+from .steady import CONTEXT, Steady
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = {"device_only": "#8c8c8c", "pipelining": "#0072b2", "overlap": "#e69f00", "apex": "#d55e00"}
+NAMES = {"device_only": "device only", "pipelining": "pipelining", "overlap": "async overlap", "apex": "APEX (auto)"}
+GROUPS = ("code", "conversation", "summarisation", "short", "medium", "long")
+PAPER = "#009e73"
+PAPER_APEX = {"T4": (1.84, 1.96), "A10": (1.11, 1.89)}
+"""Throughput of APEX over a GPU-only engine, all workloads."""
+
+TOKEN_MS = (50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#dddddd",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "apex_jax",
+}
+
+
+def draw_all(
+    folder: Path,
+    runs: Sequence[Run],
+    sweep: Sequence[Run],
+    decoding: Sequence[Steady],
+    found: Sequence[Comparison],
+) -> list[Path]:
+    """Draw every figure into a folder; return the files."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(STYLE):
+        figures = {
+            "throughput": _throughput(runs),
+            "gain_over_output": _gain_over_output(sweep),
+            "steady_decode": _steady_decode(decoding),
+            "time_per_token": _time_per_token(runs),
+            "claims": _claims(found),
+        }
+        return [file for name, figure in figures.items() for file in _save(folder / name, figure)]
+
+
+def _save(stem: Path, figure: Figure) -> list[Path]:
+    files = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
+    for file in files:
+        figure.savefig(file, dpi=200, metadata={"Date": None} if file.suffix == ".svg" else None)
+    return files
+
+
+def _figure(width: float, height: float, columns: int) -> tuple[Figure, list[Axes]]:
+    # Not through pyplot, which keeps figures and asks for a display.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, [figure.add_subplot(1, columns, column + 1) for column in range(columns)]
+
+
+def _rates(runs: Sequence[Run], machine: str, workload: str) -> dict[str, dict[str, float]]:
+    """Return tokens/s by set-up and variant."""
+    found: dict[str, dict[str, float]] = {}
+    for run in runs:
+        if (run.machine, run.workload) == (machine, workload):
+            found.setdefault(run.setup, {})[run.variant] = run.result.tokens_per_s
+    return found
+
+
+def _throughput(runs: Sequence[Run]) -> Figure:
+    figure, axes = _figure(9.5, 3.8, 2)
+    for axis, (machine, title) in zip(axes, _titles(), strict=True):
+        width = 0.8 / len(STRATEGIES)
+        for index, name in enumerate(STRATEGIES):
+            places, nominal, low, high = [], [], [], []
+            for place, group in enumerate(GROUPS):
+                ratios = {
+                    setup: found[name] / found["device_only"] for setup, found in _rates(runs, machine, group).items()
+                }
+                places.append(place + (index - 1.5) * width)
+                nominal.append(ratios[NOMINAL])
+                low.append(ratios[NOMINAL] - min(ratios.values()))
+                high.append(max(ratios.values()) - ratios[NOMINAL])
+            axis.bar(places, nominal, width, color=COLOURS[name], label=NAMES[name])
+            if name != "device_only":
+                axis.errorbar(places, nominal, [low, high], fmt="none", ecolor="#333333", elinewidth=0.9, capsize=2)
+        axis.axhspan(*PAPER_APEX[machine], color=PAPER, alpha=0.25, lw=0, label="paper, APEX", zorder=0)
+        axis.set_yscale("log", base=2)
+        axis.set_yticks([0.5, 1, 2, 4, 8, 16], ["0.5", "1", "2", "4", "8", "16"])
+        axis.set_ylim(0.5, {"T4": 16, "A10": 4}[machine])
+        axis.set_xticks(range(len(GROUPS)), GROUPS, rotation=20)
+        axis.set_title(title)
+    axes[0].set_ylabel("throughput over device only")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    figure.suptitle("Simulated; bars: nominal host and device KV, whiskers: all set-ups", fontsize=9, color="#555555")
+    return figure
+
+
+def _gain_over_output(sweep: Sequence[Run]) -> Figure:
+    figure, axes = _figure(9.5, 3.8, 2)
+    for axis, (machine, title) in zip(axes, _titles(), strict=True):
+        prompt, outputs = SWEEP[machine]
+        labels = {run.setup: run.host_gb_per_s for run in sweep if run.machine == machine}
+        for shade, setup in enumerate(sorted(labels, key=lambda name: labels[name])):
+            rates = [_rates(sweep, machine, f"{prompt}+{output}")[setup] for output in outputs]
+            tone = 0.35 + 0.65 * (shade + 1) / len(labels)
+            marker = "os^D"[shade]
+            for name, style in (("apex", f"{marker}-"), ("pipelining", f"{marker}--")):
+                gains = [100 * (found[name] / found["device_only"] - 1) for found in rates]
+                label = f"{NAMES[name]}, host {labels[setup]:g} GB/s"
+                axis.plot(outputs, gains, style, color=COLOURS[name], alpha=tone, ms=3.5, lw=1.3, label=label)
+        axis.axhline(0, color="#333333", lw=0.8)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(outputs, [str(output) for output in outputs])
+        axis.minorticks_off()
+        axis.set_xlabel("output tokens")
+        axis.set_title(f"{title}, {prompt} prompt tokens")
+        axis.legend(fontsize=7.5)
+    axes[0].set_ylabel("gain over device only, %")
+    figure.suptitle("Simulated; equal requests, all at once", fontsize=9, color="#555555")
+    return figure
+
+
+def _steady_decode(decoding: Sequence[Steady]) -> Figure:
+    figure, axes = _figure(9.5, 3.8, 2)
+    for axis, (machine, title) in zip(axes, _titles(), strict=True):
+        own = [each for each in decoding if each.machine == machine]
+        for held, dashes in zip(sorted({each.device_kv_tokens for each in own}), ("-", "--", ":"), strict=False):
+            some = [each for each in own if each.device_kv_tokens == held]
+            hosts = [each.host_gb_per_s for each in some]
+            for strategy, name in (("async_overlap", "overlap"), ("asymmetric_pipelining", "pipelining")):
+                ratios = [each.rates[strategy] / each.rates["device_only"] for each in some]
+                label = f"{NAMES[name]}, device KV {held:,} tokens"
+                axis.plot(hosts, ratios, dashes, color=COLOURS[name], lw=1.5, label=label)
+        axis.axhspan(*PAPER_APEX[machine], color=PAPER, alpha=0.25, lw=0, label="paper, APEX", zorder=0)
+        axis.axhline(1, color="#333333", lw=0.8)
+        axis.set_xscale("log")
+        axis.set_yscale("log", base=2)
+        axis.set_xticks([5, 10, 20, 45, 90, 190], ["5", "10", "20", "45", "90", "190"])
+        axis.set_yticks([0.5, 1, 2, 4, 8, 16], ["0.5", "1", "2", "4", "8", "16"])
+        axis.set_ylim(0.5, 16)
+        axis.minorticks_off()
+        axis.set_xlabel("host attention, GB/s")
+        axis.set_title(title)
+        axis.legend(fontsize=7.5)
+    axes[0].set_ylabel("throughput over device only")
+    figure.suptitle(f"Closed forms; decoding for ever, contexts of {CONTEXT} tokens", fontsize=9, color="#555555")
+    return figure
+
+
+def _time_per_token(runs: Sequence[Run]) -> Figure:
+    figure, axes = _figure(9.5, 3.8, 2)
+    for axis, (machine, title) in zip(axes, _titles(), strict=True):
+        for index, name in enumerate(STRATEGIES):
+            for side, marker in (("device", "o"), ("host", "D")):
+                points = [
+                    (GROUPS.index(run.workload) + (index - 1.5) * 0.18, value)
+                    for run in runs
+                    if (run.machine, run.setup, run.variant) == (machine, NOMINAL, name)
+                    and (value := getattr(run.result, f"tpot_{side}_ms")) is not None
+                ]
+                filled = COLOURS[name] if side == "device" else "white"
+                axis.plot(*zip(*points, strict=True), marker, color=COLOURS[name], mfc=filled, ms=5) if points else None
+        axis.set_yscale("log")
+        axis.set_yticks(TOKEN_MS, [f"{ms:,}" for ms in TOKEN_MS])
+        axis.minorticks_off()
+        axis.set_ylim(*{"T4": (40, 12_000), "A10": (30, 6000)}[machine])
+        axis.set_xticks(range(len(GROUPS)), GROUPS, rotation=20)
+        axis.set_title(title)
+    for name in STRATEGIES:
+        axes[0].plot([], [], "o", color=COLOURS[name], label=NAMES[name])
+    axes[0].plot([], [], "D", color="#333333", mfc="white", label="host requests")
+    axes[0].set_ylabel("mean time per token, ms")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    figure.suptitle("Simulated; nominal set-up; filled: device requests", fontsize=9, color="#555555")
+    return figure
+
+
+def _claims(found: Sequence[Comparison]) -> Figure:
+    figure, (axis,) = _figure(9.5, 0.42 * len(found) + 1.3, 1)
+    marks = {"reproduced": "yes", "partly": "partly", "not reproduced": "no"}
+    for row, comparison in enumerate(reversed(found)):
+        claim = comparison.claim
+        axis.barh(row + 0.2, claim.high - (claim.low or 0), 0.34, claim.low or 0, color=PAPER, alpha=0.7)
+        if claim.low == claim.high:
+            axis.plot([claim.high], [row + 0.2], "|", color=PAPER, ms=9, mew=2.5)
+        axis.plot(comparison.band, [row - 0.2] * 2, color=COLOURS["apex"], lw=1.2)
+        axis.plot(comparison.nominal, [row - 0.2] * 2, color=COLOURS["apex"], lw=6, solid_capstyle="butt")
+        axis.plot(comparison.nominal[:1], [row - 0.2], "|", color=COLOURS["apex"], ms=7, mew=1.5)
+        axis.annotate(marks[comparison.verdict], (1.01, row), xycoords=("axes fraction", "data"), va="center")
+    axis.set_xscale("symlog", linthresh=100, linscale=2)
+    ticks = [-50, 0, 25, 50, 75, 100, 200, 500, 1000]
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.minorticks_off()
+    axis.set_yticks(range(len(found)), [comparison.claim.name for comparison in reversed(found)])
+    axis.grid(axis="y", visible=False)
+    axis.grid(axis="x", visible=True)
+    axis.axvline(0, color="#333333", lw=0.8)
+    axis.set_xlabel("gain, %")
+    axis.plot([], [], color=PAPER, lw=6, alpha=0.7, label="paper (from 0 where it says up to)")
+    axis.plot([], [], color=COLOURS["apex"], lw=6, label="simulated, nominal set-up")
+    axis.plot([], [], color=COLOURS["apex"], lw=1.2, label="simulated, all set-ups")
+    figure.legend(loc="outside upper center", ncols=3)
+    return figure
+
+
+def _titles() -> tuple[tuple[str, str], ...]:
+    return (("T4", "T4, Llama-2-7B"), ("A10", "A10, Llama-3.1-8B"))

@@ -1,0 +1,103 @@
+"""Decoding that goes on for ever: closed-form rates with as many host requests as each strategy wants.
+
+A finite batch hides what asynchronous overlap does: it needs L times as many host requests as pipelining to keep the
+host busy. Here they and the host's memory are unbounded, and no prompts are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..scheduler.candidates import Outlook, Valuation
+from ..scheduler.plan import STRATEGIES, Strategy
+from ..scheduler.prediction import Load
+from ..scheduler.steady import steady
+from .setups import Setup
+from .tables import Gain
+
+CONTEXT = 500
+"""Tokens of each request; rates of both sides fall alike with it."""
+
+HOST_GB_PER_S = (5.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 190.0, 290.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steady:
+    """Rates of all strategies on one machine.
+
+    Attributes:
+        machine, setup: which; `setup` names the device's KV.
+        device_kv_tokens, host_gb_per_s: of the set-up.
+        rates: tokens/s by strategy. Hybrid ones have at least one host request, whether or not that pays.
+    """
+
+    machine: str
+    setup: str
+    device_kv_tokens: int
+    host_gb_per_s: float
+    rates: dict[Strategy, float]
+
+    def row(self) -> dict[str, object]:
+        """Return the columns of a table."""
+        alone = self.rates["device_only"]
+        ratios = {f"{name}_over_device_only": round(self.rates[name] / alone, 4) for name in STRATEGIES[1:]}
+        return {
+            "machine": self.machine,
+            "device_kv_tokens": self.device_kv_tokens,
+            "context": CONTEXT,
+            "host_attention_gb_per_s": self.host_gb_per_s,
+            "device_only_tokens_per_s": round(alone, 3),
+            **ratios,
+            "overlap_over_pipelining": round(self.rates["async_overlap"] / self.rates["asymmetric_pipelining"], 4),
+        }
+
+
+def steady_at(setup: Setup, host_gb_per_s: float | None = None) -> Steady:
+    """Return a set-up's rates, with another host bandwidth if one is given."""
+    host = setup.engine.host
+    if host_gb_per_s is not None:
+        host = replace(host, attention_gb_per_s=host_gb_per_s)
+    tokens = setup.engine.machine.device_kv_tokens
+    rows = max(1, tokens // CONTEXT)
+    costs = replace(setup.engine, host=host).cost_model.costs
+    load = Load(device_rows=rows, device_kv_tokens=rows * CONTEXT)
+    alone = steady(costs, "device_only", load).iteration_s
+    # So many keep the host busy for one iteration; pipelining's lasts two of them and more.
+    busy = 3 * alone / (costs.num_layers * costs.host_attention(1, CONTEXT))
+    rates = {}
+    for name in STRATEGIES:
+        wanted = max(2, round(busy * (costs.num_layers if name == "async_overlap" else 1)))
+        outlook = Outlook(loads=((1.0, load),), host_rows=wanted, row_tokens=CONTEXT)
+        rates[name] = Valuation(costs, outlook).best(name).rate
+    return Steady(
+        machine=setup.machine,
+        setup=setup.label,
+        device_kv_tokens=tokens,
+        host_gb_per_s=host.attention_gb_per_s,
+        rates=rates,
+    )
+
+
+def steady_rates(setups: Sequence[Setup]) -> list[Steady]:
+    """Return the rates over host bandwidths, for every amount of KV on the device that the set-ups have."""
+    distinct = {(setup.machine, setup.engine.machine.device_kv_tokens): setup for setup in setups}
+    return [steady_at(setup, rate) for setup in distinct.values() for rate in HOST_GB_PER_S]
+
+
+def steady_gains(setups: Sequence[Setup]) -> list[Gain]:
+    """Return the set-ups' gains; the best hybrid scheduler is pipelining where that pays, else the device alone."""
+    found = []
+    for setup in setups:
+        rates = steady_at(setup).rates
+        alone, pipelining, best = rates["device_only"], rates["asymmetric_pipelining"], max(rates.values())
+        ratios = {
+            "device_only": best / alone,
+            "pipelining": best / max(alone, pipelining),
+            "overlap": rates["async_overlap"] / pipelining,
+        }
+        found += [
+            Gain(machine=setup.machine, setup=setup.label, workload="steady", over=over, percent=100 * (ratio - 1))
+            for over, ratio in ratios.items()
+        ]
+    return found

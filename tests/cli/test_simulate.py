@@ -1,0 +1,147 @@
+"""`apex-jax simulate` and `apex-jax reproduce`: what they print, and the mistakes they name."""
+
+import csv
+import json
+
+import pytest
+
+SMALL = ("--model", "llama-3.2-1b", "--device-kv-tokens", "2000", "--host-kv-gb", "1")
+SIZES = ("--input", "100", "--output", "40", "--requests", "50")
+KEYS = {
+    "kind",
+    "device",
+    "host",
+    "model",
+    "strategy",
+    "requests_per_s",
+    "tokens_per_s",
+    "tpot_device_ms",
+    "tpot_host_ms",
+    "device_kv_tokens",
+    "host_kv_gb",
+    "iterations",
+}
+
+
+@pytest.mark.parametrize("strategy", ["auto", "device_only", "layer_sync", "asymmetric_pipelining", "async_overlap"])
+def test_json(command, strategy):
+    status, out, err = command("simulate", *SMALL, *SIZES, "--strategy", strategy, "--json")
+    assert status == 0, err
+    row = json.loads(out)
+    assert row.keys() >= KEYS
+    assert (row["kind"], row["strategy"]) == ("simulated", strategy)
+    assert (row["requests"], row["output_tokens"], row["device_kv_tokens"]) == (50, 2000, 2000)
+    assert row["tokens_per_s"] == pytest.approx(2000 / row["seconds"])
+    assert row["requests_per_s"] == pytest.approx(50 / row["seconds"])
+    assert (row["tpot_host_ms"] is None) == (row["host_tokens"] == 0)
+
+
+def test_text(command):
+    status, out, err = command("simulate", *SMALL, *SIZES, "--strategy", "layer_sync")
+    assert status == 0, err
+    assert "(simulated)" in out.splitlines()[0]
+    assert "50 requests, 5,000 prompt and 2,000 output tokens" in out
+
+
+def test_trace(command, tmp_path):
+    """The second request comes 100 s later; the third is too long for the device."""
+    file = tmp_path / "trace.json"
+    lengths = [(100, 20, 0), (100, 20, 100), (5000, 20, 0)]
+    file.write_text(json.dumps([{"prompt": p, "max_tokens": o, "arrival_s": s} for p, o, s in lengths]))
+    status, out, err = command("simulate", *SMALL, "--trace", file, "--timed", "--json")
+    assert status == 0, err
+    row = json.loads(out)
+    assert (row["requests"], row["requests_too_long"]) == (2, 1)
+    assert 100 < row["seconds"] < 110
+    status, out, _ = command("simulate", *SMALL, "--trace", file, "--json")
+    assert json.loads(out)["seconds"] < 10
+
+
+def test_random_arrivals(command):
+    """50 requests, 2 a second: about 25 s."""
+    _, out, _ = command("simulate", *SMALL, *SIZES, "--rate", "2", "--json")
+    assert 15 < json.loads(out)["seconds"] < 40
+
+
+def test_own_hardware(command, tmp_path):
+    file = tmp_path / "own.json"
+    host = {"name": "box", "cores": 4, "memory_gb": 32, "attention_gb_per_s": 20}
+    file.write_text(json.dumps({"hosts": [host]}))
+    status, out, err = command("simulate", *SMALL, *SIZES, "--hardware", file, "--host", "box", "--json")
+    assert status == 0, err
+    assert json.loads(out)["host_attention_gb_per_s"] == 20
+
+
+def test_list(command):
+    status, out, _ = command("simulate", "--list")
+    assert status == 0
+    for name in ("t4", "a10", "a10g", "l4", "rtx-4090", "h100", "g4dn.4xlarge", "2x-xeon-gold-6130", "llama-2-7b"):
+        assert f"  {name}" in out
+    assert "assumed" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give a workload: --trace FILE, or --input N --output N"),
+        (["--input", "5"], "give a workload"),
+        ([*SIZES, "--device", "abacus"], "unknown device 'abacus'; known are a10, a10g, h100, l4, rtx-4090, t4"),
+        ([*SIZES, "--host", "abacus"], "unknown host 'abacus'; known are 2x-xeon"),
+        ([*SIZES, "--model", "abacus"], "unknown model 'abacus'; known are llama-2-13b"),
+        ([*SIZES, "--strategy", "best"], "invalid choice: 'best'"),
+        (["--input", "0", "--output", "5"], "'0' is not a whole number of at least 1"),
+        ([*SIZES[:4], "--requests", "-1"], "'-1' is not a whole number of at least 1"),
+        ([*SIZES, "--host-kv-gb", "0"], "'0' is not a number above 0"),
+        ([*SIZES, "--rate", "-2"], "'-2' is not a finite number of at least 0"),
+        ([*SIZES, "--rate", "nan"], "'nan' is not a finite number"),
+        ([*SIZES, "--device-kv-tokens", "many"], "'many' is not a whole number"),
+        ([*SIZES, "--timed"], "--timed is for a --trace"),
+        (["--trace", "none.csv"], "none.csv: No such file or directory"),
+        (["--trace", "none.csv", *SIZES], "--trace brings its own lengths"),
+        ([*SIZES, "--hardware", "none.json"], "none.json: No such file or directory"),
+        ([*SIZES, "--device-kv-tokens", "100"], "exceeds the device KV of 96 tokens"),
+        ([*SIZES, "--model", "llama-3.1-70b"], "leave no room for KV"),
+    ],
+)
+def test_mistakes(command, arguments, message):
+    status, out, err = command("simulate", *arguments)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_malformed_trace(command, tmp_path):
+    file = tmp_path / "trace.csv"
+    file.write_text("a,b\n1,2\n")
+    status, _, err = command("simulate", "--trace", file)
+    assert status == 2
+    assert "has no column TIMESTAMP" in err
+
+
+def test_reproduce(command, tmp_path):
+    """Ten requests of each kind: all tables and figures come, whatever such small numbers say."""
+    folder = tmp_path / "results"
+    status, out, err = command("reproduce", "--out", folder, "--requests", "10")
+    assert status == 0, err
+    assert "verdict" in out
+    tables = {file.stem: list(csv.DictReader(file.read_text().splitlines())) for file in folder.glob("*.csv")}
+    assert tables.keys() == {"simulations", "gain_over_output", "steady_decode", "gains", "claims"}
+    assert all(tables.values())
+    assert {row["verdict"] for row in tables["claims"]} <= {"reproduced", "partly", "not reproduced"}
+    assert len(tables["claims"]) == 12
+    for name in ("throughput", "gain_over_output", "steady_decode", "time_per_token", "claims"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (folder / f"{name}.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--requests", "0"], "'0' is not a whole number of at least 1"),
+        (["--azure-code", "none.csv"], "none.csv: No such file or directory"),
+    ],
+)
+def test_reproduce_mistakes(command, tmp_path, arguments, message):
+    status, _, err = command("reproduce", "--out", tmp_path, *arguments)
+    assert status == 2
+    assert message in err
