@@ -1,4 +1,4 @@
-"""Half types: the logits of a token are nearly those of float32 arithmetic, and nearly the same by decode and prefill."""
+"""Half types: logits of a token are nearly those of float32 arithmetic, and nearly the same by decode and prefill."""
 
 import jax
 import jax.numpy as jnp
