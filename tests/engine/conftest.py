@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import apex_jax.host_offload.worker
 import apex_jax.jax_device
 import apex_jax.llm
 from apex_jax import LLM, LlamaConfig
@@ -17,6 +20,9 @@ from apex_jax.device_attention import decode_attention, write_tokens
 from apex_jax.host_offload import native_attention_available
 from apex_jax.models import forward, random_weights
 
+# pytest's importlib mode leaves this folder out of the path.
+sys.path.append(str(Path(__file__).parent))
+
 EOS = 11
 LIMIT = 256
 
@@ -24,18 +30,22 @@ LIMIT = 256
 @pytest.fixture(scope="session", autouse=True)
 def shared_programs():
     """Compile the programs of one model once, however many engines the tests make."""
-    original, first = functools.cache(apex_jax.jax_device.build_programs), {}
+    original, first, sized = functools.cache(apex_jax.jax_device.build_programs), {}, {}
 
     def build(config, attention, page_size):
         built = original(config, attention, page_size)
-        sampler = first.setdefault(config, built)
-        # These depend on the model alone.
+        of_model, of_size = first.setdefault(config, built), sized.setdefault((config, page_size), built)
         return dataclasses.replace(
-            built, sample=sampler.sample, mark_prompt=sampler.mark_prompt, collect=sampler.collect
+            built,
+            # These depend on the model alone, or on its page size as well, but not on the attention.
+            **{name: getattr(of_model, name) for name in ("sample", "mark_prompt", "collect", "boundary")},
+            **{name: getattr(of_size, name) for name in ("embed", "gather", "scatter")},
         )
 
+    host = functools.cache(apex_jax.host_offload.worker.build_programs)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(apex_jax.jax_device, "build_programs", build)
+        patch.setattr(apex_jax.host_offload.worker, "build_programs", host)
         yield
 
 
@@ -140,7 +150,8 @@ def whole():
 
     def check(llm):
         stats = llm.stats()
-        assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, stats.num_pages)
+        assert (stats.running, stats.waiting, stats.on_host) == (0, 0, 0)
+        assert (stats.free_pages, stats.free_host_pages) == (stats.num_pages, stats.num_host_pages)
 
     return check
 

@@ -1,0 +1,194 @@
+"""Tools for tests of hybrid engines: policies and schedulers that change their minds, the plain model's tokens, and
+what must be left in the end."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from apex_jax import SamplingParams
+from apex_jax.sampling import SamplingMode, pack_rows, sample, seed_words
+from apex_jax.scheduler import STRATEGIES, Decision, Fetch, FixedPolicy
+
+DEVICE_ROWS, HOST_ROWS = 4, 4
+OPTIONS = {
+    "page_size": 16,
+    "max_num_seqs": DEVICE_ROWS,
+    "max_host_seqs": HOST_ROWS,
+    "max_num_batched_tokens": 16,
+    "device_kv_tokens": 128,
+    "host_kv_bytes": 96 * 1024,
+}
+"""Eight device pages and twelve host pages of two layers."""
+
+
+class Restless:
+    """Another strategy, other lanes and another limit of host requests every now and then."""
+
+    def __init__(self, rng, num_layers, *, change=0.3):
+        self.rng, self.num_layers, self.change, self.decision = (
+            rng,
+            num_layers,
+            change,
+            Decision(strategy="device_only"),
+        )
+
+    def decide(self, situation):
+        if self.rng.random() < self.change:
+            strategy = STRATEGIES[self.rng.integers(4)]
+            most = self.num_layers + 2
+            lanes = {"device_only": 0, "layer_sync": 1, "asymmetric_pipelining": 2}.get(
+                strategy, int(self.rng.integers(1, most + 1))
+            )
+            self.decision = Decision(
+                strategy=strategy,
+                lanes=tuple(self.rng.integers(1, HOST_ROWS + 1, lanes).tolist()),
+                max_host_requests=int(self.rng.integers(HOST_ROWS + 1)),
+            )
+        return self.decision
+
+
+def unsettle(scheduler, rng, chance):
+    """Let a scheduler evict, fetch and preempt requests that nobody needs to move, before and after its own choices."""
+    make_room, fetch_back = scheduler._make_room, scheduler._fetch_back
+
+    def pick(requests):
+        requests = list(requests)
+        return requests[rng.integers(len(requests))] if requests and rng.random() < chance else None
+
+    def evict(draft):
+        make_room(draft)
+        leaving = pick(
+            r
+            for r in scheduler._running
+            if scheduler._can_leave(r) and scheduler.pages.pages_for(r.computed) <= scheduler.host_pages.num_free
+        )
+        if leaving is not None and scheduler.num_on_host < scheduler.max_host_seqs:
+            scheduler._evict(leaving, draft)
+        preempted = pick(scheduler._running)
+        if preempted is not None and rng.random() < 0.3:
+            scheduler._preempt(preempted, draft)
+
+    def fetch(draft):
+        fetch_back(draft)
+        coming = pick(
+            r
+            for r in scheduler._running
+            if r.is_resting and r.wants_token and scheduler.pages.pages_for(r.computed) <= scheduler.pages.num_free
+        )
+        if coming is not None and len(scheduler._on_device) < scheduler.max_num_seqs:
+            coming.pages = scheduler.pages.allocate(scheduler.pages.pages_for(coming.computed))
+            coming.fetching = True
+            draft.fetches.append(Fetch(request_id=coming.id, host_pages=tuple(coming.host_pages)))
+
+    scheduler._make_room, scheduler._fetch_back = evict, fetch
+
+
+def settle(llm, strategy="device_only", num_cohorts=2):
+    """Give an idle engine's scheduler back its own ways, a fixed policy and all pages."""
+    engine = llm._engine
+    assert not engine.has_unfinished
+    engine._counters = engine._totals()
+    engine.policy = FixedPolicy(strategy=strategy, num_cohorts=num_cohorts, max_host_requests=HOST_ROWS)
+    engine._start_empty()
+    return engine._scheduler
+
+
+def run(llm, load, rng, *, arrive=0.4, cancel=0.02, most=5000):
+    """Serve (prompt, params) pairs that arrive between the iterations; some are cancelled at random moments.
+
+    Returns the jobs, all finished; a cancelled one has `finish_reason` "abort".
+    """
+    engine, todo, jobs = llm._engine, list(reversed(load)), []
+    for _ in range(most):
+        while todo and (rng.random() < arrive or not engine.has_unfinished):
+            prompt, params = todo.pop()
+            llm._begin(jobs, llm._checked(prompt, params))
+        if rng.random() < cancel:
+            for generation in jobs[rng.integers(len(jobs))].generations:
+                engine.abort(generation)
+        if engine.has_unfinished:
+            engine.step()
+        if not todo and all(job.finished for job in jobs):
+            return jobs
+    stuck = [generation.request for job in jobs for generation in job.generations if not generation.finished]
+    raise AssertionError(f"not finished after {most} iterations: {stuck}")
+
+
+class Reference:
+    """What the plain model gives for one request, at every position at once.
+
+    Args:
+        dense: token ids -> logits [T, V].
+        rows: output tokens at most.
+    """
+
+    def __init__(self, dense, rows=32):
+        self.dense, self.rows = dense, rows
+        self.choose = jax.jit(functools.partial(sample, mode=SamplingMode(sampled=True, filters=True, penalties=True)))
+
+    def tokens(self, prompt, params, index, found):
+        """Return the token that follows each beginning of `found`: equal lists mean that all tokens are right."""
+        logits = self.dense([*prompt, *found])[len(prompt) - 1 : -1]
+        if params.greedy and params.repetition_penalty == 1:
+            return logits.argmax(-1).tolist()
+        count = len(found)
+        rows = pack_rows(
+            [(params, seed_words(params.seed, index), step) for step in range(self.rows)], eos_token_ids=()
+        )
+        seen = np.zeros((self.rows, logits.shape[1]), bool)
+        seen[:, prompt] = True
+        for step, token in enumerate(found[:-1]):
+            seen[step + 1 :, token] = True
+        padded = np.zeros((self.rows, logits.shape[1]), np.float32)
+        padded[:count] = logits
+        rows = dataclasses.replace(rows, seen=jnp.asarray(seen))
+        return np.asarray(self.choose(jnp.asarray(padded), rows).tokens)[:count].tolist()
+
+    def check(self, jobs):
+        """Check all tokens of jobs, and that those which were not cancelled have as many as they were promised."""
+        for job in jobs:
+            for generation in job.generations:
+                found = generation.stream.token_ids
+                if generation.stream.finish_reason != "abort":
+                    assert len(found) == job.params.max_tokens
+                if found:
+                    assert found == self.tokens(job.prompt.ids, job.params, generation.index, found)
+
+
+def check_empty(llm):
+    """Nothing of past requests is left in scheduler, executor, device, worker."""
+    stats, executor = llm.stats(), llm._engine.executor
+    assert (stats.running, stats.waiting, stats.on_host) == (0, 0, 0)
+    scheduler = llm._engine._scheduler
+    assert scheduler.pages.free_ids() == list(range(stats.num_pages))
+    assert scheduler.host_pages.free_ids() == list(range(stats.num_host_pages))
+    assert sorted(scheduler._free_slots) == list(range(executor.buckets.slots))
+    assert not scheduler._cohorts._under_way
+    assert not executor._cohorts
+    assert not executor._loads
+    assert not executor._stores
+    assert not executor._failures
+    assert not executor.device._parked
+    assert not executor.worker._queue
+    assert executor.worker._thread is None
+
+
+def draw_load(rng, count, vocab_size, *, longest=40, most=12):
+    """Return (prompt, params) pairs of greedy, seeded and penalised requests, some with two completions."""
+    load = []
+    for number in range(count):
+        kind = rng.integers(4)
+        params = SamplingParams(
+            temperature=0.0 if kind < 2 else 0.9,
+            top_k=20 if kind == 2 else 0,
+            repetition_penalty=1.0 if kind < 3 else 1.3,
+            n=2 if rng.random() < 0.15 else 1,
+            seed=number,
+            max_tokens=int(rng.integers(1, most + 1)),
+            ignore_eos=True,
+        )
+        load.append((rng.integers(0, vocab_size, rng.integers(1, longest + 1)).tolist(), params))
+    return load

@@ -1,0 +1,237 @@
+"""The host fails in every way: the requests it bears on end with the error, the others' tokens stay right."""
+
+import sys
+import threading
+import types
+
+import numpy as np
+import pytest
+from hybrid import OPTIONS, Reference, check_empty, draw_load, run, settle, unsettle
+
+from apex_jax import SamplingParams
+from apex_jax.scheduler import Fetch
+
+STRATEGIES = ("layer_sync", "asymmetric_pipelining", "async_overlap")
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def reference(dense):
+    return Reference(dense)
+
+
+@pytest.fixture(scope="module")
+def llm(make):
+    return make(strategy="async_overlap", **OPTIONS)
+
+
+def fails_at(original, number, fail):
+    """Return `original` that calls `fail` with its arguments first, at its call of that number and at no other."""
+    calls = iter(range(1, 1 << 30))
+
+    def function(*args):
+        if next(calls) == number:
+            fail(*args)
+        return original(*args)
+
+    return function
+
+
+def break_down(patch, llm, place, number, fail):
+    """Let one of the functions that host jobs call fail once."""
+    executor = llm._engine.executor
+    worker = executor.worker
+    if place == "deliver":
+        patch.setattr(executor.device, "deliver", fails_at(executor.device.deliver, number, fail))
+    elif place in ("boundary", "gather"):
+        # What comes from the device is waited for in the job.
+        original, calls = getattr(executor.device, place), iter(range(1, 1 << 30))
+
+        def function(*args, **kwargs):
+            arrival = original(*args, **kwargs)
+            if arrival is None or next(calls) != number:
+                return arrival
+            return lambda: (fail(), arrival())[1]
+
+        patch.setattr(executor.device, place, function)
+    else:
+        programs = vars(worker._programs)
+        patch.setattr(
+            worker, "_programs", types.SimpleNamespace(**(programs | {place: fails_at(programs[place], number, fail)}))
+        )
+
+
+def serve(llm, reference, config, seed, *, moves=0.25):
+    """Serve a random load and check the tokens that came; returns the generations that ended with an error."""
+    rng = np.random.default_rng(seed)
+    scheduler = settle(llm, STRATEGIES[seed % 3])
+    unsettle(scheduler, rng, chance=moves)
+    jobs = run(llm, draw_load(rng, 10, config.vocab_size), rng, cancel=0)
+    reference.check(jobs)
+    check_empty(llm)
+    generations = [generation for job in jobs for generation in job.generations]
+    failed = [generation for generation in generations if generation.error is not None]
+    assert all(generation.stream.finish_reason == "abort" for generation in failed)
+    assert sum(generation.stream.finish_reason == "abort" for generation in generations) == len(failed)
+    return failed, len(generations)
+
+
+@pytest.fixture
+def usable(llm, reference, config):
+    """After the test no thread is left, and all requests of the next load have the right tokens."""
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) == before
+    failed, _ = serve(llm, reference, config, seed=100)
+    assert not failed
+    assert set(threading.enumerate()) == before
+
+
+@pytest.mark.parametrize("place", ["attend", "write", "read", "deliver", "boundary", "gather"])
+@pytest.mark.parametrize("error", [MemoryError("no memory is left"), OSError("the kernel fails")], ids=["memory", "os"])
+def test_an_error_in_a_job_ends_the_requests_it_bears_on(place, error, llm, reference, config, usable, monkeypatch):
+    def fail(*_):
+        raise error
+
+    ended = 0
+    for seed in range(6):
+        with monkeypatch.context() as patch:
+            break_down(patch, llm, place, 1 + 3 * seed, fail)
+            failed, count = serve(llm, reference, config, seed)
+        assert all(generation.error is error for generation in failed)
+        assert all(generation.stream.stop_reason == f"{type(error).__name__}: {error}" for generation in failed)
+        assert len(failed) < count - 2
+        ended += len(failed)
+    assert ended > 1
+
+
+@pytest.mark.parametrize("place", ["attend", "write"])
+def test_lost_pages_end_all_that_had_some(place, llm, reference, config, usable, monkeypatch):
+    """Also those whose pages were read after the loss, on their way to the device."""
+    error = MemoryError("no memory is left")
+
+    def lose(kv, *_):
+        kv.delete()
+        raise error
+
+    ended = 0
+    for seed in range(24):
+        with monkeypatch.context() as patch:
+            break_down(patch, llm, place, 1 + seed, lose)
+            failed, count = serve(llm, reference, config, seed, moves=0.4)
+        assert all(generation.error is error for generation in failed)
+        assert len(failed) < count
+        ended += len(failed)
+    assert ended > 24
+
+
+def test_the_worker_thread_ends(llm, reference, config, usable, monkeypatch):
+    died = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: died.append(args.exc_type))
+
+    def end(*_):
+        if threading.current_thread().name == "apex-jax-host":
+            sys.exit("of this thread")
+
+    ended = 0
+    for seed in range(12):
+        place = ("attend", "write", "read", "boundary")[seed % 4]
+        with monkeypatch.context() as patch:
+            break_down(patch, llm, place, 1 + seed, end)
+            failed, count = serve(llm, reference, config, seed)
+        assert all("a thread ended in a host job: SystemExit" in str(generation.error) for generation in failed)
+        assert len(failed) < count - 2
+        ended += len(failed)
+    assert ended > 2
+    assert died
+    assert set(died) == {SystemExit}
+
+
+def test_a_failed_fetch_of_the_only_request_is_told(llm, usable, monkeypatch):
+    """Nothing else runs whose end could bring the news."""
+    error = MemoryError("no memory is left")
+
+    def fail(*_):
+        raise error
+
+    scheduler = settle(llm, "layer_sync")
+    away(monkeypatch, scheduler)
+    with monkeypatch.context() as patch:
+        break_down(patch, llm, "read", 1, fail)
+        with pytest.raises(RuntimeError, match="the engine failed while this request was under way") as caught:
+            llm.generate([5, 17, 40], GREEDY, use_tqdm=False)
+    assert caught.value.__cause__ is error
+    check_empty(llm)
+
+
+def away(patch, scheduler):
+    """Evict every request once and begin at once to fetch it back."""
+    make_room, fetch_back = scheduler._make_room, scheduler._fetch_back
+
+    def evict(draft):
+        make_room(draft)
+        for request in scheduler._running:
+            if not request.evictions and scheduler._can_leave(request):
+                scheduler._evict(request, draft)
+
+    def fetch(draft):
+        fetch_back(draft)
+        for request in scheduler._running:
+            if request.is_resting and request.wants_token:
+                request.pages = scheduler.pages.allocate(scheduler.pages.pages_for(request.computed))
+                request.fetching = True
+                draft.fetches.append(Fetch(request_id=request.id, host_pages=tuple(request.host_pages)))
+
+    patch.setattr(scheduler, "_make_room", evict)
+    patch.setattr(scheduler, "_fetch_back", fetch)
+    patch.setattr(scheduler, "_schedule_host", lambda draft: None)
+
+
+def test_a_request_fetched_from_lost_pages_does_not_land(llm, greedy, usable, monkeypatch):
+    """Its pages are read after another one's store has lost them: it must not go on with what is left there."""
+    error = MemoryError("no memory is left")
+
+    def lose(kv, *_):
+        kv.delete()
+        raise error
+
+    scheduler = settle(llm, "layer_sync")
+    away(monkeypatch, scheduler)
+    prompts = [[5, 17, 40], [3] * 15, [9, 8]]
+    with monkeypatch.context() as patch:
+        # Two layers a request: the third store is of the second request, the first one's are good.
+        break_down(patch, llm, "write", 3, lose)
+        jobs = []
+        llm._begin(jobs, llm._checked(prompts, GREEDY))
+        while llm._engine.has_unfinished:
+            llm._engine.step()
+    for job, prompt in zip(jobs, prompts, strict=True):
+        (generation,) = job.generations
+        if generation.error is None:
+            assert generation.stream.token_ids == greedy(prompt, 12)
+        else:
+            assert generation.error is error
+    assert any(job.error for job in jobs)
+    check_empty(llm)
+
+
+def test_a_loss_that_nobody_was_left_to_hear_of_does_not_reach_the_next(llm, greedy, usable, monkeypatch):
+    def lose(kv, *_):
+        kv.delete()
+        raise MemoryError("no memory is left")
+
+    scheduler = settle(llm, "layer_sync")
+    with monkeypatch.context() as patch:
+        away(patch, scheduler)
+        break_down(patch, llm, "write", 1, lose)
+        jobs = []
+        llm._begin(jobs, llm._checked([5, 17, 40], GREEDY))
+        engine = llm._engine
+        while not engine._scheduler.evictions:
+            engine.step()
+        engine.abort(jobs[0].generations[0])
+    assert engine.executor.worker.losses > 0
+    settle(llm, "layer_sync")
+    prompts = [[number] * 20 for number in range(8)]
+    outputs = llm.generate(prompts, GREEDY, use_tqdm=False)
+    assert [output.outputs[0].token_ids for output in outputs] == [greedy(prompt, 12) for prompt in prompts]

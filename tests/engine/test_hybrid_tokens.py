@@ -1,0 +1,180 @@
+"""Tokens are those of the plain model, wherever a request lives and whatever strategy moves it on."""
+
+import itertools
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hybrid import HOST_ROWS, OPTIONS, Reference, Restless, check_empty, draw_load, run, settle, unsettle
+
+from apex_jax import LLM, SamplingParams
+from apex_jax.scheduler import FixedPolicy
+
+LAYERS = 2
+SHARED = Path(__file__).parents[3] / "shared" / "models" / "stories260K"
+HYBRID = ("layer_sync", "asymmetric_pipelining", "async_overlap")
+
+
+@pytest.fixture(scope="module")
+def reference(dense):
+    return Reference(dense)
+
+
+@pytest.fixture(scope="module")
+def hybrid(make):
+    made = {}
+
+    def get(attention, **options):
+        key = (attention, *options.items())
+        if key not in made:
+            made[key] = make(attention, strategy="async_overlap", **(OPTIONS | options))
+        return made[key]
+
+    return get
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_random_schedules(attention, block, hybrid, reference, config):
+    """25 random schedules: arrivals, cancellations, strategies that change or stay, moves that nobody needs."""
+    llm = hybrid(attention)
+    before = llm.stats()
+    for seed in range(25):
+        rng = np.random.default_rng((block, seed))
+        scheduler = settle(llm)
+        if seed % 2:
+            scheduler.policy = Restless(rng, LAYERS, change=float(rng.uniform(0.05, 1)))
+        else:
+            strategy = HYBRID[rng.integers(3)]
+            cohorts = int(rng.integers(1, LAYERS + 3))
+            scheduler.policy = FixedPolicy(
+                strategy=strategy, num_cohorts=cohorts, max_host_requests=int(rng.integers(1, HOST_ROWS + 1))
+            )
+        if seed % 5:
+            unsettle(scheduler, rng, chance=float(rng.uniform(0, 0.4)))
+        load = draw_load(rng, int(rng.integers(2, 9)), config.vocab_size)
+        jobs = run(llm, load, rng, arrive=float(rng.uniform(0.1, 1)), cancel=0.02 * (seed % 3))
+        reference.check(jobs)
+        check_empty(llm)
+    after = llm.stats()
+    for name in ("host_tokens", "device_tokens", "evictions", "landings", "preemptions"):
+        assert getattr(after, name) > getattr(before, name) + 20, name
+
+
+@pytest.mark.parametrize(
+    ("strategy", "cohorts"),
+    [("layer_sync", 1), ("asymmetric_pipelining", 2), *itertools.product(["async_overlap"], range(1, LAYERS + 3))],
+)
+def test_every_strategy_and_number_of_cohorts(strategy, cohorts, attention, hybrid, reference, config):
+    llm = hybrid(attention)
+    settle(llm, strategy, cohorts)
+    before = llm.stats()
+    rng = np.random.default_rng(cohorts)
+    jobs = run(llm, draw_load(rng, 12, config.vocab_size, most=24), rng, arrive=1, cancel=0)
+    reference.check(jobs)
+    check_empty(llm)
+    assert llm.stats().host_tokens > before.host_tokens + 10
+
+
+@pytest.mark.parametrize("page_size", [32, 64, 128])
+def test_every_page_size(page_size, hybrid, reference, config):
+    llm = hybrid(
+        None,
+        page_size=page_size,
+        max_num_seqs=1,
+        max_host_seqs=2,
+        max_num_batched_tokens=page_size,
+        device_kv_tokens=2 * page_size,
+        host_kv_bytes=6 * page_size * 512,
+    )
+    before = llm.stats()
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        scheduler = settle(llm, HYBRID[seed % 3])
+        if seed > 5:
+            scheduler.policy = Restless(rng, LAYERS)
+        unsettle(scheduler, rng, chance=0.1 * (seed % 2))
+        longest = min(llm.max_model_len - 12, page_size + 40)
+        reference.check(run(llm, draw_load(rng, 6, config.vocab_size, longest=longest), rng))
+        check_empty(llm)
+    assert llm.stats().host_tokens > before.host_tokens + 20
+
+
+@pytest.fixture(scope="module", params=["device_only", *HYBRID])
+def public(request, make):
+    return make(**(OPTIONS | {"strategy": request.param}))
+
+
+class TestFromOutside:
+    """Through the public calls alone."""
+
+    def test_generate(self, public, reference, config):
+        rng = np.random.default_rng(3)
+        load = draw_load(rng, 14, config.vocab_size, most=20)
+        outputs = public.generate([prompt for prompt, _ in load], [params for _, params in load], use_tqdm=False)
+        for (prompt, params), output in zip(load, outputs, strict=True):
+            assert len(output.outputs) == params.n
+            for completion in output.outputs:
+                found = completion.token_ids
+                assert len(found) == params.max_tokens
+                assert found == reference.tokens(prompt, params, completion.index, found)
+        stats = public.stats()
+        assert (stats.host_tokens > 0) == (public.strategy != "device_only")
+        assert stats.device_tokens + stats.host_tokens >= stats.output_tokens
+        check_empty(public)
+
+    def test_streams_and_batches_of_several_threads(self, public, reference, config):
+        loads = [draw_load(np.random.default_rng(10 + i), 5, config.vocab_size) for i in range(4)]
+        found = {}
+
+        def work(i):
+            prompts, params = [prompt for prompt, _ in loads[i]], [params for _, params in loads[i]]
+            parts = {}
+            if i % 2:
+                for number, output in enumerate(public.generate(prompts, params, use_tqdm=False)):
+                    parts |= {(number, completion.index): completion.token_ids for completion in output.outputs}
+            else:
+                for output in public.stream(prompts, params):
+                    (completion,) = output.outputs
+                    parts.setdefault((int(output.request_id), completion.index), []).extend(completion.token_ids)
+                first = min(number for number, _ in parts)
+                parts = {(number - first, index): tokens for (number, index), tokens in parts.items()}
+            found[i] = parts
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for i, load in enumerate(loads):
+            assert len(found[i]) == sum(params.n for _, params in load)
+            for (number, index), tokens in found[i].items():
+                prompt, params = load[number]
+                assert len(tokens) == params.max_tokens
+                assert tokens == reference.tokens(prompt, params, index, tokens)
+        check_empty(public)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared stories260K model is not beside the repository")
+@pytest.mark.parametrize("strategy", ["device_only", *HYBRID])
+def test_a_real_model_tells_its_story(strategy):
+    """Five requests begin the same story at different places, in a device cache for one of them and a half."""
+    llm = LLM(
+        SHARED,
+        page_size=16,
+        max_num_seqs=1,
+        max_host_seqs=4,
+        max_num_batched_tokens=16,
+        device_kv_tokens=256,
+        host_kv_bytes=1 << 20,
+        strategy=strategy,
+    )
+    with np.load(SHARED / "golden_greedy.npz") as golden:
+        ids = golden["ids"].tolist()
+    starts = (1, 20, 47, 90, 130)
+    params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+    outputs = llm.generate([ids[:start] for start in starts], params, use_tqdm=False)
+    for start, output in zip(starts, outputs, strict=True):
+        assert output.outputs[0].token_ids == ids[start : start + 40]
+    assert (llm.stats().host_tokens > 40) == (strategy != "device_only")
+    check_empty(llm)
