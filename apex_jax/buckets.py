@@ -60,7 +60,7 @@ class Buckets:
 
     @cached_property
     def table_widths(self) -> tuple[int, ...]:
-        """Page table widths of decode rows."""
+        """Page table widths of an iteration: those of its decode rows and of its prompt tiles."""
         return (self.table_width,) if self.ragged_attention else _steps(self.table_width, 4, start=4)
 
     @cached_property

@@ -13,6 +13,8 @@ faster.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -23,6 +25,9 @@ SMALL_BLOCK = 128
 
 MERGED_TOKENS = 256
 """Tokens of queries that prefill attention takes at a time where it knows that tiles continue each other."""
+
+TOGETHER_TOKENS = 2048
+"""The same on an accelerator, which wants more work at once."""
 
 MASKED = -1e30
 """Score of a key that a query may not see; finite, so that a row without any key gives zeros and not NaN."""
@@ -88,10 +93,9 @@ def decode_attention(q: Array, kv: Array, table: Array, lengths: Array) -> Array
 def prefill_attention(q: Array, kv: Array, table: Array, starts: Array, *, one_request: bool) -> Array:
     """Causal attention of tiles of prompt tokens over the cache, which holds the tiles' own keys and values already.
 
-    A tile is a page of consecutive tokens of one request. Keys are walked in blocks with an online softmax up to the
-    end of the tile only, so that the cost follows the true context and no shape depends on it: first in large blocks,
-    which matrix products like, then in small ones, which waste little at the end. Consecutive tiles of one request are
-    taken several at a time for the same reason (a `cond` that finds out by itself costs more than it gains).
+    A tile is a page of consecutive tokens of one request. A CPU walks the keys to the end of the tile, an accelerator
+    all pages of the page table's rows: a loop whose end is data makes it wait for the host in each round, and the host
+    for it.
 
     Args:
         q: [M, S, N, H], M tiles of S query tokens.
@@ -103,6 +107,20 @@ def prefill_attention(q: Array, kv: Array, table: Array, starts: Array, *, one_r
     Returns:
         [M, S, N, H] in the dtype of q.
     """
+    return lax.platform_dependent(
+        *(q, kv, table, starts),
+        cpu=partial(prefill_to_the_end, one_request=one_request),
+        default=partial(prefill_over_the_table, one_request=one_request),
+    )
+
+
+def prefill_to_the_end(q: Array, kv: Array, table: Array, starts: Array, *, one_request: bool) -> Array:
+    """Return what `prefill_attention` does, walking keys in blocks with an online softmax up to each tile's end.
+
+    The cost follows the true context and no shape depends on it: first come large blocks, which matrix products like,
+    then small ones, which waste little at the end. Consecutive tiles of one request are taken several at a time for the
+    same reason (a `cond` that finds out by itself costs more than it gains).
+    """
     tiles, page_size = q.shape[:2]
     large, small = max(1, LARGE_BLOCK // page_size), max(1, SMALL_BLOCK // page_size)
     merged = math.gcd(tiles, max(1, MERGED_TOKENS // page_size)) if one_request else 1
@@ -111,11 +129,54 @@ def prefill_attention(q: Array, kv: Array, table: Array, starts: Array, *, one_r
     table = jnp.pad(table, ((0, 0), (0, width - table.shape[1] + -width % small)))
     large = min(large, table.shape[1])
 
+    def walk(attend: _AttendBlock, pages: Array, state: _Softmax) -> _Softmax:
+        whole = pages // large
+        state = lax.fori_loop(0, whole, lambda i, s: attend(i * large, large, s), state)
+        rest = (pages - whole * large + small - 1) // small
+        return lax.fori_loop(0, rest, lambda i, s: attend(whole * large + i * small, small, s), state)
+
     def attend(operands: tuple[Array, Array, Array, Array]) -> Array:
-        return _attend_chunk(*operands, kv=kv, large=large, small=small)
+        return _attend_chunk(*operands, kv=kv, walk=walk)
 
     if not one_request:
         return lax.map(attend, (q, table, starts, starts + page_size))
+    return _attend_merged(attend, q, table, starts, merged=merged)
+
+
+def prefill_over_the_table(q: Array, kv: Array, table: Array, starts: Array, *, one_request: bool) -> Array:
+    """Return what `prefill_attention` does, walking all W pages whatever the contexts: no loop's end is data.
+
+    Give it page tables that are cut to a few widths. Tiles are taken many at a time, to fill an accelerator.
+    """
+    tiles, page_size = q.shape[:2]
+    block = min(max(1, LARGE_BLOCK // page_size), table.shape[1])
+    together = max(1, TOGETHER_TOKENS // page_size)
+    table = jnp.pad(table, ((0, 0), (0, -table.shape[1] % block)))
+    rounds = table.shape[1] // block
+
+    def walk(attend: _AttendBlock, pages: Array, state: _Softmax) -> _Softmax:
+        return lax.fori_loop(0, rounds, lambda i, s: attend(i * block, block, s), state)
+
+    def attend(operands: tuple[Array, Array, Array, Array]) -> Array:
+        return _attend_chunk(*operands, kv=kv, walk=walk)
+
+    if not one_request:
+        return lax.map(attend, (q, table, starts, starts + page_size), batch_size=together)
+    return _attend_merged(attend, q, table, starts, merged=math.gcd(tiles, together))
+
+
+_Softmax = tuple[Array, Array, Array]
+"""An online softmax under way: the largest score, the sum of weights, the weighted sum of values."""
+
+_AttendBlock = Callable[[Array, int, _Softmax], _Softmax]
+"""(first page, pages, state) -> state after those pages."""
+
+
+def _attend_merged(
+    attend: Callable[[tuple[Array, Array, Array, Array]], Array], q: Array, table: Array, starts: Array, *, merged: int
+) -> Array:
+    """Attend from the tiles of one request, so many at a time."""
+    tiles, page_size = q.shape[:2]
     # Padding tiles start at 0, so they do not continue the others.
     real = (starts == starts[0] + jnp.arange(tiles) * page_size).astype(jnp.int32).sum()
     end = starts[0] + real * page_size
@@ -126,10 +187,18 @@ def prefill_attention(q: Array, kv: Array, table: Array, starts: Array, *, one_r
     ).reshape(q.shape)
 
 
-def _attend_chunk(q: Array, table: Array, start: Array, end: Array, *, kv: Array, large: int, small: int) -> Array:
+def _attend_chunk(
+    q: Array,
+    table: Array,
+    start: Array,
+    end: Array,
+    *,
+    kv: Array,
+    walk: Callable[[_AttendBlock, Array, _Softmax], _Softmax],
+) -> Array:
     """Attend from consecutive tokens q [T, N, H] of one request, the first at position `start`, T whole pages.
 
-    The request's pages reach to position `end`; later tokens are padding.
+    The request's pages reach to position `end`; later tokens are padding. `walk` goes over the pages in blocks.
     """
     tokens, heads, width = q.shape
     _, kv_heads, _, page_size, _ = kv.shape
@@ -139,7 +208,7 @@ def _attend_chunk(q: Array, table: Array, start: Array, end: Array, *, kv: Array
     grouped = grouped.reshape(kv_heads, group * tokens, width)
     query_position = jnp.tile(start + jnp.arange(tokens), group)[None, :, None]
 
-    def attend(first_page: Array, pages: int, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def attend(first_page: Array, pages: int, state: _Softmax) -> _Softmax:
         peak, total, out = state
         ids = lax.dynamic_slice_in_dim(table, first_page, pages)
         keys, values = kv[ids].transpose(2, 1, 0, 3, 4).reshape(2, kv_heads, pages * page_size, width)
@@ -156,11 +225,7 @@ def _attend_chunk(q: Array, table: Array, start: Array, end: Array, *, kv: Array
 
     shape = (kv_heads, group * tokens)
     state = (jnp.full((*shape, 1), MASKED), jnp.zeros((*shape, 1)), jnp.zeros((*shape, width)))
-    pages = (start + tokens) // page_size
-    whole = pages // large
-    state = lax.fori_loop(0, whole, lambda i, s: attend(i * large, large, s), state)
-    rest = (pages - whole * large + small - 1) // small
-    _, total, out = lax.fori_loop(0, rest, lambda i, s: attend(whole * large + i * small, small, s), state)
+    _, total, out = walk(attend, (start + tokens) // page_size, state)
     out = (out / total).reshape(kv_heads, group, tokens, width).transpose(2, 0, 1, 3)
     return out.reshape(q.shape).astype(q.dtype)
 

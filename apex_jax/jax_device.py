@@ -30,6 +30,7 @@ from .packing import (
     padding_rows,
     padding_samples,
     padding_tiles,
+    table_width,
 )
 from .programs import DecodeAttention, Passed, Riders, build_programs
 from .sampling import MODES, Sampled, SamplingMode, SamplingRows
@@ -170,7 +171,8 @@ class JaxDevice:
     def run_decode(self, plan: Plan) -> None:
         """Run a plan that has device rows alone and no prompts, as one program."""
         began = time.perf_counter_ns()
-        rows = pack_rows(plan.decode, self.tables, self.buckets, sizes=self.buckets.decode_rows)
+        width = table_width(plan.decode, (), self.buckets)
+        rows = pack_rows(plan.decode, self.tables, self.buckets, sizes=self.buckets.decode_rows, width=width)
         self._ran("decode", self._decode(rows), began, rows=len(plan.decode))
 
     def _decode(self, rows: np.ndarray) -> jax.Array:
@@ -188,10 +190,11 @@ class JaxDevice:
         if not plan.has_device_rows:
             return
         sizes = self.buckets.mixed_rows if plan.prefill else self.buckets.decode_rows
-        rows = pack_rows(plan.decode, self.tables, self.buckets, sizes=sizes)
+        width = table_width(plan.decode, plan.prefill, self.buckets)
+        rows = pack_rows(plan.decode, self.tables, self.buckets, sizes=sizes, width=width)
         tiles = None
         if plan.prefill:
-            tiles = pack_tiles(plan.prefill, self.tables, self.buckets, num_pages=self.num_pages)
+            tiles = pack_tiles(plan.prefill, self.tables, self.buckets, num_pages=self.num_pages, width=width)
         self._lane = self._embed(tiles, rows, one_request=len(plan.prefill) <= 1)
 
     def _embed(self, tiles: np.ndarray | None, rows: np.ndarray, *, one_request: bool) -> _Lane:
@@ -389,7 +392,7 @@ class JaxDevice:
     def _warm_up_lanes(self) -> None:
         buckets = self.buckets
         mixed = [
-            (padding_tiles(tiles, buckets, num_pages=self.num_pages), count, alone)
+            (tiles, count, alone)
             for tiles in buckets.tiles
             for alone in ((True, False) if tiles > 1 else (True,))
             for count in buckets.mixed_rows
@@ -397,8 +400,9 @@ class JaxDevice:
         alone = [(None, count, True) for count in buckets.decode_rows] if buckets.max_host_seqs else []
         cohorts = [self._warm_up_cohort(count) for count in buckets.host_rows]
         for tiles, count, one_request in (*mixed, *alone):
-            for width in buckets.table_widths if count else buckets.table_widths[:1]:
-                self._warm_up_lane(tiles, padding_rows(count, width, buckets), one_request, cohorts)
+            for width in buckets.table_widths:
+                packed = tiles and padding_tiles(tiles, width, buckets, num_pages=self.num_pages)
+                self._warm_up_lane(packed, padding_rows(count, width, buckets), one_request, cohorts)
         for count in buckets.moved_pages if cohorts else ():
             pages = np.full(count, self.num_pages, np.int32)
             tiles = self._programs.gather(self._caches[0], pages)

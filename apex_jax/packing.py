@@ -27,13 +27,17 @@ class PageTables:
         self.rows[slot, : len(pages)] = pages
 
 
+def table_width(decode: Sequence[DecodeRow], chunks: Sequence[PrefillChunk], buckets: Buckets) -> int:
+    """Return the width W of page tables that hold the contexts of all rows and chunks of an iteration."""
+    lengths = [row.length for row in decode] + [chunk.start + len(chunk.tokens) for chunk in chunks]
+    return buckets.fit(buckets.table_widths, -(-max(lengths, default=1) // buckets.page_size))
+
+
 def pack_rows(
-    decode: Sequence[DecodeRow], tables: PageTables, buckets: Buckets, *, sizes: tuple[int, ...]
+    decode: Sequence[DecodeRow], tables: PageTables, buckets: Buckets, *, sizes: tuple[int, ...], width: int
 ) -> np.ndarray:
     """Return device rows as int32 [B, 2 + W], padded to one of the sizes."""
     count = buckets.fit(sizes, len(decode))
-    longest = max((row.length for row in decode), default=1)
-    width = buckets.fit(buckets.table_widths, -(-longest // buckets.page_size))
     packed = padding_rows(count, width, buckets)
     if decode:
         slots = [row.slot for row in decode]
@@ -59,11 +63,13 @@ def cohort_lengths(cohort: Cohort, buckets: Buckets) -> np.ndarray:
     return lengths
 
 
-def pack_tiles(chunks: Sequence[PrefillChunk], tables: PageTables, buckets: Buckets, *, num_pages: int) -> np.ndarray:
+def pack_tiles(
+    chunks: Sequence[PrefillChunk], tables: PageTables, buckets: Buckets, *, num_pages: int, width: int
+) -> np.ndarray:
     """Return the prompt tiles, int32 [M, 2 + S + W], padded to a bucket."""
     size = buckets.page_size
     tiles = [-(-len(chunk.tokens) // size) for chunk in chunks]
-    packed = padding_tiles(buckets.fit(buckets.tiles, sum(tiles)), buckets, num_pages=num_pages)
+    packed = padding_tiles(buckets.fit(buckets.tiles, sum(tiles)), width, buckets, num_pages=num_pages)
     tile = 0
     for chunk, count in zip(chunks, tiles, strict=True):
         block = packed[tile : tile + count]
@@ -73,7 +79,7 @@ def pack_tiles(chunks: Sequence[PrefillChunk], tables: PageTables, buckets: Buck
         tokens = np.zeros(count * size, np.int32)
         tokens[: len(chunk.tokens)] = chunk.tokens
         block[:, TILE_COLUMNS : TILE_COLUMNS + size] = tokens.reshape(count, size)
-        block[:, TILE_COLUMNS + size :] = tables.rows[chunk.slot]
+        block[:, TILE_COLUMNS + size :] = tables.rows[chunk.slot, :width]
         tile += count
     return packed
 
@@ -123,9 +129,9 @@ def padding_rows(count: int, width: int, buckets: Buckets) -> np.ndarray:
     return packed
 
 
-def padding_tiles(count: int, buckets: Buckets, *, num_pages: int) -> np.ndarray:
-    """Return tiles that write nothing: int32 [count, 2 + S + W]."""
-    packed = np.zeros((count, TILE_COLUMNS + buckets.page_size + buckets.table_width), np.int32)
+def padding_tiles(count: int, width: int, buckets: Buckets, *, num_pages: int) -> np.ndarray:
+    """Return tiles that write nothing: int32 [count, 2 + S + width]."""
+    packed = np.zeros((count, TILE_COLUMNS + buckets.page_size + width), np.int32)
     packed[:, 1] = num_pages
     return packed
 

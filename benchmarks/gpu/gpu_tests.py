@@ -17,8 +17,9 @@ def main() -> int:
     """Return pytest's status."""
     report, args = open_report()
     table = report.table("tests", "test", "outcome")
+    # -P: the installed package, not the folder of the same name here, which lacks its parts from the other folders.
     # Warnings of other people's plugins on that machine are no failures of this package.
-    command = [sys.executable, "-m", "pytest", "-vv", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-P", "-m", "pytest", "-vv", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider"]
     if args.tiny:
         command += ["-k", "float32 and device_only"]
     process = subprocess.Popen(

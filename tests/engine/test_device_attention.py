@@ -1,5 +1,6 @@
 """The device's attention over pages against float64 numpy; cells that belong to nobody hold NaN."""
 
+import re
 import zlib
 
 import jax
@@ -7,14 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apex_jax.device_attention import decode_attention, prefill_attention, write_tiles, write_tokens
+from apex_jax.device_attention import (
+    decode_attention,
+    prefill_attention,
+    prefill_over_the_table,
+    prefill_to_the_end,
+    write_tiles,
+    write_tokens,
+)
 
 HEADS = {"mha": (4, 4), "gqa": (6, 2), "mqa": (4, 1)}
 TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2, "float16": 2e-3}
 WIDTH = 16
 
 decode = jax.jit(decode_attention)
-prefill = jax.jit(prefill_attention, static_argnames="one_request")
+WALKS = {
+    name: jax.jit(walk, static_argnames="one_request")
+    for name, walk in (("to_the_end", prefill_to_the_end), ("over_the_table", prefill_over_the_table))
+}
+walks = pytest.mark.parametrize("walk", WALKS)
 
 
 def attention(q, k, v):
@@ -82,7 +94,7 @@ def tiles_of(cache, row, start, end):
     return [(row, first) for first in range(start, end, cache.page_size)]
 
 
-def check_prefill(cache, heads, tiles, *, one_request):
+def check_prefill(walk, cache, heads, tiles, *, one_request):
     """`tiles` are (row of the cache, start), or None for padding."""
     size = cache.page_size
     q = cache.random(len(tiles), size, heads)
@@ -91,7 +103,7 @@ def check_prefill(cache, heads, tiles, *, one_request):
     for i, tile in enumerate(tiles):
         if tile is not None:
             table[i], starts[i] = cache.table[tile[0]], tile[1]
-    found = np.asarray(prefill(q, cache.kv, table, starts, one_request=one_request))
+    found = np.asarray(WALKS[walk](q, cache.kv, table, starts, one_request=one_request))
     assert found.dtype == cache.dtype
     for i, tile in enumerate(tiles):
         if tile is None:
@@ -106,6 +118,7 @@ def check_prefill(cache, heads, tiles, *, one_request):
             )
 
 
+@walks
 @pytest.mark.parametrize(
     ("heads", "dtype", "page_size"),
     [
@@ -116,7 +129,7 @@ def check_prefill(cache, heads, tiles, *, one_request):
         ("gqa", "float16", 32),
     ],
 )
-def test_prefill_of_several_requests_and_padding(heads, dtype, page_size):
+def test_prefill_of_several_requests_and_padding(walk, heads, dtype, page_size):
     """The prompts fill their pages: what a prefill has padded a page with is the request's own and finite."""
     heads, kv_heads = HEADS[heads]
     lengths = (2 * page_size, 640 + 2 * page_size, page_size)
@@ -126,19 +139,49 @@ def test_prefill_of_several_requests_and_padding(heads, dtype, page_size):
         *tiles_of(cache, 1, 640, 640 + 2 * page_size),
         *tiles_of(cache, 2, 0, page_size),
     ]
-    check_prefill(cache, heads, [*tiles, None], one_request=False)
+    check_prefill(walk, cache, heads, [*tiles, None], one_request=False)
 
 
+@walks
 @pytest.mark.parametrize("start", [0, 640])
 @pytest.mark.parametrize(
     ("page_size", "count", "bucket"), [(16, 1, 1), (16, 5, 8), (32, 8, 8), (64, 3, 4), (128, 2, 4)]
 )
-def test_prefill_of_one_request(page_size, start, count, bucket):
+def test_prefill_of_one_request(walk, page_size, start, count, bucket):
     """Tiles are taken together, and padding tiles with them; start may lie within or past a large block of keys."""
     end = start + count * page_size
     cache = Cache((end,), page_size=page_size, kv_heads=2, dtype="float32")
     tiles = tiles_of(cache, 0, start, end)
-    check_prefill(cache, 4, tiles + [None] * (bucket - count), one_request=True)
+    check_prefill(walk, cache, 4, tiles + [None] * (bucket - count), one_request=True)
+
+
+def test_prefill_of_more_tiles_than_are_taken_together(monkeypatch):
+    monkeypatch.setattr("apex_jax.device_attention.TOGETHER_TOKENS", 32)
+    cache = Cache((80, 48), page_size=16, kv_heads=2, dtype="float32")
+    monkeypatch.setitem(WALKS, "few", jax.jit(prefill_over_the_table, static_argnames="one_request"))
+    check_prefill("few", cache, 4, tiles_of(cache, 0, 16, 80), one_request=True)
+    check_prefill("few", cache, 4, [*tiles_of(cache, 0, 16, 80), *tiles_of(cache, 1, 0, 48)], one_request=False)
+
+
+@pytest.mark.parametrize("one_request", [True, False])
+def test_no_loop_of_an_accelerator_ends_where_data_says(one_request):
+    """It would wait for the host in each round."""
+    shapes = ((4, 16, 4, WIDTH), (8, 2, 2, 16, WIDTH))
+    q, kv = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+    table, starts = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((4, 40), (4,)))
+    traced = jax.jit(prefill_attention, static_argnames="one_request").trace(
+        q, kv, table, starts, one_request=one_request
+    )
+
+    def bounds(platform):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("stablehlo.while") > 0
+        return re.findall(
+            r"cond \{\s*(?:%c\S* = stablehlo\.constant .*\s*)*%\d+ = stablehlo\.compare +LT, %\S+, %(\w+)", text
+        )
+
+    assert all(bound.startswith("c") for bound in bounds("cuda"))
+    assert not all(bound.startswith("c") for bound in bounds("cpu"))
 
 
 def test_writes_go_to_their_places_and_nowhere_else():
