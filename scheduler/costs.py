@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from .prediction import CohortLoad, Load, Terms
 from .profile import Padding, Profile
 
 NO_CORRECTION = Terms(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class CohortCost:
+    """What a cohort of so many rows takes.
+
+    Attributes:
+        rows: host requests.
+        width: rows that they take in a pass.
+        job: attention in one layer.
+        hop: delay of a handover.
+        boarding: what a pass takes more for them, beside their rows.
+        covered: whether the profile covers all of these.
+    """
+
+    rows: int
+    width: int
+    job: float
+    hop: float
+    boarding: float
+    covered: bool
 
 
 class Costs:
@@ -21,6 +44,7 @@ class Costs:
         self.factors = factors
         self.num_layers = profile.num_layers
         self._layers: dict[float, float] = {}
+        self._cohorts: dict[tuple[int, float], CohortCost] = {}
 
     def overhead(self, *, cohorts: bool) -> float:
         """Return what an iteration takes beyond its parts, with or without cohorts."""
@@ -75,6 +99,21 @@ class Costs:
     def boarding(self, width: float) -> float:
         """Return what a cohort adds to a pass beyond its rows."""
         return self.profile.boarding(width) * self.factors.transfer
+
+    def cohort(self, rows: int, row_tokens: float) -> CohortCost:
+        """Return what a cohort of equal rows takes."""
+        key = (rows, row_tokens)
+        if key not in self._cohorts:
+            profile, width, tokens = self.profile, self.host_width(rows), rows * row_tokens
+            self._cohorts[key] = CohortCost(
+                rows,
+                width,
+                self.host_attention(rows, tokens),
+                self.hop(width),
+                self.boarding(width),
+                profile.host_attention.covers(rows, tokens) and profile.hop.covers(width),
+            )
+        return self._cohorts[key]
 
     def migration(self, tokens: float) -> float:
         """Return the time of moving tokens between the sides."""

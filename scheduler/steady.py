@@ -15,9 +15,10 @@ both time lines and twice through a layer); the longest sets the pace.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 
-from .costs import Costs
+from .costs import CohortCost, Costs
 from .plan import Strategy
 from .prediction import Load, Prediction, Terms
 
@@ -46,15 +47,6 @@ def steady(
     return DeviceSide(costs, load).steady(strategy, lanes, row_tokens)
 
 
-@dataclass(frozen=True, slots=True)
-class _Lane:
-    rows: int
-    width: int
-    job: float
-    hop: float
-    boarding: float
-
-
 class DeviceSide:
     """The device's part of an iteration, to which cohorts of several strategies can be added in turn.
 
@@ -78,11 +70,20 @@ class DeviceSide:
 
     def steady(self, strategy: Strategy, lanes: Sequence[int] = (), row_tokens: float = 0.0) -> Prediction:
         """Return the iteration that a strategy repeats; see `steady`."""
+        if strategy == "device_only" and not lanes:
+            return self._device_only
+        return self._repeated(strategy, lanes, row_tokens)
+
+    @cached_property
+    def _device_only(self) -> Prediction:
+        return self._repeated("device_only", (), 0.0)
+
+    def _repeated(self, strategy: Strategy, lanes: Sequence[int], row_tokens: float) -> Prediction:
         layers = self._layers
         rows = [count for count in lanes if count > 0]
         if len(rows) > (most := most_lanes(strategy, layers)):
             raise ValueError(f"{strategy} has {len(rows)} lanes; at most {most} are allowed with {layers} layers")
-        kinds = {count: self._lane(count, row_tokens) for count in set(rows)}
+        kinds = {count: self.costs.cohort(count, row_tokens) for count in set(rows)}
         cohorts = [kinds[count] for count in rows]
         if not cohorts:
             device, chains = self._device_rows.plus(Terms(overhead=self.costs.overhead(cohorts=False))), []
@@ -105,53 +106,52 @@ class DeviceSide:
             host_tokens=sum(rows) / iterations,
             device_token_s=iteration_s if self.load.device_tokens else None,
             host_token_s=iteration_s * iterations if rows else None,
-            extrapolated=not (self._covered and all(self._covers(kind, row_tokens) for kind in kinds.values())),
+            extrapolated=not (self._covered and all(self._covers(kind) for kind in kinds.values())),
             factors=self.costs.factors,
         )
 
-    def _lane(self, rows: int, row_tokens: float) -> _Lane:
-        costs, width = self.costs, self.costs.host_width(rows)
-        job = costs.host_attention(rows, rows * row_tokens)
-        return _Lane(rows, width, job, costs.hop(width), costs.boarding(width))
-
-    def _covers(self, lane: _Lane, row_tokens: float) -> bool:
-        profile = self.costs.profile
-        attention = profile.host_attention.covers(lane.rows, lane.rows * row_tokens)
-        return attention and profile.layer.covers(self._width + lane.width) and profile.hop.covers(lane.width)
+    def _covers(self, cohort: CohortCost) -> bool:
+        return cohort.covered and self.costs.profile.layer.covers(self._width + cohort.width)
 
     def _passes(self, width: int, sampled: int, boarding: float) -> Terms:
         """All passes of one batch, boundary 0 to L."""
         linear = self._layers * self.costs.layer(width) + self.costs.head(sampled)
         return Terms(linear=linear, transfer=(self._layers + 1) * boarding)
 
-    def _beside(self, lane: _Lane) -> Terms:
+    def _beside(self, lane: CohortCost) -> Terms:
         """All passes in which a cohort shares the device rows'."""
         return self._passes(self._width + lane.width, self.load.device_tokens + lane.rows, lane.boarding)
 
-    def _layer_sync(self, lane: _Lane) -> tuple[Terms, list[Terms]]:
+    def _layer_sync(self, lane: CohortCost) -> tuple[Terms, list[Terms]]:
         passes = self._beside(lane).plus(self._overhead)
         waiting = Terms(host_attention=self._layers * lane.job, transfer=self._layers * lane.hop)
         return passes.plus(self._attention), [passes.plus(waiting)]
 
-    def _pipelining(self, first: _Lane, second: _Lane) -> tuple[Terms, list[Terms]]:
+    def _pipelining(self, first: CohortCost, second: CohortCost) -> tuple[Terms, list[Terms]]:
         layers = self._layers
         own = self._passes(self._width + first.width, 0, first.boarding)
         other = self._passes(second.width, 0, second.boarding)
         head = Terms(linear=self._head_of_both(first, second))
         jobs = Terms(host_attention=layers * (first.job + second.job))
         device = own.plus(other).plus(head).plus(self._attention).plus(self._overhead)
-        circles = [
-            device,
-            jobs._replace(transfer=first.hop),
-            _way(own.plus(head), layers, first),
-            _way(other.plus(head), layers, second),
-            device.plus(jobs._replace(transfer=layers * second.hop)).times(0.5),
-        ]
+        work, work_of_host = device.total, jobs.total
+        circles = (
+            (work, device),
+            (work_of_host + first.hop, jobs),
+            (own.total + head.total + layers * (first.hop + first.job), own),
+            (other.total + head.total + layers * (second.hop + second.job), other),
+            ((work + work_of_host + layers * second.hop) / 2, None),
+        )
+        _, way = max(circles, key=lambda circle: circle[0])
+        if way is own or way is other:
+            cohort = first if way is own else second
+            way = way.plus(head).plus(Terms(host_attention=layers * cohort.job, transfer=layers * cohort.hop))
+        elif way is None:
+            way = device.plus(jobs).plus(Terms(transfer=layers * second.hop)).times(0.5)
         # Where an iteration begins and ends the host has no jobs, so it takes a little longer than its longest circle.
-        longest = max(circles, key=sum)
-        return device, [longest.times((self._two_cohorts(first, second) + self._overhead.overhead) / longest.total)]
+        return device, [way.times((self._two_cohorts(first, second) + self._overhead.overhead) / way.total)]
 
-    def _two_cohorts(self, first: _Lane, second: _Lane) -> float:
+    def _two_cohorts(self, first: CohortCost, second: CohortCost) -> float:
         """Return when the last pass of an iteration ends in which both cohorts ride through all layers."""
         costs, last = self.costs, self._layers
         shared, single = costs.layer(self._width + first.width), costs.layer(second.width)
@@ -174,11 +174,11 @@ class DeviceSide:
         now = max(now, second_ready) + second.boarding + share * single
         return now + self._head_of_both(first, second)
 
-    def _head_of_both(self, first: _Lane, second: _Lane) -> float:
+    def _head_of_both(self, first: CohortCost, second: CohortCost) -> float:
         """Return the time of the head, over whose weights everybody rides together."""
         return self.costs.head(self.load.device_tokens + first.rows + second.rows)
 
-    def _async_overlap(self, lanes: list[tuple[_Lane, int]]) -> tuple[Terms, list[Terms]]:
+    def _async_overlap(self, lanes: list[tuple[CohortCost, int]]) -> tuple[Terms, list[Terms]]:
         layers = self._layers
         # A cohort is at each of the L + 1 boundaries in one of as many iterations.
         share = 1 / (layers + 1)
@@ -198,8 +198,3 @@ class DeviceSide:
             ways.append(way)
         device = self._device_rows.plus(Terms(linear=extra, transfer=transfer, overhead=self._overhead.overhead))
         return device, [Terms(host_attention=jobs), *ways]
-
-
-def _way(passes: Terms, layers: int, lane: _Lane) -> Terms:
-    """A cohort's passes, and its jobs and hops between them."""
-    return Terms(linear=passes.linear, host_attention=layers * lane.job, transfer=passes.transfer + layers * lane.hop)
