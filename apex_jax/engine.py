@@ -281,6 +281,14 @@ class Engine:
             if self.follower is not None:
                 self.follower.forget()
 
+    def decide_by(self, policy: Policy, follower: Follower | None = None) -> None:
+        """Let another policy choose from now on; no request may be under way."""
+        with self._changing():
+            self.policy = policy
+            self.follower = follower
+            self._counters = self._totals()
+            self._start_empty()
+
     def warm_up(self) -> None:
         """Compile every program that requests can need; changes none of those under way."""
         with self._changing():

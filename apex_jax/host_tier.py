@@ -1,8 +1,6 @@
-"""The host's side of an engine: its device, its pages and the worker over them, and who decides about it."""
+"""The host's side of an engine: its device, its pages and the worker over them."""
 
 from __future__ import annotations
-
-from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +9,6 @@ from .host_offload import HostKVConfig, HostWorker, allocate
 from .memory import EngineSizes
 from .models.config import LlamaConfig
 from .options import EngineOptions
-from .scheduler import FixedPolicy, Policy, Strategy
 
 
 def host_device(device: jax.Device) -> jax.Device:
@@ -50,14 +47,3 @@ def make_worker(
     )
     cache = allocate(shape, options.host_kv_bytes, host_device(device))
     return HostWorker(cache, num_heads=config.num_attention_heads)
-
-
-def make_policy(options: EngineOptions, sizes: EngineSizes) -> Policy:
-    """Return what decides about strategies."""
-    if options.strategy == "auto" or not sizes.host_pages:
-        return FixedPolicy(strategy="device_only")
-    return FixedPolicy(
-        strategy=cast(Strategy, options.strategy),
-        num_cohorts=options.num_cohorts,
-        max_host_requests=sizes.max_host_seqs,
-    )

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from .buckets import Buckets
+from .deciding import follower_of, make_policy, planner_of
 from .device import default_dtype, device_attention_for
 from .engine import Engine, EngineStats
 from .executor import Executor
 from .fair_lock import FairLock
-from .host_tier import make_policy, make_worker
+from .host_tier import make_worker
 from .jax_device import JaxDevice
 from .jobs import Job, delta, result
 from .memory import EngineSizes, plan_memory
@@ -29,7 +30,7 @@ from .progress_bar import Bar, each_compilation
 from .prompts import Prompt, TokenizedPrompt, as_batch, tokenize
 from .sampling import banned_tokens
 from .sampling_params import SamplingParams
-from .scheduler import Profile
+from .scheduler import Planner, Profile, explain
 from .stopping import OutputStream
 from .trace import Recorder
 
@@ -150,8 +151,10 @@ class LLM:
             eos_token_ids=config.eos_token_ids,
         )
         worker = make_worker(config, weights.dtype, options, sizes, device=device)
-        policy = make_policy(options, sizes)
-        self._engine = Engine(Executor(jax_device, worker), policy)
+        executor = Executor(jax_device, worker)
+        self._options = options
+        policy = make_policy(executor, config, weights.dtype, options, device=device, attention=attention.name)
+        self._engine = Engine(executor, policy, follower_of(policy))
         self._lock = FairLock()
         self._dropped: deque[list[Job]] = deque()
         self._seeds = np.random.default_rng(options.seed)
@@ -239,7 +242,7 @@ class LLM:
         """Return what the parts of an iteration take on this machine with this model.
 
         Measured profiles are kept in `$APEX_JAX_CACHE/profiles`, by default under `~/.cache/apex_jax`, and found again
-        by an engine of the same hardware, model sizes, types and versions.
+        by an engine of the same hardware, model sizes, types and versions. Strategy "auto" decides by it from then on.
 
         Args:
             again: measure even if one is kept.
@@ -263,7 +266,23 @@ class LLM:
                 attention=self.attention_name,
                 page_size=executor.buckets.page_size,
             )
-            return ready_profile(executor, self.config, self.dtype, key, again=again, use_tqdm=use_tqdm)
+            profile = ready_profile(executor, self.config, self.dtype, key, again=again, use_tqdm=use_tqdm)
+            if isinstance(self._engine.policy, Planner):
+                planner = planner_of(profile, executor, self._options)
+                self._engine.decide_by(planner, follower_of(planner))
+            return profile
+
+    def explain(self) -> str:
+        """Return a screen of text on the last decision of strategy "auto": what each strategy was predicted to take and
+        yield, the paper's inequality with both sides filled in, what was chosen and why, and how the last predictions
+        compare with what happened."""
+        with self._lock:
+            policy = self._engine.policy
+            if isinstance(policy, Planner):
+                return explain(policy)
+            why = "there is no host tier (host_kv_bytes)" if not self.host_kv_tokens else "it was asked for"
+            strategy = "device_only" if not self.host_kv_tokens else self.strategy
+            return f"Nothing is decided: the strategy is always {strategy}, because {why}."
 
     @contextmanager
     def recording(self) -> Iterator[Recorder]:

@@ -47,6 +47,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     output.add_argument(
         "--trace", type=Path, metavar="FILE", help="record what ran when, for `apex-jax timeline` and Perfetto"
     )
+    output.add_argument(
+        "--explain", action="store_true", help="say afterwards how strategy auto decided, on standard error"
+    )
     add_sampling_arguments(parser, max_tokens=MAX_TOKENS)
     add_model_arguments(parser)
     add_engine_arguments(parser)
@@ -67,7 +70,10 @@ def run(args: argparse.Namespace) -> int:
     if args.warm_up:
         llm.warm_up(use_tqdm=sys.stderr.isatty())
     with recorded(llm, args.trace):
-        return _serve(args, llm, tasks, progress, load_seconds)
+        status = _serve(args, llm, tasks, progress, load_seconds)
+    if args.explain:
+        print(llm.explain(), file=sys.stderr)
+    return status
 
 
 def _serve(args: argparse.Namespace, llm: LLM, tasks: Sequence[Task], progress: Progress, load_seconds: float) -> int:
