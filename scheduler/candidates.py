@@ -169,31 +169,32 @@ class Valuation:
     def _better(self, candidates: Iterable[Candidate]) -> Candidate:
         return max(candidates, key=lambda candidate: (candidate.keeps(self.outlook.limit_s), candidate.rate))
 
-    def _iteration(self, strategy: Strategy, lanes: tuple[int, ...], side: DeviceSide) -> Prediction:
-        """Return an iteration; where host rows go through in one, they rest in the kinds in which that does not pay."""
-        prediction = side.steady(strategy, lanes, self.outlook.row_tokens)
-        if strategy in THROUGH and len(self._sides) > 1 and side.load.device_rows:
-            alone = side.steady("device_only")
-            return prediction if _worth(self.outlook, alone, prediction) else alone
-        return prediction
+    def _pays(self, side: DeviceSide, riding: Prediction) -> bool:
+        """Whether host rows that go through in an iteration make up for the time by which they lengthen it."""
+        longer = riding.iteration_s - side.steady("device_only").iteration_s
+        return riding.host_tokens > self.outlook.device_rate * longer
 
     def _value(self, strategy: Strategy, lanes: tuple[int, ...], decided: tuple[int, ...] | None = None) -> Candidate:
         outlook = self.outlook
         seconds = device_tokens = host_tokens = host_busy = 0.0
-        main, most = None, (False, 0.0)
+        main, most = None, (False, False, 0.0)
         for weight, side in self._sides:
-            prediction = self._iteration(strategy, lanes, side)
+            prediction = riding = side.steady(strategy, lanes, outlook.row_tokens)
+            pays = strategy not in THROUGH or len(self._sides) == 1 or self._pays(side, riding)
+            if not pays:
+                prediction = side.steady("device_only")
             seconds += weight * prediction.iteration_s
             device_tokens += weight * prediction.device_tokens
             host_tokens += weight * prediction.host_tokens
             host_busy += weight * prediction.host_busy_s
-            if (prediction.strategy == strategy, weight) > most:
-                main, most = prediction, (prediction.strategy == strategy, weight)
+            # Where riding pays in no kind of iteration, fewer rows may pay beside prompts.
+            if (likely := (pays, not pays and side.load.prefill_tokens > 0, weight)) > most:
+                main, most = riding, likely
         assert main is not None
-        riding = sum(lanes)
+        rows = sum(lanes)
         host_token_s = 0.0
         if host_tokens:
-            host_token_s = seconds * riding / host_tokens * max(1.0, outlook.host_rows / riding)
+            host_token_s = seconds * rows / host_tokens * max(1.0, outlook.host_rows / rows)
         in_time = max(0.0, 1.0 - host_token_s / outlook.horizon_s)
         seconds = max(seconds, host_busy + outlook.moving_s * host_tokens)
         value = device_tokens + host_tokens * in_time + self._prompt_value
@@ -206,12 +207,6 @@ class Valuation:
             host_token_s=host_token_s,
             prediction=main,
         )
-
-
-def _worth(outlook: Outlook, alone: Prediction, prediction: Prediction) -> bool:
-    """Whether host tokens make up for what the device would make in the time that they lengthen an iteration by."""
-    longer = prediction.iteration_s - alone.iteration_s
-    return prediction.host_tokens > outlook.device_rate * longer
 
 
 def even(rows: int, count: int) -> tuple[int, ...]:
