@@ -310,7 +310,12 @@ from apex_jax.models import random_weights
 
 config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
                      num_key_value_heads=1, head_dim=16, max_position_embeddings=65536)
-llm = LLM.from_params(config, random_weights(config, 0, "float32"), page_size=128, max_num_seqs=2)
+options = {"max_num_seqs": 2}
+if sys.argv[2] != "device_only":
+    options = {"max_num_seqs": 1, "max_host_seqs": 1, "device_kv_tokens": 32768, "host_kv_bytes": 1 << 23}
+llm = LLM.from_params(
+    config, random_weights(config, 0, "float32"), page_size=128, strategy=sys.argv[2], **options
+)
 short = SamplingParams(temperature=0, max_tokens=8)
 expected = llm.generate([[1, 2], [3]], short, use_tqdm=False)
 endless = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
@@ -327,15 +332,26 @@ except KeyboardInterrupt:
     assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, stats.num_pages), stats
     again = llm.generate([[1, 2], [3]], short, use_tqdm=False)
     assert [o.outputs for o in again] == [o.outputs for o in expected]
-    assert set(threading.enumerate()) == before
+    for thread in set(threading.enumerate()) - before:
+        assert thread.name == "apex-jax-host"
+        thread.join(60)
+        assert not thread.is_alive()
+    if sys.argv[2] != "device_only":
+        assert stats.host_tokens > 16, stats
     print("usable", flush=True)
 """
 
 
-@pytest.mark.parametrize("call", ["generate", "stream"])
-def test_a_real_signal(call):
+@pytest.mark.parametrize(
+    ("call", "strategy"),
+    [("generate", "device_only"), ("stream", "device_only"), ("generate", "async_overlap"), ("stream", "layer_sync")],
+)
+def test_a_real_signal(call, strategy):
     with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(SCRIPT), call], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", textwrap.dedent(SCRIPT), call, strategy],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
