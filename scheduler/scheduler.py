@@ -13,7 +13,7 @@ requests are fetched back.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from .cohorts import Cohorts
 from .draft import Draft
@@ -177,19 +177,22 @@ class Scheduler:
         host = [r for r in self._running if r.side == "host" and not r.fetching]
         prefilling = [r for r in self._running if r.is_prefilling]
         budget = self.max_prefill_pages * self.pages.page_size
-        owed = sum(r.prefill_target - r.computed for r in prefilling) + sum(r.length for r in self._waiting)
+        waiting_tokens = sum(r.length for r in self._waiting)
+        owed = sum(r.prefill_target - r.computed for r in prefilling) + waiting_tokens
+        host_tokens, host_remaining = _tokens(host)
+        others_remaining = _tokens(r for r in self._running if r.side == "device" or r.fetching)[1]
         return Situation(
             num_layers=self.num_layers,
             device_rows=len(device),
             device_kv_tokens=sum(r.length for r in device),
             host_rows=len(host),
-            host_kv_tokens=sum(r.length for r in host),
+            host_kv_tokens=host_tokens,
             prefill_tokens=min(budget, owed),
             prefill_context=prefilling[0].computed if prefilling else 0,
             waiting=len(self._waiting),
-            waiting_tokens=sum(r.length for r in self._waiting),
-            remaining_tokens=sum(r.max_tokens - r.steps for r in self._running),
-            host_remaining_tokens=sum(r.max_tokens - r.steps for r in host),
+            waiting_tokens=waiting_tokens,
+            remaining_tokens=host_remaining + others_remaining,
+            host_remaining_tokens=host_remaining,
             free_device_tokens=self.pages.num_free * self.pages.page_size,
             free_host_tokens=self.host_pages.num_free * self.host_pages.page_size if self.host_pages else 0,
             mid_token_rows=sum(r.cohort is not None for r in host),
@@ -451,6 +454,17 @@ class Scheduler:
         request.side, request.fetching, request.fetched = "device", False, False
         self._free_slots.append(request.slot)
         request.slot = None
+
+
+def _tokens(requests: Iterable[Request]) -> tuple[int, int]:
+    """Return the tokens of all contexts, and those that may still come."""
+    contexts = remaining = 0
+    # Hundreds of requests before every plan: their properties would take longer than all the rest.
+    for request in requests:
+        steps = len(request.output) + request.in_flight
+        contexts += len(request.prompt) + steps
+        remaining += request.max_tokens - steps
+    return contexts, remaining
 
 
 def _arrival(request: Request) -> int:
