@@ -19,9 +19,10 @@ from .host_offload import HostKVConfig, HostWorker, allocate
 from .overlap_calibration import Calibration, calibrate
 from .overlap_population import Population, Window
 from .scheduler import STRATEGIES, CostModel, Decision, Load, Prediction, Profile, Strategy, Terms
-from .scheduler.candidates import Candidate, Outlook, Valuation
+from .scheduler.candidates import Outlook, Valuation
 from .scheduler.costs import Costs
 from .scheduler.hardware import Device, Host, Model, described_profile
+from .scheduler.steady import steady
 from .trace import Recorder
 
 HOST_SHARE = 0.88
@@ -131,6 +132,24 @@ class OverlapBenchmark:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cohorts:
+    """How host requests ride.
+
+    Attributes:
+        lanes: host rows of each cohort, see `Decision`.
+        under_way: those of the cohorts that are under way at once; lanes may be one more.
+    """
+
+    lanes: tuple[int, ...]
+    under_way: tuple[int, ...]
+
+    @property
+    def riding(self) -> int:
+        """Host requests under way at once."""
+        return sum(self.under_way)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Turn:
     """A strategy's turn in a round.
 
@@ -193,7 +212,8 @@ def measure_host(benchmark: OverlapBenchmark, population: Population) -> Calibra
 def _turn(benchmark: OverlapBenchmark, population: Population, strategy: Strategy, calibration: Calibration) -> Turn:
     best = choose(benchmark, strategy, calibration)
     # Host requests grow while they are measured; their mean is to be the context that was asked for.
-    token_s = best.prediction.host_token_s
+    load = _load(benchmark, calibration)
+    token_s = calibration.model.steady(strategy, load, best.under_way, float(benchmark.context)).host_token_s
     grown = min(benchmark.seconds / token_s / 2, benchmark.context / 4) if token_s else 0.0
     population.fill(best.riding, context=round(benchmark.context - grown))
     asynchronous, period = strategy == "async_overlap", benchmark.profile.num_layers + 1
@@ -208,16 +228,32 @@ def _turn(benchmark: OverlapBenchmark, population: Population, strategy: Strateg
     )
 
 
-def choose(benchmark: OverlapBenchmark, strategy: Strategy, calibration: Calibration) -> Candidate:
+def choose(benchmark: OverlapBenchmark, strategy: Strategy, calibration: Calibration) -> Cohorts:
     """Return the cohorts that make most of a strategy while the host keeps some time to spare."""
+    load, context = _load(benchmark, calibration), float(benchmark.context)
+    slower = Costs(calibration.model.profile, Terms(1.0, 1.0, 1.0, 1.0 / HOST_SHARE, 1.0, 1.0))
+    outlook = Outlook(loads=((1.0, load),), host_rows=benchmark.host_requests, row_tokens=context)
+    best = Valuation(slower, outlook).best(strategy)
+    found = [Cohorts(lanes=best.lanes, under_way=best.under_way)]
+    if strategy == "async_overlap":
+        found += _full_batches(benchmark)
+    return max(found, key=lambda each: steady(slower, strategy, load, each.under_way, context).tokens_per_s)
+
+
+def _load(benchmark: OverlapBenchmark, calibration: Calibration) -> Load:
     rows = max(1, round(calibration.device_rows))
-    outlook = Outlook(
-        loads=((1.0, Load(device_rows=rows, device_kv_tokens=rows * benchmark.context)),),
-        host_rows=benchmark.host_requests,
-        row_tokens=float(benchmark.context),
-    )
-    slower = Terms(1.0, 1.0, 1.0, 1.0 / HOST_SHARE, 1.0, 1.0)
-    return Valuation(Costs(calibration.model.profile, slower), outlook).best(strategy)
+    return Load(device_rows=rows, device_kv_tokens=rows * benchmark.context)
+
+
+def _full_batches(benchmark: OverlapBenchmark) -> list[Cohorts]:
+    """Return cohorts that leave no row of their batches empty: one row more is paid for like a batch more."""
+    boundaries, found = benchmark.profile.num_layers + 1, []
+    for size in benchmark.buckets.host_rows:
+        for spacing in range(1, boundaries):
+            under_way = (size,) * (boundaries // spacing)
+            if sum(under_way) <= benchmark.host_requests:
+                found.append(Cohorts(lanes=(size,) * -(-boundaries // spacing), under_way=under_way))
+    return found
 
 
 def predict(model: CostModel, strategy: Strategy, window: Window, under_way: Sequence[int]) -> Prediction:

@@ -20,6 +20,9 @@ OUTPUT = 64
 SPARE = 4
 """Requests that wait, so that whoever ends is replaced at once and nobody is fetched back from the host."""
 
+STEPS_EACH = 8
+"""Iterations in which a request has long come to the host, if there is room for it."""
+
 REST = Decision(strategy="device_only")
 
 
@@ -156,8 +159,12 @@ class Population:
         longest = self.device.buckets.table_width * self.device.buckets.page_size
         rows = self.device.num_pages // (context // self.device.buckets.page_size + 1)
         newcomers = [self._add(context, longest - context) for _ in range(host_requests + rows if host_requests else 0)]
-        while sum(generation.request.side == "host" for generation in newcomers) < host_requests:
+        for _ in range(1 + STEPS_EACH * len(newcomers)):
+            if sum(generation.request.side == "host" for generation in newcomers) >= host_requests:
+                break
             self.engine.step()
+        else:
+            raise ValueError(f"{host_requests} requests of {context} tokens do not come to rest on the host")
         self._on_host = [generation for generation in newcomers if generation.request.side == "host"]
         for index in range(rows + SPARE):
             output = OUTPUT * (index % rows + 1) // rows if index < rows else OUTPUT
