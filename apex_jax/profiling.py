@@ -14,6 +14,7 @@ from itertools import pairwise
 
 from .emulated_device import padding_of
 from .executor import Executor, Submitted
+from .host_offload import HostJob
 from .profile_plans import ProfilePlans
 from .profile_points import Points, ProfileSizes, beyond_first, positive
 from .sampling import seed_words
@@ -172,10 +173,22 @@ class Profiler:
         )
 
     def _job(self, rows: int, length: int) -> float:
-        counters = self.executor.host
-        before = counters.attend_ns, counters.jobs
-        self._hybrid("async_overlap", (rows,), length)
-        return (counters.attend_ns - before[0]) / 1e9 / max(1, counters.jobs - before[1])
+        """Return the median time that a job occupies the host, from its input's arrival to its result's leaving."""
+        taken: list[int] = []
+        note = self.worker.on_end
+
+        def listen(job: HostJob) -> None:
+            if job.kind == "attend":
+                taken.append(job.ended_ns - job.fetched_ns)
+            if note is not None:
+                note(job)
+
+        self.worker.on_end = listen
+        try:
+            self._hybrid("async_overlap", (rows,), length)
+        finally:
+            self.worker.on_end = note
+        return statistics.median(taken) / 1e9
 
     def _hybrid(self, strategy: Strategy, lanes: Sequence[int], length: int) -> float:
         plan = self._alone(self.sizes.attention_rows)

@@ -23,7 +23,7 @@ class VirtualMachine:
         self.end = 0.0
         self.clock_state = None
         self.host = HostCounters()
-        self.worker = SimpleNamespace(num_pages=host_pages)
+        self.worker = SimpleNamespace(num_pages=host_pages, on_end=None)
         self.buckets = Buckets(
             max_num_seqs=max_num_seqs,
             max_host_seqs=max_host_seqs,
@@ -54,8 +54,11 @@ class VirtualMachine:
         self._check(plan)
         predicted, self.clock_state = self.model.predict(plan, self.clock_state)
         self.end = max(self.end, self.now) + predicted.iteration_s
-        self.host.attend_ns += round(1e9 * predicted.host.host_attention)
-        self.host.jobs += sum(min(c.last, plan.num_layers - 1) - c.first + 1 for c in plan.cohorts)
+        for cohort in load.cohorts:
+            taken = round(1e9 * self.model.costs.host_attention(cohort.rows, cohort.kv_tokens))
+            for _ in range(cohort.first, min(cohort.last + 1, plan.num_layers)):
+                if self.worker.on_end is not None:
+                    self.worker.on_end(SimpleNamespace(kind="attend", fetched_ns=5, ended_ns=5 + taken))
         self.host.store_ns += round(1e9 * self.model.costs.migration(load.evicted_tokens))
         self.host.load_ns += round(1e9 * self.model.costs.migration(load.fetched_tokens))
         return self.end
