@@ -29,8 +29,15 @@ MERGED_TOKENS = 256
 TOGETHER_TOKENS = 2048
 """The same on an accelerator, which wants more work at once."""
 
+GATHERED_BYTES = 2**28
+"""KV that decode attention copies at a time at most; more rows or longer ones are taken in rounds."""
+
 MASKED = -1e30
 """Score of a key that a query may not see; finite, so that a row without any key gives zeros and not NaN."""
+
+
+_Softmax = tuple[Array, Array, Array]
+"""An online softmax under way: the largest score, the sum of weights, the weighted sum of values."""
 
 
 def write_tiles(kv: Array, pages: Array, k: Array, v: Array) -> Array:
@@ -75,19 +82,45 @@ def decode_attention(q: Array, kv: Array, table: Array, lengths: Array) -> Array
         [B, N, H] in the dtype of q.
     """
     rows, heads, width = q.shape
-    _, kv_heads, _, page_size, _ = kv.shape
+    kv_heads = kv.shape[1]
     grouped = q.reshape(rows, kv_heads, heads // kv_heads, width)
+    block = max(1, GATHERED_BYTES // (rows * math.prod(kv.shape[1:]) * kv.dtype.itemsize))
+    if table.shape[1] <= block:
+        _, total, out = _attend_rows(grouped, kv, table, lengths)
+    else:
+        table = jnp.pad(table, ((0, 0), (0, -table.shape[1] % block)))
+
+        def attend(index: Array, state: _Softmax) -> _Softmax:
+            ids = lax.dynamic_slice_in_dim(table, index * block, block, axis=1)
+            return _merge(state, _attend_rows(grouped, kv, ids, lengths - index * block * kv.shape[3]))
+
+        shape = grouped.shape[:3]
+        state = (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros(grouped.shape))
+        _, total, out = lax.fori_loop(0, table.shape[1] // block, attend, state)
+    total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
+    return (out / total[..., None]).reshape(rows, heads, width).astype(q.dtype)
+
+
+def _attend_rows(grouped: Array, kv: Array, table: Array, lengths: Array) -> _Softmax:
+    """Attend from [B, K, G, H] to the first `lengths` tokens of table rows [B, W]; none where a length is 0 or less."""
+    page_size = kv.shape[3]
     pages = kv[table]
-    scores = _scores("BKGH,BWKSH->BKGWS", grouped, pages[:, :, :, 0])
+    scores = _scores("BKGH,BWKSH->BKGWS", grouped, pages[:, :, :, 0]) * grouped.shape[-1] ** -0.5
     position = jnp.arange(table.shape[1] * page_size).reshape(table.shape[1], page_size)
     visible = position[None] < lengths[:, None, None]
-    scores = jnp.where(visible[:, None, None], scores * width**-0.5, MASKED)
-    weights = jnp.where(visible[:, None, None], jnp.exp(scores - scores.max(axis=(3, 4), keepdims=True)), 0.0)
-    total = jnp.maximum(weights.sum(axis=(3, 4)), jnp.finfo(jnp.float32).tiny)
+    scores = jnp.where(visible[:, None, None], scores, MASKED)
+    peak = scores.max(axis=(3, 4))
+    weights = jnp.where(visible[:, None, None], jnp.exp(scores - peak[..., None, None]), 0.0)
     # What other requests left there may be NaN, which a weight of zero does not silence.
     values = jnp.where(visible[:, :, None, :, None], pages[:, :, :, 1], jnp.zeros((), kv.dtype))
-    out = _weighted_sum("BKGWS,BWKSH->BKGH", weights, values)
-    return (out / total[..., None]).reshape(rows, heads, width).astype(q.dtype)
+    return peak, weights.sum(axis=(3, 4)), _weighted_sum("BKGWS,BWKSH->BKGH", weights, values)
+
+
+def _merge(before: _Softmax, more: _Softmax) -> _Softmax:
+    """Return the online softmax over both, sums [...] and outputs [..., H]."""
+    peak = jnp.maximum(before[0], more[0])
+    old, new = jnp.exp(before[0] - peak), jnp.exp(more[0] - peak)
+    return peak, before[1] * old + more[1] * new, before[2] * old[..., None] + more[2] * new[..., None]
 
 
 def prefill_attention(q: Array, kv: Array, table: Array, starts: Array, *, one_request: bool) -> Array:
@@ -164,9 +197,6 @@ def prefill_over_the_table(q: Array, kv: Array, table: Array, starts: Array, *, 
         return lax.map(attend, (q, table, starts, starts + page_size), batch_size=together)
     return _attend_merged(attend, q, table, starts, merged=math.gcd(tiles, together))
 
-
-_Softmax = tuple[Array, Array, Array]
-"""An online softmax under way: the largest score, the sum of weights, the weighted sum of values."""
 
 _AttendBlock = Callable[[Array, int, _Softmax], _Softmax]
 """(first page, pages, state) -> state after those pages."""

@@ -17,6 +17,8 @@ from apex_jax.device_attention import (
     write_tokens,
 )
 
+pytestmark = pytest.mark.gpu
+
 HEADS = {"mha": (4, 4), "gqa": (6, 2), "mqa": (4, 1)}
 TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2, "float16": 2e-3}
 WIDTH = 16
@@ -78,7 +80,20 @@ class Cache:
     ],
 )
 def test_decode(heads, dtype, page_size):
-    heads, kv_heads = HEADS[heads]
+    check_decode(decode, *HEADS[heads], dtype, page_size)
+
+
+@pytest.mark.parametrize("pages", [1, 2, 3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_decode_in_rounds(pages, dtype, monkeypatch):
+    """Only so many pages of each row at a time; the last round may be short, and rows may end before it."""
+    row_pages = 5 * 2 * 2 * 16 * WIDTH * jnp.dtype(dtype).itemsize
+    monkeypatch.setattr("apex_jax.device_attention.GATHERED_BYTES", (pages + 1) * row_pages - 1)
+    in_rounds = jax.jit(lambda *operands: decode_attention(*operands))
+    check_decode(in_rounds, 6, 2, dtype, 16)
+
+
+def check_decode(decode, heads, kv_heads, dtype, page_size):
     lengths = (1, page_size, page_size + 1, 3 * page_size - 5, 0)
     cache = Cache(lengths, page_size=page_size, kv_heads=kv_heads, dtype=dtype)
     q = cache.random(len(lengths), heads)
