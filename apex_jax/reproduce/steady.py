@@ -6,7 +6,7 @@ host busy. Here they and the host's memory are unbounded, and no prompts are com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ..scheduler.candidates import Outlook, Valuation
@@ -27,7 +27,7 @@ class Steady:
     """Rates of all strategies on one machine.
 
     Attributes:
-        machine, setup: which; `setup` names the device's KV.
+        machine, setup: which.
         device_kv_tokens, host_gb_per_s: of the set-up.
         rates: tokens/s by strategy. Hybrid ones have at least one host request, whether or not that pays.
     """
@@ -72,7 +72,7 @@ def steady_at(setup: Setup, host_gb_per_s: float | None = None) -> Steady:
         rates[name] = Valuation(costs, outlook).best(name).rate
     return Steady(
         machine=setup.machine,
-        setup=setup.label,
+        setup=setup.label if host_gb_per_s is None else f"host {host_gb_per_s:g} GB/s, device KV {tokens:,}",
         device_kv_tokens=tokens,
         host_gb_per_s=host.attention_gb_per_s,
         rates=rates,
@@ -86,18 +86,19 @@ def steady_rates(setups: Sequence[Setup]) -> list[Steady]:
 
 
 def steady_gains(setups: Sequence[Setup]) -> list[Gain]:
-    """Return the set-ups' gains; the best hybrid scheduler is pipelining where that pays, else the device alone."""
-    found = []
-    for setup in setups:
-        rates = steady_at(setup).rates
-        alone, pipelining, best = rates["device_only"], rates["asymmetric_pipelining"], max(rates.values())
-        ratios = {
-            "device_only": best / alone,
-            "pipelining": best / max(alone, pipelining),
-            "overlap": rates["async_overlap"] / pipelining,
-        }
-        found += [
-            Gain(machine=setup.machine, setup=setup.label, workload="steady", over=over, percent=100 * (ratio - 1))
-            for over, ratio in ratios.items()
-        ]
-    return found
+    """Return the gains of the set-ups, and over host bandwidths for every amount of KV on the device."""
+    return [gain for steady in (*map(steady_at, setups), *steady_rates(setups)) for gain in _gains(steady)]
+
+
+def _gains(steady: Steady) -> Iterator[Gain]:
+    """The best hybrid scheduler is pipelining where that pays, else the device alone."""
+    rates = steady.rates
+    alone, pipelining, best = rates["device_only"], rates["asymmetric_pipelining"], max(rates.values())
+    ratios = {
+        "device_only": best / alone,
+        "pipelining": best / max(alone, pipelining),
+        "overlap": rates["async_overlap"] / pipelining,
+    }
+    for over, ratio in ratios.items():
+        percent = 100 * (ratio - 1)
+        yield Gain(machine=steady.machine, setup=steady.setup, workload="steady", over=over, percent=percent)
