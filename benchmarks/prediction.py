@@ -174,11 +174,12 @@ def plans_of(executor: Executor) -> ProfilePlans:
     )
 
 
-def cpu_executor(model: str, longest: int) -> Executor:
+def cpu_executor(model: str, longest: int, num_layers: int | None) -> Executor:
     """Return the executor of an engine whose device is the CPU."""
     llm = LLM(
         model,
         load_format="dummy",
+        num_layers=num_layers,
         device=jax.devices("cpu")[0],
         device_kv_tokens=16 * longest,
         host_kv_bytes=1 << 28,
@@ -225,13 +226,14 @@ def main() -> None:
     parser.add_argument("level", choices=("cpu", "emulated"))
     parser.add_argument("--model", help="default: smollm2-135m on the CPU, llama-3.2-1b emulated")
     parser.add_argument("--device", default="t4", help="which device is emulated (default: %(default)s)")
+    parser.add_argument("--num-layers", type=int, help="of the model on the CPU (default: its own)")
     parser.add_argument("--situations", type=int, default=36)
     parser.add_argument("--longest", type=int, default=1024, help="context in tokens (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng = random.Random(args.seed)
     if args.level == "cpu":
-        executor = cpu_executor(args.model or "smollm2-135m", args.longest)
+        executor = cpu_executor(args.model or "smollm2-135m", args.longest, args.num_layers)
         plans = plans_of(executor)
         situations = list(device_situations(plans, rng, count=args.situations, longest=args.longest))
     else:
