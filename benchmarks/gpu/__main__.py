@@ -62,7 +62,8 @@ def environment(out: Path, *, tiny: bool) -> dict[str, str]:
     else:
         # Programs that several sections need are compiled once; the cache lives as long as the folder.
         chosen = {"JAX_COMPILATION_CACHE_DIR": str(out / "compiled"), "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"}
-    return chosen | dict(os.environ)
+    # Profiles that are measured here are results of this run.
+    return {"APEX_JAX_CACHE": str(out), **chosen, **os.environ}
 
 
 def has_gpu() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,8 +54,11 @@ class Report:
         try:
             yield
         except Exception as error:
-            lines = str(error).strip().splitlines() or [""]
-            self.fail(f"{what}: {type(error).__name__}: {lines[0][:300]}")
+            traceback.print_exc()
+            # What the engine raises for a request names what has happened as its cause.
+            first = error.__cause__ or error
+            lines = str(first).strip().splitlines() or [""]
+            self.fail(f"{what}: {type(first).__name__}: {lines[0][:300]}")
 
     def fail(self, line: str) -> None:
         """Note what has failed or was left out, and why."""

@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from decode import DTYPE, PAGE_SIZE, TINY, fitting
-from report import Report, facts_of, open_report
+from report import Report, Table, facts_of, open_report
 
 import apex_jax.jax_device
 from apex_jax import LLM, LlamaConfig, SamplingParams
@@ -54,6 +54,23 @@ class Setting:
     host_rows: int
     budgets: tuple[int, ...]
 
+    @property
+    def context(self) -> int:
+        """Tokens of a request's context in the middle of its life."""
+        return self.prompt + self.output // 2
+
+    def device_rows(self, budget: int) -> int:
+        """Return how many whole requests so many bytes of KV hold.
+
+        Raises:
+            ValueError: not even one.
+        """
+        page = kv_bytes_per_token(self.config, self.weights.dtype) * PAGE_SIZE
+        rows = budget // page // -(-(self.prompt + self.output) // PAGE_SIZE)
+        if rows < 1:
+            raise ValueError(f"{budget} bytes of KV hold no request of {self.prompt + self.output} tokens")
+        return rows
+
 
 def main() -> int:
     """Measure."""
@@ -76,14 +93,26 @@ def main() -> int:
         ),
         *("x device_only", "ms a device token", "ms a host token", "host busy", "evictions"),
     )
-    for name in ("tiny",) if args.tiny else ("llama-3.1-8b", "llama-2-7b"):
-        with report.attempt(name):
-            setting = prepare(name, tiny=args.tiny)
-            model = cost_model(setting, facts)
-            for budget in setting.budgets:
-                measure_all(report, table, setting, model, budget, args.out)
-            del setting
-            gc.collect()
+    in_place = report.table(
+        "the same, predicted by a profile measured in place afterwards",
+        *("model", "KV GiB", "strategy", "tokens/s", "predicted", "achieved / predicted"),
+    )
+    bench = Bench(report=report, table=table, in_place=in_place, out=args.out)
+    models = ("tiny",) if args.tiny else ("llama-3.1-8b", "llama-2-7b")
+    # What matters most comes first for both models; two of them do not fit into every GPU at once.
+    for first in (True, False):
+        for name in models:
+            with report.attempt(name):
+                setting = prepare(name, tiny=args.tiny)
+                model = cost_model(setting, facts)
+                if first:
+                    bench.measure(setting, model, setting.budgets[0])
+                else:
+                    for budget in setting.budgets[1:]:
+                        bench.measure(setting, model, budget)
+                    bench.decide(setting, model, setting.budgets[0])
+                del setting
+                gc.collect()
     return 0
 
 
@@ -148,17 +177,14 @@ def lanes_of(strategy: str, host_rows: int) -> tuple[int, ...]:
     return (-(-host_rows // count),) * count if host_rows and count else ()
 
 
-def predicted(
-    model: CostModel | None, strategy: str, device_rows: float, host_rows: float, context: int
-) -> float | None:
-    """Return tokens a second."""
+def predicted(model: CostModel | None, strategy: str, found: Found, context: int) -> float | None:
+    """Return the tokens a second of a fixed strategy with the rows that were found."""
     if model is None or strategy not in STRATEGIES:
         return None
-    load = Load(device_rows=round(device_rows), device_kv_tokens=round(device_rows) * context)
-    lanes = lanes_of(strategy, round(host_rows))
-    if strategy != "device_only" and not lanes:
-        strategy = "device_only"
-    return model.steady(strategy, load, lanes, context).tokens_per_s
+    device_rows, lanes = round(found.device_rows), lanes_of(strategy, round(found.host_rows))
+    load = Load(device_rows=device_rows, device_kv_tokens=device_rows * context)
+    # Without rows on the host every strategy is this one.
+    return model.steady(strategy if lanes else "device_only", load, lanes, context).tokens_per_s
 
 
 def host_rows_for(model: CostModel | None, strategy: Strategy, device_rows: int, setting: Setting) -> int:
@@ -166,40 +192,76 @@ def host_rows_for(model: CostModel | None, strategy: Strategy, device_rows: int,
     if strategy == "device_only":
         return 0
     counts = [2**i for i in range(1, 12) if 2**i <= setting.host_rows]
-    context = setting.prompt + setting.output // 2
-    return max(counts, key=lambda n: (predicted(model, strategy, device_rows, n, context) or n, n))
+    if model is None:
+        return counts[-1]
+    load = Load(device_rows=device_rows, device_kv_tokens=device_rows * setting.context)
+    return max(
+        counts,
+        key=lambda rows: model.steady(strategy, load, lanes_of(strategy, rows), setting.context).tokens_per_s,
+    )
 
 
-def measure_all(report: Report, table: Any, setting: Setting, model: CostModel | None, budget: int, out: Path) -> None:
-    """Measure all strategies with one budget of KV on the device."""
-    token = kv_bytes_per_token(setting.config, setting.weights.dtype)
-    device_rows = budget // (token * PAGE_SIZE) // -(-(setting.prompt + setting.output) // PAGE_SIZE)
-    alone, longest = None, 0.0
-    gib = budget / 2**30
-    if device_rows < 1:
-        report.fail(f"{setting.name}, {gib:g} GiB: left out, no request fits")
-        return
-    for strategy in (*STRATEGIES, "auto"):
+@dataclass(kw_only=True)
+class Bench:
+    """The tables under way, and what was found of the model and budget under way."""
+
+    report: Report
+    table: Table
+    in_place: Table
+    out: Path
+    longest: float = 0.0
+    found: dict[tuple[str, int], dict[str, Found]] = field(default_factory=dict)
+
+    def measure(self, setting: Setting, model: CostModel | None, budget: int) -> None:
+        """Measure the strategies with one budget of KV on the device."""
+        for strategy in STRATEGIES:
+            self._run(setting, model, budget, strategy)
+
+    def decide(self, setting: Setting, model: CostModel | None, budget: int) -> None:
+        """Measure a profile, say what it would have predicted, and let it decide."""
+        found = self.found.get((setting.name, budget), {})
+        if self.report.left < 2 * self.longest:
+            self.report.fail(f"{setting.name}, profile and auto: left out, {self.report.left:.0f} s are left")
+            return
+        with self.report.attempt(f"{setting.name}, profile"):
+            run = Run(setting, "device_only", budget=budget, host_rows=0)
+            profiled = CostModel(run.llm.profile(again=True))
+            for strategy, each in found.items():
+                expected = predicted(profiled, strategy, each, setting.context)
+                self.in_place.add(
+                    *(setting.name, budget / 2**30, strategy, each.tokens_per_s, expected),
+                    expected and each.tokens_per_s / expected,
+                )
+            del run
+        self._run(setting, model, budget, "auto")
+
+    def _run(self, setting: Setting, model: CostModel | None, budget: int, strategy: str) -> None:
+        found = self.found.setdefault((setting.name, budget), {})
+        gib = budget / 2**30
         what = f"{setting.name}, {gib:g} GiB, {strategy}"
-        if report.left < longest:
-            report.fail(f"{what}: left out, {report.left:.0f} s are left")
-            continue
+        if self.report.left < self.longest:
+            self.report.fail(f"{what}: left out, {self.report.left:.0f} s are left")
+            return
         begin = time.monotonic()
-        with report.attempt(what):
-            hosted = host_rows_for(model, "async_overlap" if strategy == "auto" else strategy, device_rows, setting)
-            run = Run(setting, strategy, budget=budget, device_rows=device_rows, host_rows=hosted)
-            found = run.measure(report, out / f"trace_{setting.name}_{gib:g}GiB_{strategy}.json")
-            if strategy == "device_only":
-                alone = found.tokens_per_s
-            context = setting.prompt + setting.output // 2
-            expected = predicted(model, strategy, found.device_rows, found.host_rows, context)
-            table.add(
-                *(setting.name, setting.config.num_hidden_layers, gib, strategy, found.device_rows, found.host_rows),
-                *(found.tokens_per_s, expected, expected and found.tokens_per_s / expected),
-                *(alone and found.tokens_per_s / alone, found.device_token_ms, found.host_token_ms),
-                *(found.host_busy, found.evictions),
+        with self.report.attempt(what):
+            rows = setting.device_rows(budget)
+            hosted = host_rows_for(model, "async_overlap" if strategy == "auto" else strategy, rows, setting)
+            run = Run(setting, strategy, budget=budget, host_rows=hosted)
+            each = run.measure(self.report, self.out / f"trace_{setting.name}_{gib:g}GiB_{strategy}.json")
+            if strategy == "auto":
+                (self.out / f"explain_{setting.name}_{gib:g}GiB.txt").write_text(run.llm.explain())
+            else:
+                found[strategy] = each
+            expected = predicted(model, strategy, each, setting.context)
+            alone = found["device_only"].tokens_per_s if "device_only" in found else None
+            self.table.add(
+                *(setting.name, setting.config.num_hidden_layers, gib, strategy, each.device_rows, each.host_rows),
+                *(each.tokens_per_s, expected, expected and each.tokens_per_s / expected),
+                *(alone and each.tokens_per_s / alone, each.device_token_ms, each.host_token_ms),
+                *(each.host_busy, each.evictions),
             )
-        longest = max(longest, time.monotonic() - begin)
+            del run
+        self.longest = max(self.longest, time.monotonic() - begin)
         gc.collect()
 
 
@@ -223,14 +285,14 @@ class Run:
         setting: the model.
         strategy: as in `EngineOptions`.
         budget: bytes of KV on the device.
-        device_rows: requests that fit there.
         host_rows: requests beyond those.
     """
 
-    def __init__(self, setting: Setting, strategy: str, *, budget: int, device_rows: int, host_rows: int) -> None:
+    def __init__(self, setting: Setting, strategy: str, *, budget: int, host_rows: int) -> None:
         config = setting.config
         token = kv_bytes_per_token(config, setting.weights.dtype)
         pages = -(-(setting.prompt + setting.output) // PAGE_SIZE)
+        device_rows = setting.device_rows(budget)
         self.layers = config.num_hidden_layers
         self.llm = LLM.from_params(
             config,

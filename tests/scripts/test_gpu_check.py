@@ -77,8 +77,13 @@ def test_strategies_have_host_rows_predictions_and_traces(rehearsal):
         assert row["tokens/s"] > 0
         assert row["achieved / predicted"] == pytest.approx(row["tokens/s"] / row["predicted"])
         assert (row["host rows"] > 0) == (name != "device_only")
+        # Of the rates that earlier sections have measured; what a profile says is in the next table.
+        assert row["predicted"] > 0
         trace = load(rehearsal / f"trace_tiny_{row['KV GiB']:g}GiB_{name}.json")
         assert {"device", "python"} <= {span.track for span in trace.spans}
+    assert [row["strategy"] for row in rows(rehearsal, "strategies", 1)] == list(STRATEGIES)
+    (explanation,) = rehearsal.glob("explain_tiny_*.txt")
+    assert "measured" in explanation.read_text().splitlines()[0]
 
 
 def test_what_there_is_no_time_for_is_skipped_and_said(tmp_path):
