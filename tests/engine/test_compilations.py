@@ -8,6 +8,7 @@ import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hybrid import Restless, check_empty, run, settle, unsettle
 
 from apex_jax import LLM, LlamaConfig, SamplingParams
 from apex_jax.models import random_weights
@@ -98,6 +99,39 @@ def test_nothing_is_compiled_after_warm_up(attention, small, make):
     with counted() as compilations:
         device = llm._engine.executor.device
         device._decode(np.zeros((3, 2 + device.buckets.table_width), np.int32))
+    assert compilations
+
+
+def test_nothing_is_compiled_after_warm_up_with_a_host_tier(small, make):
+    """Strategies that change at random, and moves that nobody needs."""
+    two_layers = dataclasses.replace(small, num_hidden_layers=2)
+    llm = make(
+        config=two_layers,
+        params=random_weights(two_layers, 0, "float32"),
+        max_num_seqs=1,
+        max_host_seqs=3,
+        max_num_batched_tokens=16,
+        device_kv_tokens=112,
+        host_kv_bytes=16 * 16 * 2 * two_layers.num_hidden_layers * 16 * 4,
+        strategy="async_overlap",
+    )
+    llm.warm_up()
+    rng = np.random.default_rng(1)
+    with counted() as compilations:
+        for strategy in ("async_overlap", "layer_sync", "asymmetric_pipelining", "changing"):
+            scheduler = settle(llm, "async_overlap" if strategy == "changing" else strategy)
+            if strategy == "changing":
+                scheduler.policy = Restless(rng, 2)
+                unsettle(scheduler, rng, chance=0.4)
+            load = [(rng.integers(0, 64, rng.integers(1, 91)).tolist(), mixed(rng)) for _ in range(40)]
+            run(llm, load, rng, arrive=0.06)
+            check_empty(llm)
+    assert len(compilations) == 0
+    stats = llm.stats()
+    assert min(stats.host_tokens, stats.evictions, stats.landings) > 10
+    assert stats.preemptions > 0
+    with counted() as compilations:
+        llm._engine.executor.worker.warm_up(rows=(5,), width=2, pages=())
     assert compilations
 
 
