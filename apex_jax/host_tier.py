@@ -20,7 +20,7 @@ def host_device(device: jax.Device) -> jax.Device:
     try:
         cpus = jax.local_devices(backend="cpu")
     except RuntimeError as error:
-        platforms = jax.config.jax_platforms
+        platforms = jax.config.values["jax_platforms"]
         raise RuntimeError(
             f"a host KV cache needs JAX's CPU backend, which JAX_PLATFORMS={platforms} leaves out; "
             f"set JAX_PLATFORMS={platforms},cpu, or leave it unset"

@@ -126,7 +126,7 @@ class JaxDevice:
         self._settings = pack_settings([None] * (slots + 1), eos_token_ids=())
         self._lane: _Lane | None = None
         self._parked: dict[int, _Parked] = {}
-        self._latest = jnp.zeros((), device=self.device)
+        self._latest: Any = jnp.zeros((), device=self.device)
 
     def assign_slot(self, slot: int, params: SamplingParams, seed: np.ndarray, tokens: Sequence[int]) -> None:
         """Give a slot to a request before the plan with its first chunk is submitted.
@@ -244,7 +244,7 @@ class JaxDevice:
             self._note_shape("cohort", riders and len(riders.x), len(parked.x), boundary in (0, self.num_layers))
             parked = Riders(parked.x, parked.turn, attended)
         passed, hosted = self._programs.boundary(self._layer(boundary - 1), self._layer(boundary), riders, parked)
-        mark = {} if cohort is None else {"cohort": cohort}
+        mark: dict[str, Any] = {} if cohort is None else {"cohort": cohort}
         if passed is not None:
             assert self._lane is not None
             self._lane.passed, self._lane.attended = passed, None
@@ -401,7 +401,7 @@ class JaxDevice:
         cohorts = [self._warm_up_cohort(count) for count in buckets.host_rows]
         for tiles, count, one_request in (*mixed, *alone):
             for width in buckets.table_widths:
-                packed = tiles and padding_tiles(tiles, width, buckets, num_pages=self.num_pages)
+                packed = None if tiles is None else padding_tiles(tiles, width, buckets, num_pages=self.num_pages)
                 self._warm_up_lane(packed, padding_rows(count, width, buckets), one_request, cohorts)
         for count in buckets.moved_pages if cohorts else ():
             pages = np.full(count, self.num_pages, np.int32)

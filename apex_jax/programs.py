@@ -162,7 +162,7 @@ def build_programs(config: LlamaConfig, attention: DecodeAttention, page_size: i
         on_board = [riders for riders in (device, cohort) if riders is not None]
         x = jnp.concatenate([riders.x for riders in on_board])
         if behind is not None:
-            attended = jnp.concatenate([riders.attended.astype(x.dtype) for riders in on_board])
+            attended = jnp.concatenate([jnp.asarray(riders.attended, x.dtype) for riders in on_board])
             x = llama.post_attention(config, behind, x, attended)
         heads = None
         if ahead is not None:

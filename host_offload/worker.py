@@ -12,14 +12,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .attention import decode_attention
+from .attention import decode_attention_packed
 from .cache import HostKVCache, read_pages, write_pages
 
 Kind = Literal["attend", "store", "load"]
@@ -43,10 +42,10 @@ class HostPrograms:
     read: Callable[..., jax.Array]
 
 
-def build_programs(num_heads: int) -> HostPrograms:
-    """Return the programs for a model of N query heads."""
+def build_programs() -> HostPrograms:
+    """Return the programs."""
     return HostPrograms(
-        attend=jax.jit(partial(_attend_packed, num_heads), donate_argnums=0),
+        attend=jax.jit(_attend_packed, donate_argnums=0),
         write=jax.jit(write_pages, donate_argnums=0),
         read=jax.jit(read_pages),
     )
@@ -122,7 +121,7 @@ class HostWorker:
         self._page = cache.layers[0].shape[1:]
         self.num_pages = cache.num_pages
         self._num_heads = num_heads
-        self._programs = build_programs(num_heads)
+        self._programs = build_programs()
         self.on_end: Callable[[HostJob], None] | None = None
         self._queue: deque[HostJob] = deque()
         self._turn = threading.RLock()
@@ -324,10 +323,6 @@ class HostWorker:
             self._layers[layer] = jnp.zeros(lost.shape, lost.dtype, device=lost.sharding)
 
 
-def _attend_packed(
-    num_heads: int, kv: jax.Array, qkv: jax.Array, table: jax.Array, lengths: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    kv_heads = kv.shape[1]
-    q, k, v = jnp.split(qkv, (num_heads, num_heads + kv_heads), axis=1)
-    out, _, kv = decode_attention(q, kv, table, lengths, new_kv=(k.astype(kv.dtype), v.astype(kv.dtype)))
+def _attend_packed(kv: jax.Array, qkv: jax.Array, table: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
+    out, _, kv = decode_attention_packed(qkv, kv, table, lengths)
     return out.astype(qkv.dtype), kv

@@ -19,9 +19,9 @@ TABLE = np.array([[3, 5], [1, 0]], np.int32)
 
 @pytest.fixture(scope="module", autouse=True)
 def shared_programs():
-    programs = worker_module.build_programs(HEADS)
+    programs = worker_module.build_programs()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker_module, "build_programs", lambda num_heads: programs)
+        patch.setattr(worker_module, "build_programs", lambda: programs)
         yield
 
 
