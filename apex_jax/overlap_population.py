@@ -85,6 +85,18 @@ class TimedStream(OutputStream):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Member:
+    """A request, and where its tokens go."""
+
+    generation: Generation
+    stream: TimedStream
+
+    @property
+    def on_host(self) -> bool:
+        return self.generation.request.side == "host"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Window:
     """What happened between two iterations.
 
@@ -142,8 +154,8 @@ class Population:
     context: int
     policy: Told = field(default_factory=Told)
     engine: Engine = field(init=False)
-    _on_host: list[Generation] = field(default_factory=list)
-    _on_device: list[Generation] = field(default_factory=list)
+    _on_host: list[Member] = field(default_factory=list)
+    _on_device: list[Member] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.engine = Engine(Executor(self.device, self.worker), self.policy)
@@ -160,18 +172,18 @@ class Population:
         rows = self.device.num_pages // (context // self.device.buckets.page_size + 1)
         newcomers = [self._add(context, longest - context) for _ in range(host_requests + rows if host_requests else 0)]
         for _ in range(1 + STEPS_EACH * len(newcomers)):
-            if sum(generation.request.side == "host" for generation in newcomers) >= host_requests:
+            if sum(member.on_host for member in newcomers) >= host_requests:
                 break
             self.engine.step()
         else:
             raise ValueError(f"{host_requests} requests of {context} tokens do not come to rest on the host")
-        self._on_host = [generation for generation in newcomers if generation.request.side == "host"]
+        self._on_host = [member for member in newcomers if member.on_host]
         for index in range(rows + SPARE):
             output = OUTPUT * (index % rows + 1) // rows if index < rows else OUTPUT
             self._on_device.append(self._add(self.context + OUTPUT // 2 - output, output))
-        for generation in newcomers:
-            if generation.request.side != "host":
-                self.engine.abort(generation)
+        for member in newcomers:
+            if not member.on_host:
+                self.engine.abort(member.generation)
         # Whatever moves has moved before anything is measured.
         self.worker.stop()
         self.device.in_no_time = False
@@ -187,19 +199,19 @@ class Population:
     def measure(self, seconds: float, *, multiple: int = 1) -> Window:
         """Run for at least that time, and a multiple of so many iterations."""
         self.policy.seen = seen = Seen()
-        for generation in (*self._on_host, *self._on_device):
-            generation.stream.gaps_ns.clear()
+        for member in (*self._on_host, *self._on_device):
+            member.stream.gaps_ns.clear()
         host, before = self.engine.executor.host, self.engine.stats()
         began, device_ns, host_ns = time.perf_counter_ns(), self.device.busy_ns, host.busy_ns
         jobs, attend_ns = host.jobs, host.attend_ns
-        ended: list[Generation] = []
+        ended: list[Member] = []
         iterations = 0
         while time.perf_counter_ns() - began < seconds * 1e9 or iterations % multiple:
             ended += self.step()
             iterations += 1
         took, after = time.perf_counter_ns() - began, self.engine.stats()
         gaps = {
-            side: [gap for generation in group for gap in generation.stream.gaps_ns]
+            side: [gap for member in group for gap in member.stream.gaps_ns]
             for side, group in (("device", self._on_device + ended), ("host", self._on_host))
         }
         return Window(
@@ -216,22 +228,22 @@ class Population:
 
     def clear(self) -> None:
         """Drop all requests."""
-        for generation in (*self._on_host, *self._on_device):
-            self.engine.abort(generation)
+        for member in (*self._on_host, *self._on_device):
+            self.engine.abort(member.generation)
         self._on_host, self._on_device = [], []
 
-    def step(self) -> list[Generation]:
+    def step(self) -> list[Member]:
         """Run an iteration, and replace the device requests that it ended; returns those."""
         self.engine.step()
-        ended = [generation for generation in self._on_device if generation.finished]
+        ended = [member for member in self._on_device if member.generation.finished]
         if ended:
-            self._on_device = [generation for generation in self._on_device if not generation.finished]
+            self._on_device = [member for member in self._on_device if not member.generation.finished]
             self._on_device += [self._add(self.context - OUTPUT // 2, OUTPUT) for _ in ended]
         return ended
 
-    def _add(self, prompt: int, output: int) -> Generation:
+    def _add(self, prompt: int, output: int) -> Member:
         stream = TimedStream(output)
         params = SamplingParams(temperature=0, max_tokens=output, ignore_eos=True)
         generation = self.engine.prepare((1,) * prompt, params, stream, seed=0, index=0)
         self.engine.add(generation)
-        return generation
+        return Member(generation=generation, stream=stream)

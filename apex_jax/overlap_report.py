@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
 from typing import Any
 
-import jax
-import jaxlib
 import numpy as np
 
 from . import __version__
@@ -22,12 +21,7 @@ def machine() -> dict[str, Any]:
         "host": processor_name(),
         "cores": usable_cores(),
         "instructions": native_library.machine_instructions() if native_library.load() is not None else "plain JAX",
-        "versions": {
-            "apex_jax": __version__,
-            "jax": jax.__version__,
-            "jaxlib": jaxlib.__version__,
-            "numpy": np.__version__,
-        },
+        "versions": {"apex_jax": __version__} | {name: version(name) for name in ("jax", "jaxlib", "numpy")},
     }
 
 
