@@ -13,8 +13,8 @@ from .prediction import Load, prompt_pairs
 from .steady import DeviceSide
 
 FORGETTING = 1 / 128
-"""Weight of the latest iteration in the mean of what prompts iterations carry. A short memory would send requests to the
-host only while prompts come, and so make them come in bursts."""
+"""Weight of the latest iteration in the mean of what prompts iterations carry. A short memory would send requests to
+the host only while prompts come, and so make them come in bursts."""
 
 RARE = 0.02
 """Fraction of iterations below which a kind of them does not count."""

@@ -185,7 +185,7 @@ class Planner:
 
     def _here(self, picked: Candidate, outlook: Outlook, load: Load) -> Candidate:
         """Return what to do in the very next iteration: with prompts or without, where that is free to differ."""
-        through = [strategy for strategy in THROUGH if strategy in self.options.strategies]
+        through: list[Strategy] = [strategy for strategy in THROUGH if strategy in self.options.strategies]
         if not outlook.host_rows or len(outlook.loads) == 1 or picked.strategy == "async_overlap":
             return picked
         valuation = Valuation(self.model.costs, replace(outlook, loads=((1.0, load),)))
@@ -219,7 +219,7 @@ class Planner:
         return situation.host_rows > 0 and situation.oldest_host_wait > wait
 
     def _material(self, situation: Situation) -> tuple[int, ...]:
-        """What a decision depends on: rows in steps of about 4 %, where single ones do not count, and the rest of 9 %."""
+        """What a decision depends on: many rows in steps of about 4 %, the rest in steps of 9 %."""
         device, host = situation.device_rows, situation.host_rows
         return (
             _few(device),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..scheduler.plan import Strategy
 from .claims import Comparison
 from .runs import STRATEGIES, SWEEP, Run
 from .setups import NOMINAL
@@ -22,8 +23,9 @@ PAPER = "#009e73"
 PAPER_APEX = {"T4": (1.84, 1.96), "A10": (1.11, 1.89)}
 """Throughput of APEX over a GPU-only engine, all workloads."""
 
+SHOWN: tuple[tuple[Strategy, str], ...] = (("async_overlap", "overlap"), ("asymmetric_pipelining", "pipelining"))
 TOKEN_MS = (50, 100, 200, 500, 1000, 2000, 5000, 10_000)
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -143,7 +145,7 @@ def _steady_decode(decoding: Sequence[Steady]) -> Figure:
         for held, dashes in zip(sorted({each.device_kv_tokens for each in own}), ("-", "--", ":"), strict=False):
             some = [each for each in own if each.device_kv_tokens == held]
             hosts = [each.host_gb_per_s for each in some]
-            for strategy, name in (("async_overlap", "overlap"), ("asymmetric_pipelining", "pipelining")):
+            for strategy, name in SHOWN:
                 ratios = [each.rates[strategy] / each.rates["device_only"] for each in some]
                 label = f"{NAMES[name]}, device KV {held:,} tokens"
                 axis.plot(hosts, ratios, dashes, color=COLOURS[name], lw=1.5, label=label)
