@@ -74,7 +74,7 @@ def make_policy(
         )
     key = profile_key(config, dtype, device, attention=attention, page_size=buckets.page_size)
     if options.auto_profile:
-        profile = ready_profile(executor, config, dtype, key, again=False, use_tqdm=True)
+        profile = ready_profile(executor, config, dtype, key, repair=True, use_tqdm=True)
     else:
         profile = find_profile(executor, key) or assumed_profile(executor, config, dtype, key, device=device)
     return planner_of(profile, executor, options)

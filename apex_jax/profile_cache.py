@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import astuple, replace
 from importlib.metadata import version
@@ -92,11 +93,16 @@ def find_profile(executor: Executor, key: ProfileKey) -> Profile | None:
     path = profile_path(key)
     if not path.is_file():
         return None
-    profile = replace(load_profile(path, key), padding=padding_of(executor.buckets))
-    rows = executor.buckets.decode_rows[-1]
+    try:
+        profile = replace(load_profile(path, key), padding=padding_of(executor.buckets))
+    except ProfileError as error:
+        raise ProfileError(f"{error}; `apex-jax profile --again` measures it anew") from error
+    rows, most = executor.buckets.decode_rows[-1], profile.layer.points[-1][0]
     if not profile.layer.covers(rows):
-        most = profile.layer.points[-1][0]
-        raise ProfileError(f"{path} covers batches of up to {most:.0f} rows; needed are {rows}")
+        raise ProfileError(
+            f"{path} covers batches of up to {most:.0f} rows; needed are {rows}; `apex-jax profile --again` measures "
+            "it anew"
+        )
     return profile
 
 
@@ -112,7 +118,14 @@ def keep_profile(profile: Profile) -> Path:
 
 
 def ready_profile(
-    executor: Executor, config: LlamaConfig, dtype: jnp.dtype, key: ProfileKey, *, again: bool, use_tqdm: bool
+    executor: Executor,
+    config: LlamaConfig,
+    dtype: jnp.dtype,
+    key: ProfileKey,
+    *,
+    again: bool = False,
+    repair: bool = False,
+    use_tqdm: bool = False,
 ) -> Profile:
     """Return the profile of a key: the one that is kept, or else one that is measured now and kept.
 
@@ -121,20 +134,26 @@ def ready_profile(
         config, dtype: its model.
         key: what the profile must be valid for.
         again: measure even if one is kept.
+        repair: measure if the one that is kept cannot be used.
         use_tqdm: show a progress bar while measuring.
 
     Raises:
-        ProfileError: the one that is kept cannot be used; `again` replaces it.
+        ProfileError: the one that is kept cannot be used, and neither `again` nor `repair` replaces it.
         ValueError: the executor has no host tier.
         OSError: the profile cannot be read or written.
     """
+    unusable = None
     try:
         kept = None if again else find_profile(executor, key)
     except ProfileError as error:
-        raise ProfileError(f"{error}; measure it again") from error
+        if not repair:
+            raise
+        kept, unusable = None, error
     if kept is not None:
         return kept
     with Bar(desc="Profiling", unit=" points", disable=not use_tqdm) as bar:
+        if unusable is not None and use_tqdm:
+            bar.write(str(unusable), file=sys.stderr)
         measuring = profiler(executor, config, dtype, key, bar.update)
         bar.total = measuring.sizes.count
         profile = measuring.measure()

@@ -134,19 +134,19 @@ class DeviceSide:
         head = Terms(linear=self._head_of_both(first, second))
         jobs = Terms(host_attention=layers * (first.job + second.job))
         device = own.plus(other).plus(head).plus(self._attention).plus(self._overhead)
-        work, work_of_host = device.total, jobs.total
+        work, work_of_host, both = device.total, jobs.total, Terms()
         circles = (
             (work, device),
             (work_of_host + first.hop, jobs),
             (own.total + head.total + layers * (first.hop + first.job), own),
             (other.total + head.total + layers * (second.hop + second.job), other),
-            ((work + work_of_host + layers * second.hop) / 2, None),
+            ((work + work_of_host + layers * second.hop) / 2, both),
         )
         _, way = max(circles, key=lambda circle: circle[0])
         if way is own or way is other:
             cohort = first if way is own else second
             way = way.plus(head).plus(Terms(host_attention=layers * cohort.job, transfer=layers * cohort.hop))
-        elif way is None:
+        elif way is both:
             way = device.plus(jobs).plus(Terms(transfer=layers * second.hop)).times(0.5)
         # Where an iteration begins and ends the host has no jobs, so it takes a little longer than its longest circle.
         return device, [way.times((self._two_cohorts(first, second) + self._overhead.overhead) / way.total)]

@@ -37,3 +37,5 @@ def test_a_damaged_profile_is_said(tmp_path, capsys, monkeypatch):
     (tmp_path / "p.json").write_text(json.dumps({"format": "other"}), encoding="utf-8")
     assert main(list(ARGUMENTS)) == 2
     assert "format is 'other'" in capsys.readouterr().err
+    assert main([*ARGUMENTS, "--again"]) == 0
+    assert main(list(ARGUMENTS)) == 0

@@ -8,7 +8,7 @@ import pytest
 from apex_jax import LLM, LlamaConfig, SamplingParams
 from apex_jax.models import random_weights
 from apex_jax.profile_cache import keep_profile, profile_path
-from apex_jax.scheduler import Curve, ProfileError
+from apex_jax.scheduler import Curve, ProfileError, load_profile
 
 CONFIG = LlamaConfig(
     vocab_size=97,
@@ -98,7 +98,7 @@ def test_other_batch_sizes_take_the_same_profile(llm, kept):
 
 def test_larger_batches_than_were_measured_are_refused(kept):
     keep_profile(replace(kept, layer=Curve(points=((1, 1e-3),))))
-    with pytest.raises(ProfileError, match="covers batches of up to 1 rows; needed are 2; measure it again"):
+    with pytest.raises(ProfileError, match="covers batches of up to 1 rows; needed are 2; `apex-jax profile --again`"):
         make().profile()
 
 
@@ -106,7 +106,7 @@ def test_a_damaged_profile_is_refused(llm, kept):
     path = profile_path(kept.key)
     text = path.read_text(encoding="utf-8")
     path.write_text(text[: len(text) // 2], encoding="utf-8")
-    with pytest.raises(ProfileError, match=r"not whole JSON.*; measure it again"):
+    with pytest.raises(ProfileError, match=r"not whole JSON.*; `apex-jax profile --again` measures it anew"):
         llm.profile()
     values = json.loads(text)
     values["key"]["software"] = "apex-jax 0.0.1"
@@ -126,3 +126,11 @@ def test_not_while_requests_are_under_way(llm):
 def test_without_a_host_tier():
     with pytest.raises(ValueError, match="give host_kv_bytes"):
         make(host_kv_bytes=None, max_host_seqs=None).profile()
+
+
+def test_automatic_profiling_replaces_what_cannot_be_used(kept, capsys):
+    path = profile_path(kept.key)
+    path.write_text("{", encoding="utf-8")
+    make(auto_profile=True)
+    assert "not whole JSON" in capsys.readouterr().err
+    assert load_profile(path, kept.key).layer.covers(2)
