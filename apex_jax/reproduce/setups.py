@@ -1,8 +1,8 @@
 """The paper's machines and workloads, as far as they are known, and bands for what is not.
 
 Known are the cards, the hosts' processors, the models and the names of the workloads. Not known are the hosts' memory
-bandwidth in attention, lengths, and how much KV the engines held on the device: each is varied by itself around a
-nominal value that was chosen before any gain was seen.
+bandwidth in attention, lengths, and how much KV the engines held on the device: beside the catalogue's values stand
+others, down to slow hosts and up to all the KV that fits.
 """
 
 from __future__ import annotations
