@@ -62,7 +62,11 @@ def library(q: Array, kv: Array, table: Array, lengths: Array, *, implementation
 
 
 def kernel(q: Array, kv: Array, table: Array, lengths: Array, *, interpret: bool = False) -> Array:
-    """A Pallas kernel for Triton: each program walks a few pages of one row and one key head; the parts are merged."""
+    """A Pallas kernel for Triton: each program walks a few pages of one row and one key head; the parts are merged.
+
+    JAX 0.11 still has Pallas for Triton, and says that it will go: what it gains here has to be written another way
+    before the engine may rely on it.
+    """
     rows, heads, width = q.shape
     _, kv_heads, _, page_size, _ = kv.shape
     group = heads // kv_heads
