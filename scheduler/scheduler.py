@@ -219,15 +219,28 @@ class Scheduler:
                 self.landings += 1
 
     def _make_room(self, draft: Draft) -> None:
-        """Evict the youngest device requests if that lets the first waiting request in."""
-        if not self._waiting or not self._free_slots or self._waiting[0].in_flight:
-            return
+        """Evict the youngest device requests as far as that lets the first waiting requests in with this plan."""
+        budget = self.max_prefill_pages - sum(
+            self.pages.pages_for(r.prefill_target - r.computed) for r in self._running if r.is_prefilling
+        )
+        pages = newcomers = 0
+        for request in self._waiting[: len(self._free_slots)]:
+            if budget <= 0 or request.in_flight:
+                return
+            pages, newcomers = pages + self.pages.pages_for(request.length), newcomers + 1
+            budget -= self.pages.pages_for(request.length)
+            if not self._make_room_for(pages, newcomers, draft):
+                return
+
+    def _make_room_for(self, pages: int, newcomers: int, draft: Draft) -> bool:
+        """Evict what has to leave for so many requests with so many pages, or nobody if that does not do."""
         on_device = self._on_device
         growth = sum(
             self.pages.pages_for(r.length) - len(r.pages) for r in on_device if r.side == "device" and r.wants_token
         )
-        free = self.pages.num_free - growth - self.pages.pages_for(self._waiting[0].length)
-        rows, victims, room = len(on_device), [], self._host_room()
+        # What `_admit_next` will ask for when it comes to the last of them.
+        free = self.pages.num_free - growth - pages
+        rows, victims, room = len(on_device) + newcomers - 1, [], self._host_room()
         for request in reversed(on_device):
             if free >= rows and rows < self.max_num_seqs:
                 break
@@ -235,13 +248,15 @@ class Scheduler:
                 continue
             room -= self._host_need(request) + 1
             if room < 0 or len(victims) >= self._host_vacancies():
-                return
+                return False
             victims.append(request)
             rows -= 1
             free += self.pages.pages_for(request.length)
-        if free >= rows and rows < self.max_num_seqs:
-            for request in victims:
-                self._evict(request, draft)
+        if free < rows or rows >= self.max_num_seqs:
+            return False
+        for request in victims:
+            self._evict(request, draft)
+        return True
 
     def _can_leave(self, request: Request) -> bool:
         """Whether a request is on the device between two tokens."""
