@@ -433,14 +433,14 @@ class Scheduler:
         if self._waiting:
             return
         for request in self._running:
-            rows = len(self._on_device)
-            need = self.pages.pages_for(request.length)
+            if not (request.is_resting and request.wants_token and request.last_turn < self._plans):
+                continue
+            rows, need = len(self._on_device), self.pages.pages_for(request.length)
             if rows >= self.max_num_seqs or self.pages.num_free - need <= rows:
                 return
-            if request.is_resting and request.wants_token and request.last_turn < self._plans:
-                request.pages = self.pages.allocate(self.pages.pages_for(request.computed))
-                request.fetching = True
-                draft.fetches.append(Fetch(request_id=request.id, host_pages=tuple(request.host_pages)))
+            request.pages = self.pages.allocate(self.pages.pages_for(request.computed))
+            request.fetching = True
+            draft.fetches.append(Fetch(request_id=request.id, host_pages=tuple(request.host_pages)))
 
     def _allocate(self, request: Request, count: int, draft: Draft) -> None:
         assert request.slot is not None

@@ -336,6 +336,21 @@ class TestFetchBack:
             if run.scheduler.num_waiting:
                 assert not run.plans[-1].fetches
 
+    def test_a_long_request_that_is_there_already_does_not_keep_a_short_one_away(self):
+        """Twelve pages are free when request 3 has ended: less than request 0 has, more than request 2 needs."""
+        run = Run(layer_sync(), device=26, slots=3, budget=60)
+        for prompt, limit in ((44, 40), (3, 12), (3, 12), (3, 3)):
+            run.add(prompt=prompt, limit=limit)
+        assert run.lines(7) == [
+            "prefill 0[0:44], 1[0:3], 2[0:3]; decode -",
+            "prefill 3[0:3]; decode 0@45, 1@4; cohort 0 at 0..2: 2@4; evict 2",
+            "decode 0@46, 1@5, 3@4; cohort 1 at 0..2: 2@5",
+            "decode 0@47, 1@6, 3@5; cohort 2 at 0..2: 2@6",
+            "decode 0@48, 1@7; cohort 3 at 0..2: 2@7",
+            "decode 0@49, 1@8; fetch 2",
+            "decode 0@50, 1@9, 2@8; land 2",
+        ]
+
     def test_a_fetched_request_rests_until_it_lands(self):
         run = Run(layer_sync())
         run.add(limit=20)
