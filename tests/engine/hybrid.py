@@ -18,6 +18,7 @@ OPTIONS = {
     "max_num_seqs": DEVICE_ROWS,
     "max_host_seqs": HOST_ROWS,
     "max_num_batched_tokens": 16,
+    "max_model_len": 64,
     "device_kv_tokens": 128,
     "host_kv_bytes": 96 * 1024,
 }
@@ -173,14 +174,15 @@ def check_empty(llm):
     assert not executor._failures
     assert not executor.device._parked
     assert not executor.worker._queue
-    assert executor.worker._thread is None
+    assert executor.worker._thread is None or not executor.worker._thread.is_alive()
 
 
-def draw_load(rng, count, vocab_size, *, longest=40, most=12):
-    """Return (prompt, params) pairs of greedy, seeded and penalised requests, some with two completions."""
+def draw_load(rng, count, vocab_size, *, longest=40, most=12, kinds=4):
+    """Return (prompt, params) pairs of greedy, seeded and penalised requests, some with two completions; the first two
+    `kinds` are greedy ones."""
     load = []
     for number in range(count):
-        kind = rng.integers(4)
+        kind = rng.integers(kinds)
         params = SamplingParams(
             temperature=0.0 if kind < 2 else 0.9,
             top_k=20 if kind == 2 else 0,

@@ -4,10 +4,7 @@ import subprocess
 import sys
 import textwrap
 
-import pytest
-
 SCRIPT = """
-import sys
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
 import numpy as np
@@ -17,10 +14,9 @@ from apex_jax.models import forward, random_weights
 config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
                      num_key_value_heads=1, head_dim=16, max_position_embeddings=128)
 weights = random_weights(config, 0, "float32")
-device = jax.devices()[int(sys.argv[1])]
-(host,) = set(jax.devices()) - {device}
+device, host = jax.devices()
 llm = LLM.from_params(config, weights, device=device, page_size=16, max_num_seqs=1, max_host_seqs=2,
-                      max_num_batched_tokens=16, device_kv_tokens=64, host_kv_bytes=1 << 16, strategy=sys.argv[2])
+                      max_num_batched_tokens=16, device_kv_tokens=64, host_kv_bytes=1 << 16, strategy="async_overlap")
 executor = llm._engine.executor
 
 
@@ -49,10 +45,7 @@ print("right", flush=True)
 """
 
 
-@pytest.mark.parametrize(("device", "strategy"), [("0", "async_overlap"), ("1", "layer_sync")])
-def test_the_device_is_another_one_than_the_host(device, strategy):
-    """Also where the device is not JAX's default one, and the host is."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(SCRIPT), device, strategy], capture_output=True, text=True, timeout=500
-    )
+def test_the_device_is_another_one_than_the_host():
+    """As on a machine with a GPU, the host is not JAX's default device."""
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(SCRIPT)], capture_output=True, text=True, timeout=500)
     assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr

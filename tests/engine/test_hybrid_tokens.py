@@ -84,6 +84,7 @@ def test_every_page_size(page_size, hybrid, reference, config):
         max_num_seqs=1,
         max_host_seqs=2,
         max_num_batched_tokens=page_size,
+        max_model_len=2 * page_size,
         device_kv_tokens=2 * page_size,
         host_kv_bytes=6 * page_size * 512,
     )
@@ -95,7 +96,7 @@ def test_every_page_size(page_size, hybrid, reference, config):
             scheduler.policy = Restless(rng, LAYERS)
         unsettle(scheduler, rng, chance=0.1 * (seed % 2))
         longest = min(llm.max_model_len - 12, page_size + 40)
-        reference.check(run(llm, draw_load(rng, 6, config.vocab_size, longest=longest), rng))
+        reference.check(run(llm, draw_load(rng, 6, config.vocab_size, longest=longest, kinds=2), rng))
         check_empty(llm)
     assert llm.stats().host_tokens > before.host_tokens + 20
 
