@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from .emulated_device import EmulatedDevice
 from .engine import Engine, Generation
 from .executor import Executor
+from .foreign_load import ForeignLoad
 from .host_offload import HostWorker
 from .sampling_params import SamplingParams
 from .scheduler import Decision, Situation
@@ -105,6 +106,7 @@ class Window:
         device_tokens, host_tokens: that came.
         device_busy, host_busy: shares of the time.
         job_seconds: mean time of the attention of one layer on the host; 0 if there was none.
+        others_busy: share of all cores' time that other processes took; None where nothing tells it.
         device_gaps_ns, host_gaps_ns: times between two tokens of a request.
         seen: situations.
     """
@@ -115,6 +117,7 @@ class Window:
     device_busy: float
     host_busy: float
     job_seconds: float
+    others_busy: float | None
     device_gaps_ns: list[int]
     host_gaps_ns: list[int]
     seen: Seen
@@ -203,13 +206,13 @@ class Population:
             member.stream.gaps_ns.clear()
         host, before = self.engine.executor.host, self.engine.stats()
         began, device_ns, host_ns = time.perf_counter_ns(), self.device.busy_ns, host.busy_ns
-        jobs, attend_ns = host.jobs, host.attend_ns
+        jobs, attend_ns, others = host.jobs, host.attend_ns, ForeignLoad()
         ended: list[Member] = []
         iterations = 0
         while time.perf_counter_ns() - began < seconds * 1e9 or iterations % multiple:
             ended += self.step()
             iterations += 1
-        took, after = time.perf_counter_ns() - began, self.engine.stats()
+        took, others_busy, after = time.perf_counter_ns() - began, others.share(), self.engine.stats()
         gaps = {
             side: [gap for member in group for gap in member.stream.gaps_ns]
             for side, group in (("device", self._on_device + ended), ("host", self._on_host))
@@ -221,6 +224,7 @@ class Population:
             device_busy=(self.device.busy_ns - device_ns) / took,
             host_busy=(host.busy_ns - host_ns) / took,
             job_seconds=(host.attend_ns - attend_ns) / max(1, host.jobs - jobs) / 1e9,
+            others_busy=others_busy,
             device_gaps_ns=gaps["device"],
             host_gaps_ns=gaps["host"],
             seen=seen,

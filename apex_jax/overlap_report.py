@@ -57,9 +57,14 @@ def _row(benchmark: OverlapBenchmark, turns: Sequence[Turn]) -> dict[str, Any]:
         "host_requests": statistics.median(turn.host_requests for turn in turns),
         "lanes": turns[-1].lanes,
         "device_context": statistics.median(window.device_context for window in windows),
+        "others_busy": _worst(window.others_busy for window in windows),
         "host_context": statistics.median(window.host_context for window in windows),
         **machine(),
     }
+
+
+def _worst(shares: Iterable[float | None]) -> float | None:
+    return max((share for share in shares if share is not None), default=None)
 
 
 def _medians(name: str, values: Iterable[float]) -> dict[str, Any]:
