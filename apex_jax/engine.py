@@ -109,7 +109,8 @@ class EngineStats:
             `output_tokens` by those computed for requests that turned out to have ended.
         preemptions: times a request lost its pages and was computed again.
         evictions, landings: times a request's KV moved to the host, and back.
-        busy_seconds: from submitting plans to their results, idle times between requests left out.
+        busy_seconds: from submitting plans to their results; idle times between requests and iterations that compiled
+            programs left out.
         device_utilisation: share of `busy_seconds` in which the device was not known to wait for the host; at most
             that much of it was work.
         host_utilisation: share of `busy_seconds` in which the host attended or moved pages.
@@ -157,6 +158,7 @@ class _Counters:
     landings: int = 0
     busy_ns: int = 0
     wait_ns: int = 0
+    host_busy_ns: int = 0
 
 
 class Engine:
@@ -271,7 +273,7 @@ class Engine:
     def close(self) -> None:
         """Abort all completions and leave no thread behind."""
         for generation in list(self._generations.values()):
-            self.abort(generation)
+            self.abort(generation, "closed")
         self.executor.rest()
 
     def _rest_if_done(self) -> None:
@@ -349,7 +351,7 @@ class Engine:
             landings=totals.landings,
             busy_seconds=busy / 1e9,
             device_utilisation=1 - min(totals.wait_ns, busy) / busy if busy else None,
-            host_utilisation=min(1.0, host.busy_ns / busy) if busy else None,
+            host_utilisation=min(1.0, totals.host_busy_ns / busy) if busy else None,
             wait_seconds=totals.wait_ns / 1e9,
             host_seconds=host.attend_ns / 1e9,
             move_seconds=(host.store_ns + host.load_ns) / 1e9,
@@ -409,8 +411,10 @@ class Engine:
     def _account(self, submitted: Submitted) -> None:
         end, host = time.perf_counter_ns(), self.executor.host.busy_ns
         took = end - max(submitted.began_ns, self._last_end)
-        self._counters.busy_ns += took
-        self._counters.wait_ns += submitted.wait_ns
+        if not submitted.compiled:
+            self._counters.busy_ns += took
+            self._counters.wait_ns += submitted.wait_ns
+            self._counters.host_busy_ns += host - self._host_seen_ns
         if self.follower is not None:
             # An iteration that follows a pause has nothing of the one before it to overlap with.
             steady = self._last_end >= submitted.began_ns and not submitted.compiled

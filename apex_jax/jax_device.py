@@ -248,14 +248,14 @@ class JaxDevice:
         if passed is not None:
             assert self._lane is not None
             self._lane.passed, self._lane.attended = passed, None
-            self._ran("linear", passed[0], began, layer=boundary, **mark)
+            self._ran("linear", passed[0], began, layer=min(boundary, self.num_layers - 1), **mark)
         if hosted is None:
             return None
         assert cohort is not None
         x, qkv = hosted
         self._parked[cohort].x = x
         if passed is None:
-            self._ran("linear", x, began, layer=boundary, **mark)
+            self._ran("linear", x, began, layer=min(boundary, self.num_layers - 1), **mark)
         return None if qkv is None else self._fetched(qkv)
 
     def attend(self, layer: int) -> None:

@@ -291,9 +291,14 @@ class LLM:
         Yields:
             The recorder; its `save` writes a file that `apex-jax timeline` and Perfetto draw. Device times end when a
             thread notices; it slows the engine down a little.
+
+        Raises:
+            RuntimeError: another recording is open.
         """
         recorder = Recorder()
         with self._lock:
+            if self._engine.executor.recorder is not None:
+                raise RuntimeError("recording was called while another recording is open; an engine has one at a time")
             self._engine.executor.record(recorder)
         try:
             yield recorder
@@ -302,7 +307,7 @@ class LLM:
                 self._engine.executor.record(None)
 
     def close(self) -> None:
-        """Abort all requests and end the host's thread; the `LLM` stays usable."""
+        """Abort all requests, with stop reason "closed", and end the host's thread; the `LLM` stays usable."""
         with self._lock:
             self._abort_dropped()
             self._engine.close()

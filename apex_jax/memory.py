@@ -77,7 +77,7 @@ def plan_memory(config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *
     if options.max_model_len is not None and options.max_model_len > cached:
         raise ValueError(
             f"max_model_len={options.max_model_len} is above what the KV cache holds: {budget} gives {cached} tokens "
-            f"in pages of {page_size}"
+            f"in pages of {page_size}, and every request is prefilled on the device"
         )
     used = free_memory(device) - free + pages * page_size * kv_bytes_per_token(config, dtype)
     return EngineSizes(

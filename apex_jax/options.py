@@ -20,24 +20,26 @@ class EngineOptions:
     Attributes:
         max_model_len: longest context in tokens, prompt and output, within the model's own limit and what the KV cache
             holds; whichever of these is less if None.
-        max_num_seqs: requests that run at once; 16 on a CPU and 64 on an accelerator if None.
+        max_num_seqs: requests that run on the device at once; 16 on a CPU and 64 on an accelerator if None. With a host
+            tier `max_host_seqs` more run on the host.
         max_num_batched_tokens: prompt tokens computed in one iteration, beside the decoding requests.
         device_kv_tokens: size of the device KV cache in tokens.
         device_kv_bytes: the same in bytes; give one of the two or neither.
         memory_fraction: share of the device's free memory for the KV cache if its size is not given; 0.9 on an
             accelerator and 0.125 on a CPU if None.
         page_size: tokens in a page of the KV cache: 16, 32, 64 or 128.
-        host_kv_bytes: size of the host KV cache, in main memory: requests that the device has no room for live there
-            and have their attention computed by the CPU. None for no host tier.
+        host_kv_bytes: size of the host KV cache, in main memory: requests that the device has no pages or rows for live
+            there and have their attention computed by the CPU. It holds more requests, not longer ones, since each is
+            prefilled on the device. None for no host tier.
         max_host_seqs: requests that live there at once; four times `max_num_seqs` if None.
         strategy: how the device's and the host's work go together: "device_only", "layer_sync",
             "asymmetric_pipelining", "async_overlap", or "auto": what a cost model predicts to be fastest, iteration by
             iteration. Without a host tier there is only "device_only", and "auto" means that.
-        num_cohorts: groups in which the host requests of "async_overlap" advance, each at another layer; with "auto" the
-            cost model chooses.
+        num_cohorts: groups in which the host requests of "async_overlap" advance, each at another layer; with "auto"
+            the cost model chooses.
         max_time_per_token: with "auto", seconds above which a strategy's predicted time per token rules it out.
-        auto_profile: with "auto", measure this machine and model at the start if no profile of them is kept, which takes
-            a minute; otherwise assumed rates are corrected as iterations run.
+        auto_profile: with "auto", measure this machine and model at the start if no profile of them is kept, which
+            takes a minute; otherwise assumed rates are corrected as iterations run.
         device: where the model runs; JAX's default device if None.
         seed: requests without a seed of their own get one drawn from this.
 

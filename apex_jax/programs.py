@@ -3,7 +3,7 @@
 An iteration that only decodes device rows is one whole-step program, so that Python dispatches once. Any other runs
 from boundary to boundary (see `scheduler.plan`): `boundary` is post-attention of one layer and pre-attention of the
 next for device rows, a cohort of host rows, or both in one batch; `attend` is the device rows' attention in between;
-`layer` is `attend` and `boundary` in one, for the boundaries that no cohort rides. Each is compiled once for all layers.
+`layer` is both in one, for the boundaries that no cohort rides. Each is compiled once for all layers.
 All end in `sample_rows`, which takes the rows that need a token through the head and the sampler and leaves the tokens
 on the device, where the next iteration reads them. Its shapes depend on the number of these rows alone (`collect`
 brings them together from all that rode to the end), because there are many sampling modes to compile.

@@ -28,7 +28,8 @@ class Follower:
     def compare(self, plan: Plan, measured: Measured | None) -> None:
         """Correct the model by what a plan took; None where that says nothing, as when programs were compiled."""
         prediction = self._expected.pop(plan.number, None)
-        if prediction is not None and measured is not None:
+        # A plan that only begins to move pages takes the device no time that could be compared.
+        if prediction is not None and prediction.iteration_s > 0 and measured is not None:
             self.model.observe(prediction, measured)
 
     def forget(self) -> None:

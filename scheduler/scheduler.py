@@ -141,7 +141,8 @@ class Scheduler:
         if not self._requests:
             return None
         draft = Draft()
-        self.decision = self.policy.decide(self.situation())
+        if any(request.wants_token or request.is_prefilling for request in self._running) or self._waiting:
+            self.decision = self.policy.decide(self.situation())
         self._land(draft)
         self._make_room(draft)
         self._schedule_decode(draft)

@@ -27,7 +27,11 @@ class RunSummary:
         device_kind: the device's own name.
         attention: decode attention in use.
         dtype: of weights and KV cache.
-        device_kv_tokens: size of the device KV cache.
+        device_kv_tokens, host_kv_tokens: sizes of the KV caches.
+        strategy: as it was asked for.
+        device_tokens, host_tokens: output tokens by the side on which their attention was computed.
+        evictions, landings: times a request's KV moved to the host, and back.
+        wait_seconds: time in which the device had nothing to do until a result of the host came.
     """
 
     requests: int
@@ -42,6 +46,13 @@ class RunSummary:
     attention: str
     dtype: str
     device_kv_tokens: int
+    host_kv_tokens: int
+    strategy: str
+    device_tokens: int
+    host_tokens: int
+    evictions: int
+    landings: int
+    wait_seconds: float
 
     @property
     def tokens_per_s(self) -> float:
@@ -60,6 +71,10 @@ class RunSummary:
             f"first token after {self.first_token}",
             f"on {self.device}, {self.dtype}, {self.attention} attention",
         ]
+        if self.host_kv_tokens:
+            parts.append(
+                f"{self.strategy}: {self.device_tokens:,} tokens on the device, {self.host_tokens:,} on the host"
+            )
         return " · ".join(parts)
 
     @property
@@ -76,7 +91,8 @@ def summarise(llm: LLM, served: Served, *, load_seconds: float) -> RunSummary:
         served: its results.
         load_seconds: how long it took to make `llm`.
     """
-    times = [output.metrics.time_to_first_token for output in served.outputs if output.metrics is not None]
+    every = [output.metrics for output in served.outputs if output.metrics is not None]
+    times = [metrics.time_to_first_token for metrics in every]
     first_token_times = [seconds for seconds in times if seconds is not None]
     return RunSummary(
         requests=len(served.outputs),
@@ -91,6 +107,13 @@ def summarise(llm: LLM, served: Served, *, load_seconds: float) -> RunSummary:
         attention=llm.attention_name,
         dtype=str(llm.dtype),
         device_kv_tokens=llm.device_kv_tokens,
+        host_kv_tokens=llm.host_kv_tokens,
+        strategy=llm.strategy,
+        device_tokens=sum(metrics.device_tokens for metrics in every),
+        host_tokens=sum(metrics.host_tokens for metrics in every),
+        evictions=sum(metrics.evictions for metrics in every),
+        landings=sum(metrics.landings for metrics in every),
+        wait_seconds=llm.stats().wait_seconds,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from .inputs import Task
 
 if TYPE_CHECKING:
     from ..llm import LLM
+    from ..trace import Recorder
 
 OnNews = Callable[[int, RequestOutput], object]
 """Called with a task's position and what is new of it."""
@@ -62,10 +63,18 @@ def recorded(llm: LLM, path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    with as_user_errors(OSError):
-        path.touch()
-    with llm.recording() as recorder:
+    with as_user_errors(OSError), path.open("a"):
+        pass
+    with ExitStack() as after:
+        recording = llm.recording()
+        # Saved once the recording is complete, and when an interrupt has cut the run short too.
+        recorder = recording.__enter__()
+        after.callback(_save, recorder, path)
+        after.push(recording)
         yield
+
+
+def _save(recorder: Recorder, path: Path) -> None:
     with as_user_errors(OSError):
         recorder.save(path)
 
