@@ -7,7 +7,7 @@ every strategy has its turn: with as many host requests as keep the host busy, o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import jax
@@ -22,11 +22,14 @@ from .scheduler import STRATEGIES, CostModel, Decision, Load, Prediction, Profil
 from .scheduler.candidates import Outlook, Valuation
 from .scheduler.costs import Costs
 from .scheduler.hardware import Device, Host, Model, described_profile
-from .scheduler.steady import steady
+from .scheduler.steady import most_lanes, steady
 from .trace import Recorder
 
 HOST_SHARE = 0.88
 """How much of the time that a strategy gives the host is filled: a host that is late makes the device wait."""
+
+AS_GOOD = 0.03
+"""Gain that is not worth larger cohorts."""
 
 CALIBRATION_PART = 5
 """A turn takes so many times as long as each measurement of the host before it."""
@@ -229,15 +232,34 @@ def _turn(benchmark: OverlapBenchmark, population: Population, strategy: Strateg
 
 
 def choose(benchmark: OverlapBenchmark, strategy: Strategy, calibration: Calibration) -> Cohorts:
-    """Return the cohorts that make most of a strategy while the host keeps some time to spare."""
+    """Return the cohorts that make most of a strategy while the host keeps some time to spare.
+
+    Of those that are as good but for a few per cent, the smallest: their requests wait least for a token, and the device
+    least for a job that takes longer than others.
+    """
     load, context = _load(benchmark, calibration), float(benchmark.context)
     slower = Costs(calibration.model.profile, Terms(1.0, 1.0, 1.0, 1.0 / HOST_SHARE, 1.0, 1.0))
     outlook = Outlook(loads=((1.0, load),), host_rows=benchmark.host_requests, row_tokens=context)
     best = Valuation(slower, outlook).best(strategy)
-    found = [Cohorts(lanes=best.lanes, under_way=best.under_way)]
+    found = [Cohorts(lanes=best.lanes, under_way=best.under_way), *_full_batches(benchmark, strategy)]
+    rates = [steady(slower, strategy, load, each.under_way, context).tokens_per_s for each in found]
+    good = [each for each, rate in zip(found, rates, strict=True) if rate >= max(rates) * (1 - AS_GOOD)]
+    return min(good, key=lambda each: max(each.lanes, default=0))
+
+
+def _full_batches(benchmark: OverlapBenchmark, strategy: Strategy) -> list[Cohorts]:
+    """Return cohorts that leave no row of their batches empty: one row more is paid for like a batch more."""
+    boundaries = benchmark.profile.num_layers + 1
     if strategy == "async_overlap":
-        found += _full_batches(benchmark)
-    return max(found, key=lambda each: steady(slower, strategy, load, each.under_way, context).tokens_per_s)
+        counts = [(boundaries // spacing, -(-boundaries // spacing)) for spacing in range(1, boundaries)]
+    else:
+        counts = [(most_lanes(strategy, benchmark.profile.num_layers),) * 2]
+    return [
+        Cohorts(lanes=(size,) * lanes, under_way=(size,) * under_way)
+        for size in benchmark.buckets.host_rows
+        for under_way, lanes in counts
+        if 0 < size * under_way <= benchmark.host_requests
+    ]
 
 
 def _load(benchmark: OverlapBenchmark, calibration: Calibration) -> Load:
@@ -257,7 +279,12 @@ def _full_batches(benchmark: OverlapBenchmark) -> list[Cohorts]:
 
 
 def predict(model: CostModel, strategy: Strategy, window: Window, under_way: Sequence[int]) -> Prediction:
-    """Return what the cost model says of a window's requests."""
+    """Return what the cost model says of a window's requests.
+
+    Device requests come and go, and those that begin have their first token of a prompt: how many tokens an iteration
+    makes for them is counted, how long it takes and what the host adds is predicted.
+    """
     tokens = window.device_rows * window.device_context
     load = Load(device_rows=round(window.device_rows), device_kv_tokens=tokens)
-    return model.steady(strategy, load, under_way, window.host_context)
+    prediction = model.steady(strategy, load, under_way, window.host_context)
+    return replace(prediction, device_tokens=window.device_tokens / window.seen.plans)

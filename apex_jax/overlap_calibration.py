@@ -14,8 +14,11 @@ from .scheduler import AttentionTime, CostModel, Curve, Decision, Load, Profile
 SYNCHRONOUS_ROWS = (4, 16)
 """Cohorts that the dispatching thread waits for at every layer."""
 
-COHORT_ROWS = (16, 32, 64, 128)
-"""Cohorts that have their attention computed while the device goes on."""
+COHORT_ROWS = (16, 32, 64, 128, 256)
+"""Cohorts that have their attention computed while the device goes on; and one of all host requests."""
+
+MOST_COHORTS = 3
+"""Of those at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,22 +44,21 @@ def calibrate(profile: Profile, population: Population, *, host_requests: int, s
     Args:
         profile: the device's part.
         population: runs the measurements; its requests are replaced.
-        host_requests: most of them.
-        seconds: of each measurement, of which there are six.
+        host_requests: how many there are on the host meanwhile.
+        seconds: of each measurement, of which there are up to eight.
     """
-    population.fill(min(host_requests, 3 * max(COHORT_ROWS)), context=population.context)
+    population.fill(host_requests, context=population.context)
     jobs, hops, windows = [], [], []
     for rows in SYNCHRONOUS_ROWS:
         window = _run(population, Decision(strategy="layer_sync", lanes=(rows,)), warm_up=4, seconds=seconds)
         jobs.append((rows * window.host_context, window.job_seconds))
         hops.append((rows, _hop(profile, window, rows)))
         windows.append(window)
-    for rows in COHORT_ROWS:
-        if 3 * rows <= host_requests:
-            decision = Decision(strategy="async_overlap", lanes=(rows,) * 3)
-            window = _run(population, decision, warm_up=profile.num_layers + 4, seconds=seconds)
-            jobs.append((rows * window.host_context, window.job_seconds))
-            windows.append(window)
+    for rows in (*(rows for rows in COHORT_ROWS if rows < host_requests), host_requests):
+        decision = Decision(strategy="async_overlap", lanes=(rows,) * min(MOST_COHORTS, host_requests // rows))
+        window = _run(population, decision, warm_up=profile.num_layers + 4, seconds=seconds)
+        jobs.append((rows * window.host_context, window.job_seconds))
+        windows.append(window)
     measured = replace(
         profile,
         key=replace(profile.key, host="measured beside the emulated device"),

@@ -213,6 +213,8 @@ class Population:
             ended += self.step()
             iterations += 1
         took, others_busy, after = time.perf_counter_ns() - began, others.share(), self.engine.stats()
+        # What comes after the window must not be counted in it.
+        self.policy.seen = Seen()
         gaps = {
             side: [gap for member in group for gap in member.stream.gaps_ns]
             for side, group in (("device", self._on_device + ended), ("host", self._on_host))
