@@ -318,10 +318,13 @@ class Executor:
             if late:
                 # Until the job had its input, it was the host that waited for the device.
                 begin, end = max(begin, riding.job.fetched_ns), time.perf_counter_ns()
-                if self.device.is_idle:
+                idle = self.device.is_idle
+                if idle:
                     progress.wait_ns += end - begin
                 if self.recorder is not None:
-                    self.recorder.span("waits", "device waits", begin, end, layer=boundary - 1, cohort=cohort)
+                    # With work still queued on the device it is Python alone that waits.
+                    name = "device waits" if idle else "python waits"
+                    self.recorder.span("waits", name, begin, end, layer=boundary - 1, cohort=cohort)
             if result is not None:
                 return result
             riding.failed = True
