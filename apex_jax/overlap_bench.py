@@ -234,8 +234,8 @@ def _turn(benchmark: OverlapBenchmark, population: Population, strategy: Strateg
 def choose(benchmark: OverlapBenchmark, strategy: Strategy, calibration: Calibration) -> Cohorts:
     """Return the cohorts that make most of a strategy while the host keeps some time to spare.
 
-    Of those that are as good but for a few per cent, the smallest: their requests wait least for a token, and the device
-    least for a job that takes longer than others.
+    Of those that are as good but for a few per cent, the smallest: their requests wait least for a token, and the
+    device least for a job that takes longer than others.
     """
     load, context = _load(benchmark, calibration), float(benchmark.context)
     slower = Costs(calibration.model.profile, Terms(1.0, 1.0, 1.0, 1.0 / HOST_SHARE, 1.0, 1.0))
@@ -265,17 +265,6 @@ def _full_batches(benchmark: OverlapBenchmark, strategy: Strategy) -> list[Cohor
 def _load(benchmark: OverlapBenchmark, calibration: Calibration) -> Load:
     rows = max(1, round(calibration.device_rows))
     return Load(device_rows=rows, device_kv_tokens=rows * benchmark.context)
-
-
-def _full_batches(benchmark: OverlapBenchmark) -> list[Cohorts]:
-    """Return cohorts that leave no row of their batches empty: one row more is paid for like a batch more."""
-    boundaries, found = benchmark.profile.num_layers + 1, []
-    for size in benchmark.buckets.host_rows:
-        for spacing in range(1, boundaries):
-            under_way = (size,) * (boundaries // spacing)
-            if sum(under_way) <= benchmark.host_requests:
-                found.append(Cohorts(lanes=(size,) * -(-boundaries // spacing), under_way=under_way))
-    return found
 
 
 def predict(model: CostModel, strategy: Strategy, window: Window, under_way: Sequence[int]) -> Prediction:
