@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .overlap_population import Population, Window
+from .overlap_population import REST, Population, Window
 from .scheduler import AttentionTime, CostModel, Curve, Decision, Load, Profile
+from .scheduler.candidates import even
 
 SYNCHRONOUS_ROWS = (4, 16)
 """Cohorts that the dispatching thread waits for at every layer."""
 
-COHORT_ROWS = (16, 32, 64, 128, 256)
-"""Cohorts that have their attention computed while the device goes on; and one of all host requests."""
-
-MOST_COHORTS = 3
-"""Of those at once."""
+COHORT_ROWS = (16, 32, 64, 128)
+"""Cohorts, three at a time, that have their attention computed while the device goes on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +52,13 @@ def calibrate(profile: Profile, population: Population, *, host_requests: int, s
         jobs.append((rows * window.host_context, window.job_seconds))
         hops.append((rows, _hop(profile, window, rows)))
         windows.append(window)
-    for rows in (*(rows for rows in COHORT_ROWS if rows < host_requests), host_requests):
-        decision = Decision(strategy="async_overlap", lanes=(rows,) * min(MOST_COHORTS, host_requests // rows))
+    lanes = [(rows,) * 3 for rows in COHORT_ROWS if 3 * rows <= host_requests]
+    # Then everybody rides, in two cohorts and in one.
+    lanes += [even(host_requests, count) for count in (2, 1)]
+    for cohorts in lanes:
+        decision = Decision(strategy="async_overlap", lanes=cohorts)
         window = _run(population, decision, warm_up=profile.num_layers + 4, seconds=seconds)
-        jobs.append((rows * window.host_context, window.job_seconds))
+        jobs.append((sum(cohorts) / len(cohorts) * window.host_context, window.job_seconds))
         windows.append(window)
     measured = replace(
         profile,
@@ -74,6 +75,8 @@ def calibrate(profile: Profile, population: Population, *, host_requests: int, s
 
 
 def _run(population: Population, decision: Decision, *, warm_up: int, seconds: float) -> Window:
+    # Cohorts of another size that are still under way would go on beside the new ones for ever.
+    population.run(REST, population.device.num_layers + 2)
     population.run(decision, warm_up)
     return population.measure(seconds)
 
