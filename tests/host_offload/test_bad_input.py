@@ -28,7 +28,8 @@ def problem():
 def test_native_refuses_rows_out_of_bounds(row, page, length, message):
     bad = problem()
     bad.table[row, 0], bad.lengths[row] = page, length
-    with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+    # ValueError where JAX has run the program before dispatch returns.
+    with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match=message):
         jax.block_until_ready(jax.jit(decode_attention)(*bad.arguments()))
 
 
