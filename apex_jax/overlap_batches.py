@@ -17,7 +17,7 @@ from .overlap_bench import OverlapBenchmark
 from .overlap_calibration import Calibration
 from .overlap_population import Population, TimedStream
 from .sampling_params import SamplingParams
-from .scheduler import CostModel, FixedPolicy, Follower, Planner, PlannerOptions, Policy
+from .scheduler import FixedPolicy, Follower, Planner, PlannerOptions, Policy
 
 POLICIES = ("device_only", "auto")
 
@@ -75,7 +75,7 @@ def run_batches(
 def _policy(benchmark: OverlapBenchmark, calibration: Calibration, name: str) -> tuple[Policy, Follower | None]:
     if name == "device_only":
         return FixedPolicy(strategy="device_only"), None
-    model, buckets = CostModel(calibration.model.profile), benchmark.buckets
+    model, buckets = calibration.model(benchmark.profile, context=benchmark.context), benchmark.buckets
     options = PlannerOptions(max_device_requests=buckets.max_num_seqs, max_host_requests=buckets.max_host_seqs)
     return Planner(model, options), Follower(model)
 

@@ -1,7 +1,7 @@
 """What each strategy reaches beside an emulated device, and what the cost model says that it should reach.
 
-The device is emulated, all else is real. In each round the host is measured anew, since its speed wanders, and then
-every strategy has its turn: with as many host requests as keep the host busy, or fewer where its memory ends.
+The device is emulated, all else is real. The host is measured before and after each round, since its speed wanders; in
+between every strategy has its turn, with as many host requests as keep the host busy, or fewer where its memory ends.
 """
 
 from __future__ import annotations
@@ -158,15 +158,13 @@ class Turn:
 
     Attributes:
         strategy: which one.
-        lanes: host rows of each cohort, see `Decision`.
-        host_requests: requests on the host.
+        cohorts: how host requests rode.
         window: what happened.
         prediction: an iteration of it, by the cost model.
     """
 
     strategy: Strategy
-    lanes: tuple[int, ...]
-    host_requests: int
+    cohorts: Cohorts
     window: Window
     prediction: Prediction
 
@@ -188,20 +186,29 @@ def run(
     Args:
         benchmark: what to measure.
         population: where.
-        progress: told what has been done: "host", or a strategy; one more time for each round.
+        progress: told what has been done: "host" once before and once after each round, or a strategy.
         recorder: records some iterations of each strategy, after its last turn.
     """
     turns = []
+    before = measure_host(benchmark, population)
+    progress("host")
     for round_ in range(benchmark.rounds):
-        calibration = measure_host(benchmark, population)
-        progress("host")
+        had = []
         for strategy in benchmark.strategies:
-            turns.append(_turn(benchmark, population, strategy, calibration))
+            cohorts = choose(benchmark, strategy, before)
+            had.append((strategy, cohorts, _turn(benchmark, population, strategy, cohorts, before)))
             if recorder is not None and round_ == benchmark.rounds - 1:
                 population.engine.executor.record(recorder)
-                population.run(Decision(strategy=strategy, lanes=turns[-1].lanes), TRACED_ITERATIONS)
+                population.run(Decision(strategy=strategy, lanes=cohorts.lanes), TRACED_ITERATIONS)
                 population.engine.executor.record(None)
             progress(strategy)
+        after = measure_host(benchmark, population)
+        progress("host")
+        model = before.plus(after).model(benchmark.profile, context=benchmark.context)
+        for strategy, cohorts, window in had:
+            prediction = predict(model, strategy, window, cohorts.under_way)
+            turns.append(Turn(strategy=strategy, cohorts=cohorts, window=window, prediction=prediction))
+        before = after
     population.clear()
     return turns
 
@@ -212,23 +219,18 @@ def measure_host(benchmark: OverlapBenchmark, population: Population) -> Calibra
     return calibrate(benchmark.profile, population, host_requests=benchmark.host_requests, seconds=seconds)
 
 
-def _turn(benchmark: OverlapBenchmark, population: Population, strategy: Strategy, calibration: Calibration) -> Turn:
-    best = choose(benchmark, strategy, calibration)
+def _turn(
+    benchmark: OverlapBenchmark, population: Population, strategy: Strategy, cohorts: Cohorts, calibration: Calibration
+) -> Window:
     # Host requests grow while they are measured; their mean is to be the context that was asked for.
-    load = _load(benchmark, calibration)
-    token_s = calibration.model.steady(strategy, load, best.under_way, float(benchmark.context)).host_token_s
-    grown = min(benchmark.seconds / token_s / 2, benchmark.context / 4) if token_s else 0.0
-    population.fill(best.riding, context=round(benchmark.context - grown))
+    load, context = _load(benchmark, calibration), benchmark.context
+    model = calibration.model(benchmark.profile, context=context)
+    token_s = model.steady(strategy, load, cohorts.under_way, float(context)).host_token_s
+    grown = min(benchmark.seconds / token_s / 2, context / 4) if token_s else 0.0
+    population.fill(cohorts.riding, context=round(context - grown))
     asynchronous, period = strategy == "async_overlap", benchmark.profile.num_layers + 1
-    population.run(Decision(strategy=strategy, lanes=best.lanes), 2 * period if asynchronous else period)
-    window = population.measure(benchmark.seconds, multiple=period if asynchronous else 1)
-    return Turn(
-        strategy=strategy,
-        lanes=best.lanes,
-        host_requests=best.riding,
-        window=window,
-        prediction=predict(calibration.model, strategy, window, best.under_way),
-    )
+    population.run(Decision(strategy=strategy, lanes=cohorts.lanes), 2 * period if asynchronous else period)
+    return population.measure(benchmark.seconds, multiple=period if asynchronous else 1)
 
 
 def choose(benchmark: OverlapBenchmark, strategy: Strategy, calibration: Calibration) -> Cohorts:
@@ -238,7 +240,8 @@ def choose(benchmark: OverlapBenchmark, strategy: Strategy, calibration: Calibra
     device least for a job that takes longer than others.
     """
     load, context = _load(benchmark, calibration), float(benchmark.context)
-    slower = Costs(calibration.model.profile, Terms(1.0, 1.0, 1.0, 1.0 / HOST_SHARE, 1.0, 1.0))
+    measured = calibration.model(benchmark.profile, context=benchmark.context).profile
+    slower = Costs(measured, Terms(1.0, 1.0, 1.0, 1.0 / HOST_SHARE, 1.0, 1.0))
     outlook = Outlook(loads=((1.0, load),), host_rows=benchmark.host_requests, row_tokens=context)
     best = Valuation(slower, outlook).best(strategy)
     found = [Cohorts(lanes=best.lanes, under_way=best.under_way), *_full_batches(benchmark, strategy)]

@@ -54,7 +54,7 @@ def _row(benchmark: OverlapBenchmark, turns: Sequence[Turn]) -> dict[str, Any]:
         "iteration_ms": 1e3 * statistics.median(window.iteration_s for window in windows),
         "predicted_iteration_ms": 1e3 * statistics.median(prediction.iteration_s for prediction in predictions),
         "device_requests": statistics.median(window.device_rows for window in windows),
-        "host_requests": statistics.median(turn.host_requests for turn in turns),
+        "host_requests": statistics.median(turn.cohorts.riding for turn in turns),
         "extrapolated": any(prediction.extrapolated for prediction in predictions),
         "turns": [_one(turn) for turn in turns],
         "device_context": statistics.median(window.device_context for window in windows),
@@ -68,8 +68,8 @@ def _one(turn: Turn) -> dict[str, Any]:
     return {
         "tokens_per_s": turn.window.tokens_per_s,
         "predicted_tokens_per_s": turn.prediction.tokens_per_s,
-        "host_requests": turn.host_requests,
-        "lanes": turn.lanes,
+        "host_requests": turn.cohorts.riding,
+        "lanes": turn.cohorts.lanes,
         "host_job_ms": 1e3 * turn.window.job_seconds,
         "others_busy": turn.window.others_busy,
     }

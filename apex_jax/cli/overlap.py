@@ -120,7 +120,7 @@ def _steady(args: argparse.Namespace, benchmark: OverlapBenchmark, population: P
     from ..trace import Recorder
 
     recorder = Recorder(label="emulated") if args.trace else None
-    steps = benchmark.rounds * (1 + len(benchmark.strategies))
+    steps = 1 + benchmark.rounds * (1 + len(benchmark.strategies))
     with Progress(sys.stderr).counting(steps, "turn") as advance:
         turns = run(benchmark, population, progress=lambda _: advance(), recorder=recorder)
     if recorder is not None:
