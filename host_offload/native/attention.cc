@@ -14,7 +14,10 @@ constexpr float kLog2E = 1.4426950408889634f;
 constexpr double kLn2 = 0.6931471805599453;
 // A chunk smaller than this costs more in start-up than it gains in balance.
 constexpr int64_t kMinChunkBytes = 256 << 10;
-constexpr int64_t kChunksPerWorker = 8;
+// A chunk is this part of a thread's share of what is left: large ones first, small ones to even out the end.
+constexpr int64_t kShare = 4;
+// Sums over more tokens lose digits in float32; merging parts of this size does not.
+constexpr int64_t kMaxChunkTokens = 1024;
 
 // Grows and stays with its thread: allocating per call would fault in fresh pages every time.
 struct Scratch {
@@ -142,21 +145,32 @@ std::string CheckRows(const Problem& p) {
 
 Plan MakePlan(const Problem& p, int workers) {
   const int64_t token_bytes = p.PageBytes() / p.S;
-  int64_t tokens = 0;
-  for (int64_t row = 0; row < p.B; ++row) tokens += p.lengths[row] - p.FirstToken(row);
-  Plan plan;
-  plan.bytes = tokens * token_bytes;
-  const int64_t share = workers > 1 ? tokens / (workers * kChunksPerWorker) : tokens;
-  const int64_t target = std::max({share, kMinChunkBytes / token_bytes, p.S});
+  const int64_t least = std::max(kMinChunkBytes / token_bytes, p.S);
+  int64_t open = 0;
+  std::vector<int> rows;
   for (int64_t row = 0; row < p.B; ++row) {
-    const int64_t end = p.lengths[row], begin = p.FirstToken(row);
-    if (end == 0) continue;
-    const int64_t pieces = std::max((end - begin + target / 2) / target, int64_t{1});
-    const int64_t step = ((end - begin + pieces - 1) / pieces + p.S - 1) / p.S * p.S;
-    const bool whole = begin / p.S * p.S + step >= end;
+    if (p.lengths[row] == 0) continue;
+    open += p.lengths[row] - p.FirstToken(row);
+    rows.push_back(static_cast<int>(row));
+  }
+  Plan plan;
+  plan.bytes = open * token_bytes;
+  if (workers > 1) {
+    std::stable_sort(rows.begin(), rows.end(), [&p](int a, int b) {
+      return p.lengths[a] - p.FirstToken(a) > p.lengths[b] - p.FirstToken(b);
+    });
+  }
+  for (const int row : rows) {
+    const int64_t begin = p.FirstToken(row), end = p.lengths[row];
     for (int64_t at = begin; at < end;) {
-      const int64_t stop = std::min((at / p.S) * p.S + step, end);
-      plan.chunks.push_back({static_cast<int>(row), whole ? -1 : plan.parts++, at, stop});
+      const int64_t share = workers > 1 ? open / (workers * kShare) : open;
+      const int64_t target = std::min(std::max(share, least), kMaxChunkTokens);
+      const int64_t pieces = std::max((end - at + target / 2) / target, int64_t{1});
+      const int64_t step = ((end - at + pieces - 1) / pieces + p.S - 1) / p.S * p.S;
+      const int64_t stop = std::min(at / p.S * p.S + step, end);
+      const bool whole = at == begin && stop == end;
+      plan.chunks.push_back({row, whole ? -1 : plan.parts++, at, stop});
+      open -= stop - at;
       at = stop;
     }
   }

@@ -58,7 +58,8 @@ struct Plan {
   int64_t bytes = 0;  // of KV to be read
 };
 
-// Cuts rows into chunks at page boundaries, fine enough that `workers` threads end at about the same time.
+// Cuts rows into chunks at page boundaries, longest rows first and chunks ever smaller, so that `workers` threads end at
+// about the same time.
 Plan MakePlan(const Problem& problem, int workers);
 
 // Memory for partial results of rows that were cut: per part N maxima, N denominators and N sums of H floats. It

@@ -25,6 +25,16 @@ constexpr bool IsInterleaved<BFloat16>() {
   return true;
 }
 
+// float16 is widened by conversions, which take so long that every line can be prefetched in the meantime.
+template <class T>
+constexpr bool IsSlow() {
+  return false;
+}
+template <>
+constexpr bool IsSlow<Float16>() {
+  return true;
+}
+
 // 2^x for x <= 0, relative error below 2e-7, exact zero far below; NaN stays NaN.
 template <class V>
 inline typename V::F Exp2(typename V::F x) {
@@ -91,7 +101,7 @@ struct FloatMath {
     for (int h = 0; h < kHeads; ++h)
       for (int i = 0; i < 2 * kUnits; ++i) acc[h][i] = V::Load(sum + h * width + c + i * V::kLanes);
     for (int t = begin; t < end; ++t) {
-        F p[kHeads];
+      F p[kHeads];
       for (int h = 0; h < kHeads; ++h) p[h] = V::Set(weights[t * kSlots + h]);
       for (int u = 0; u < kUnits; ++u) {
         feed.Unit();

@@ -25,24 +25,27 @@ struct TileKernel {
   template <int kHeads, int kWidth>
   struct Shape {
     static constexpr int kSlots = kHeads == 3 ? 4 : kHeads;
-    static constexpr int kStep = kHeads == 1 ? 4 : 2;  // tokens whose dot products are taken together
-    // A pass over values takes all columns, so that memory is read in order, and as many heads as then have registers.
-    static constexpr int kRegisters = V::kAccumulators / 2;  // in units of columns
+    static constexpr int kBlock = V::kLanes / kSlots;  // tokens whose scores fill a vector
+    // Tokens whose dot products are taken together. Two disturb the order of loads least; four heads load their queries
+    // less often with four, which pays unless rows are short.
+    static constexpr bool kShortRows = kWidth * sizeof(T) <= 128;
+    static constexpr int kStep = kHeads == 1 || (kHeads == 4 && kBlock >= 4 && !kShortRows) ? 4 : 2;
+    // A pass over values takes all heads, so that each is loaded and widened once, and as many columns as then have
+    // registers.
+    static constexpr int kRegisters = V::kAccumulators / 2 / kSlots;  // in units of columns
     static constexpr int kAllUnits = kWidth == 0 ? 1 : kWidth / Math::kUnit;
     static constexpr int kUnits = kAllUnits < kRegisters ? kAllUnits : kRegisters;
-    static constexpr int kFit = kRegisters / kUnits;
-    static constexpr int kPassHeads = kHeads < kFit ? kHeads : kFit;
-    static constexpr bool kOnePass = kWidth != 0 && kUnits == kAllUnits && kPassHeads == kHeads;
+    static constexpr bool kOnePass = kWidth != 0 && kUnits == kAllUnits;
     // Tokens that one pass over values takes before the next one goes over them again.
     static constexpr int kPassTokens = kOnePass ? kMaxPageSize : 16;
+    static constexpr int kEvery = kOnePass && !(kHeads > 1 && IsSlow<T>()) ? kSparse : kDense;
   };
 
   // Calls `work` with what prefetches ahead of `from` for loads of kTokens units at a time.
   template <class S, bool kFeed, int kTokens, class Work>
   static inline void WithFeed(const Tile& tile, const T* from, Work work) {
     if constexpr (kFeed) {
-      constexpr int kEvery = S::kOnePass ? kSparse : kDense;
-      work(Feed<kTokens * kUnitBytes, kEvery>{Ahead(tile.stream, from, PrefetchDistance(kEvery))});
+      work(Feed<kTokens * kUnitBytes, S::kEvery>{Ahead(tile.stream, from, PrefetchDistance(S::kEvery))});
     } else {
       work(NoFeed{});
     }
@@ -51,7 +54,7 @@ struct TileKernel {
   template <int kHeads, int kWidth, bool kFeed>
   static inline void Scores(const Tile& tile, int width, const Query* query, float scale, float* scores) {
     using S = Shape<kHeads, kWidth>;
-    constexpr int kBlock = V::kLanes / S::kSlots;  // tokens whose scores fill a vector
+    constexpr int kBlock = S::kBlock;
     for (int t = tile.begin / kBlock * kBlock; t < tile.end; t += kBlock) {
       F quads[V::kLanes / 4];
       for (int s = 0; s < kBlock; s += S::kStep) {
@@ -121,22 +124,12 @@ struct TileKernel {
       for (int c = 0; c < width; c += S::kUnits * Math::kUnit) {
         // Passes over columns share the prefetching.
         const T* from = value + static_cast<ptrdiff_t>(t) * width + (stop - t) * c;
-        WithFeed<S, kFeed, Math::kTokens>(
-            tile, from, [&](auto feed) { Passes<S, kHeads, 0>(value, width, c, t, stop, weights, feed, sum); });
+        WithFeed<S, kFeed, Math::kTokens>(tile, from, [&](auto feed) {
+          Math::template Accumulate<S::kSlots, kHeads, S::kUnits>(value, width, c, t, stop, weights, feed, sum);
+        });
       }
       t = stop;
     }
-  }
-
-  // Heads [kFirst, kHeads), as many at a time as fit. Those after the first find the values in cache.
-  template <class S, int kHeads, int kFirst, class Prefetch>
-  static inline void Passes(const T* value, int width, int c, int begin, int end, const float* weights, Prefetch feed,
-                            float* sum) {
-    constexpr int kCount = kHeads - kFirst < S::kPassHeads ? kHeads - kFirst : S::kPassHeads;
-    Math::template Accumulate<S::kSlots, kCount, S::kUnits>(value, width, c, begin, end, weights + kFirst, feed,
-                                                            sum + kFirst * width);
-    if constexpr (kFirst + kCount < kHeads)
-      Passes<S, kHeads, kFirst + kCount>(value, width, c, begin, end, weights, NoFeed{}, sum);
   }
 
   static inline void Cap(float* scores, int begin, int end, float cap) {
