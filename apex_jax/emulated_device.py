@@ -152,10 +152,11 @@ class EmulatedDevice:
         """Run the device rows' attention of a layer."""
         self._run("attention", self._attention, layer=layer)
 
-    def layer(self, boundary: int) -> None:
-        """Run the device rows' attention of the layer behind a boundary, and the boundary for them alone."""
-        linear = self._costs.share(boundary) * self._costs.layer(self._width)
-        self._run("layer", self._attention + linear, layer=boundary - 1)
+    def layers(self, boundary: int, count: int) -> None:
+        """Run the device rows' attention and the boundary after it, for them alone, so many times."""
+        for reached in range(boundary, boundary + count):
+            linear = self._costs.share(reached) * self._costs.layer(self._width)
+            self._run("layer", self._attention + linear, layer=reached - 1)
 
     def sample(self, plan: Plan) -> _End:
         """Run the head for all rows that rode to the end, and what an iteration takes beside its parts."""

@@ -395,13 +395,14 @@ class Engine:
         arrived = self._scheduler.update(plan, sampled.tokens.tolist())
         hosted = sum(row is not None for cohort in plan.arriving for row in cohort.rows)
         self._counters.host_tokens += hosted
-        self._counters.device_tokens += len(plan.sampling_requests) - hosted
+        on_device = len(plan.sampling_requests) - hosted
+        self._counters.device_tokens += on_device
         self._end_failed()
         for request, row in arrived:
             generation = self._generations.get(request.id)
             if generation is None:
                 continue
-            side: Side = "device" if row < len(plan.sampling_requests) - hosted else "host"
+            side: Side = "device" if row < on_device else "host"
             self._take(generation, sampled, row, now, side)
             self._counters.output_tokens += int(sampled.tokens[row]) >= 0
             if generation.finished:

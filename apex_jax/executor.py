@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,7 +42,7 @@ class Device(Protocol):
         self, boundary: int, *, device: bool, cohort: int | None, attended: Any
     ) -> Callable[[], np.ndarray] | None: ...
     def attend(self, layer: int) -> None: ...
-    def layer(self, boundary: int) -> None: ...
+    def layers(self, boundary: int, count: int) -> None: ...
     def sample(self, plan: Plan) -> Any: ...
     def fetch(self, end: Any, count: int) -> Sampled: ...
     def gather(self, layer: int, pages: Sequence[int]) -> Callable[[], np.ndarray]: ...
@@ -253,23 +254,26 @@ class Executor:
         for cohort in plan.cohorts:
             if cohort.first == 0:
                 self._depart(cohort)
-        gathered = -1
-        attended = False
-        for index, stage in enumerate(stages):
-            boundary = stage.boundary
-            follows = stages[index + 1] if index + 1 < len(stages) else None
+        gathered, index, attended = -1, 0, False
+        while index < len(stages):
+            stage, boundary = stages[index], stages[index].boundary
             # Stages may begin behind boundary 0, where none but cohorts ride.
             while gathered < min(boundary, plan.num_layers - 1):
                 gathered += 1
                 for eviction in plan.evictions:
                     self._evict(eviction, gathered)
-            if stage.device and stage.cohort is None and boundary > 0 and not attended:
-                device.layer(boundary)
+            alone = 0 if attended or boundary == 0 else _device_alone(stages[index:])
+            if alone:
+                # Pages leave layer by layer, so that the host can store some while the device computes.
+                count = 1 if plan.evictions else alone
+                device.layers(boundary, count)
+                index, boundary = index + count, boundary + count - 1
             else:
-                self._pass(progress, stage, follows)
+                index += 1
+                self._pass(progress, stage, stages[index] if index < len(stages) else None)
             if stage.device and boundary < plan.num_layers:
                 # Where the device rows go on alone, their attention and the boundary after it are one program.
-                attended = follows is None or not follows.device or follows.cohort is not None
+                attended = not _device_alone(stages[index:])
                 if attended:
                     device.attend(boundary)
         for layer in range(gathered + 1, plan.num_layers):
@@ -385,3 +389,8 @@ class Executor:
         recorder.span("host", names[job.kind], job.fetched_ns, job.computed_ns, **args)
         if job.kind != "store":
             recorder.span("transfers", "to device", job.computed_ns, job.ended_ns, **args)
+
+
+def _device_alone(stages: Sequence[Stage]) -> int:
+    """Return how many boundaries from here on none but device rows pass."""
+    return sum(1 for _ in takewhile(lambda stage: stage.device and stage.cohort is None, stages))

@@ -39,6 +39,9 @@ from .sampling_params import SamplingParams
 from .scheduler import Cohort, Plan
 from .trace import Recorder
 
+SEGMENT = 4
+"""Layers of one program where device rows go on alone: dispatching a program costs as much as three layers in one."""
+
 
 @dataclass(kw_only=True)
 class _Lane:
@@ -199,11 +202,10 @@ class JaxDevice:
 
     def _embed(self, tiles: np.ndarray | None, rows: np.ndarray, *, one_request: bool) -> _Lane:
         self._note_shape("lane", 0 if tiles is None else len(tiles), *rows.shape, one_request)
-        packed = jax.device_put((tiles, rows), self.device)
-        x, turn = self._programs.embed(self._ends, self._last_token, *packed)
+        x, turn, sent_tiles, sent_rows = self._programs.embed(self._ends, self._last_token, tiles, rows)
         return _Lane(
-            tiles=packed[0],
-            rows=packed[1],
+            tiles=sent_tiles,
+            rows=sent_rows,
             turn=turn,
             passed=(x, None),
             one_request=one_request,
@@ -216,7 +218,7 @@ class JaxDevice:
         self._board(cohort.id, pack_cohort(cohort, self.buckets))
 
     def _board(self, cohort: int, rows: np.ndarray) -> None:
-        x, turn = self._programs.embed(self._ends, self._last_token, None, rows)
+        x, turn, _, _ = self._programs.embed(self._ends, self._last_token, None, rows)
         self._parked[cohort] = _Parked(x=x, turn=turn)
 
     def boundary(
@@ -267,22 +269,37 @@ class JaxDevice:
         )
         self._ran("attention", lane.attended, began, layer=layer)
 
-    def layer(self, boundary: int) -> None:
-        """Run `attend` of the layer behind a boundary, and the boundary for the device rows alone, as one program."""
+    def layers(self, boundary: int, count: int) -> None:
+        """Run `attend` and the boundary after it, for the device rows alone, so many times.
+
+        Args:
+            boundary: the first of the boundaries, 1 to L.
+            count: how many.
+        """
+        end = boundary + count
+        while boundary < end:
+            boundary += self._segment(boundary, end)
+
+    def _segment(self, boundary: int, end: int) -> int:
+        """Run as many of the boundaries as one program takes; returns how many."""
         began, lane = time.perf_counter_ns(), self._lane
         assert lane is not None
-        behind, ahead = self._layer(boundary - 1), self._layer(boundary)
-        lane.passed, self._caches[boundary - 1] = self._programs.layer(
-            behind,
-            ahead,
-            self._caches[boundary - 1],
+        # Neither prompts, whose programs take long enough, nor the end of the model have programs of several layers.
+        several = lane.tiles is None and boundary + SEGMENT <= min(end, self.num_layers)
+        count = SEGMENT if several else 1
+        behind = slice(boundary - 1, boundary - 1 + count)
+        weights = (*self._weights.layers[behind], self._layer(boundary - 1 + count))
+        lane.passed, self._caches[behind] = self._programs.layers(
+            weights,
+            tuple(self._caches[behind]),
             lane.passed,
             lane.turn,
             lane.tiles,
             lane.rows,
             one_request=lane.one_request,
         )
-        self._ran("layer", lane.passed[0], began, layer=boundary - 1)
+        self._ran("layer", lane.passed[0], began, layer=boundary - 1, last_layer=boundary + count - 2)
+        return count
 
     def sample(self, plan: Plan) -> Any:
         """Sample for the rows that rode to the end; returns what `fetch` takes, and forgets the cohorts among them."""
@@ -420,16 +437,14 @@ class JaxDevice:
     def _warm_up_lane(
         self, tiles: np.ndarray | None, rows: np.ndarray, one_request: bool, cohorts: Sequence[Riders]
     ) -> None:
-        first, last = self._weights.layers[0], self._weights.layers[-1]
         self._lane = lane = self._embed(tiles, rows, one_request=one_request)
         self.boundary(0, device=True, cohort=None, attended=None)
         passed = lane.passed
         self.attend(0)
         riders = Riders(passed[0], lane.turn, lane.attended)
-        for ahead in (first, None):
-            _, self._caches[0] = self._programs.layer(
-                last, ahead, self._caches[0], passed, lane.turn, lane.tiles, lane.rows, one_request=one_request
-            )
+        for boundary, count in ((1, 1), (self.num_layers, 1), (1, SEGMENT if tiles is None else 1)):
+            lane.passed = passed
+            self.layers(boundary, min(count, self.num_layers))
         for cohort in (None, *cohorts):
             self._pass_borders(riders, cohort)
         self._collect_all(passed[0])

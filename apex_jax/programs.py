@@ -3,7 +3,8 @@
 An iteration that only decodes device rows is one whole-step program, so that Python dispatches once. Any other runs
 from boundary to boundary (see `scheduler.plan`): `boundary` is post-attention of one layer and pre-attention of the
 next for device rows, a cohort of host rows, or both in one batch; `attend` is the device rows' attention in between;
-`layer` is both in one, for the boundaries that no cohort rides. Each is compiled once for all layers.
+`layers` is both in one, once or several times in a row, for the boundaries that no cohort rides. Each is compiled once
+for all layers.
 All end in `sample_rows`, which takes the rows that need a token through the head and the sampler and leaves the tokens
 on the device, where the next iteration reads them. Its shapes depend on the number of these rows alone (`collect`
 brings them together from all that rode to the end), because there are many sampling modes to compile.
@@ -14,8 +15,9 @@ width. T counts the tokens of a batch: those of the tiles, then the decode rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -112,10 +114,10 @@ class Programs:
     batch."""
 
     decode_step: Callable[..., tuple[Array, Caches]]
-    embed: Callable[..., tuple[Array, Array]]
+    embed: Callable[..., tuple[Array, Array, Array | None, Array]]
     boundary: Callable[..., tuple[Passed | None, tuple[Array, Array | None] | None]]
     attend: Callable[..., tuple[Array, Array]]
-    layer: Callable[..., tuple[Passed, Array]]
+    layers: Callable[..., tuple[Passed, Caches]]
     collect: Callable[[Array, Array, Any], Array]
     sample: Callable[..., tuple[Sampled, Array, Array | None]]
     mark_prompt: Callable[[Array, Any, Any], Array]
@@ -146,7 +148,7 @@ def build_programs(config: LlamaConfig, attention: DecodeAttention, page_size: i
 
     def embed(
         weights: Weights, last_token: Array, packed_tiles: Array | None, packed_rows: Array
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Array, Array, Array | None, Array]:
         rows = DecodeBatch.unpack(packed_rows)
         tokens, positions = last_token[rows.slots], jnp.maximum(rows.lengths - 1, 0)
         if packed_tiles is not None:
@@ -154,7 +156,8 @@ def build_programs(config: LlamaConfig, attention: DecodeAttention, page_size: i
             places = (tiles.starts[:, None] + jnp.arange(page_size)[None, :]).reshape(-1)
             tokens = jnp.concatenate([tiles.tokens.reshape(-1), tokens])
             positions = jnp.concatenate([places, positions])
-        return llama.embed(config, weights, tokens), llama.rotation(config, positions)
+        # With the batches, so that they are sent to the device once and Python need not send them by themselves.
+        return llama.embed(config, weights, tokens), llama.rotation(config, positions), packed_tiles, packed_rows
 
     def boundary(
         behind: LayerWeights | None, ahead: LayerWeights | None, device: Riders | None, cohort: Riders | None
@@ -197,22 +200,25 @@ def build_programs(config: LlamaConfig, attention: DecodeAttention, page_size: i
         out = prefill_attention(tiled(q), cache, tiles.table, tiles.starts, one_request=one_request)
         return jnp.concatenate([out.reshape(prompt, *q.shape[1:]), decoded.astype(out.dtype)]), cache
 
-    def layer(
-        behind: LayerWeights,
-        ahead: LayerWeights | None,
-        cache: Array,
+    def layers(
+        weights: Sequence[LayerWeights | None],
+        caches: Caches,
         passed: Passed,
         turn: Array,
         packed_tiles: Array | None,
         packed_rows: Array,
         one_request: bool,
-    ) -> tuple[Passed, Array]:
-        x, heads = passed
-        assert heads is not None
-        attended, cache = attend(cache, heads, packed_tiles, packed_rows, one_request)
-        after, _ = boundary(behind, ahead, Riders(x, turn, attended), None)
-        assert after is not None
-        return after, cache
+    ) -> tuple[Passed, Caches]:
+        new_caches = []
+        for (behind, ahead), cache in zip(pairwise(weights), caches, strict=True):
+            x, heads = passed
+            assert heads is not None
+            attended, cache = attend(cache, heads, packed_tiles, packed_rows, one_request)
+            after, _ = boundary(behind, ahead, Riders(x, turn, attended), None)
+            assert after is not None
+            passed = after
+            new_caches.append(cache)
+        return passed, tuple(new_caches)
 
     def sample_rows(
         weights: Weights,
@@ -236,7 +242,7 @@ def build_programs(config: LlamaConfig, attention: DecodeAttention, page_size: i
         embed=jax.jit(embed),
         boundary=jax.jit(boundary),
         attend=jax.jit(attend, donate_argnames=("cache",), static_argnames=("one_request",)),
-        layer=jax.jit(layer, donate_argnames=("cache",), static_argnames=("one_request",)),
+        layers=jax.jit(layers, donate_argnames=("caches",), static_argnames=("one_request",)),
         collect=jax.jit(lambda ends, x, places: ends.at[places].set(x, mode="drop"), donate_argnums=0),
         sample=jax.jit(sample_rows, donate_argnames=("last_token", "seen"), static_argnames=("mode",)),
         mark_prompt=jax.jit(lambda seen, slot, row: seen.at[slot].set(row), donate_argnums=0),

@@ -216,12 +216,16 @@ class _Lane:
         layer, rows = bar.span.args.get("layer"), bar.span.args.get("rows")
         if layer is None:
             return
+        last = bar.span.args.get("last_layer", layer)
+        number, name = (
+            (str(layer), f"layer {layer}") if last == layer else (f"{layer}-{last}", f"layers {layer}-{last}")
+        )
         begin = max(bar.span.begin_ns, self._window.begin_ns)
         # The border of an iteration would run through the text.
         end = min([bar.span.end_ns, *(border for border in self._borders() if border > begin)])
         room = _inches(self._window, end - begin)
-        counted = [f"layer {layer} · {rows} rows"] if rows is not None else []
-        for text in (*counted, f"layer {layer}", str(layer)):
+        counted = [f"{name} · {rows} rows"] if rows is not None else []
+        for text in (*counted, name, number):
             # Two digits at least, so that the numbers do not end with the ninth layer.
             width = _SMALL_CHARACTER_INCHES * max(2, len(text))
             if width + 0.05 < room:

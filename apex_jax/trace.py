@@ -11,7 +11,8 @@ What the charts of `apex-jax timeline` understand. Names are kinds and get a col
 
     track      names                                                    args
     device     "iteration": all of an iteration, around its parts       iteration, strategy, rows
-               any part of it, such as "layer", "attention", "head"     layer, rows, cohort if one rides
+               any part of it, such as "layer", "attention", "head"     layer, rows, cohort if one rides, last_layer if
+                                                                        it is several layers
     host       "attention" and what else the worker does                layer, rows, cohort
     transfers  "to host", "to device", "evict", "fetch", "land"         layer, rows, cohort
     waits      "device waits", "host waits", "python waits"             layer, cohort

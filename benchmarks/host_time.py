@@ -1,10 +1,14 @@
 """What the runtime itself costs: time of an iteration outside of device and host computation, with trivial maths.
 
-A model whose matrices are 16 wide, an attention on the device that returns its query and one on the host that returns
-zeros: what remains is Python, dispatch, threads and the hops between two CPU devices that stand in for device and
-host. It includes running the trivial programs, which the CPU backend does in the calling thread.
+Layers that add up one row of each of their matrices, an attention on the device that returns its query and one on the
+host that returns zeros: what remains is Python, dispatch, threads and the hops between two CPU devices that stand in
+for device and host. Programs take and return as many arrays as those of a real model.
 
-    python benchmarks/host_time.py [--layers 16 32] [--rows 1 16] [--json]
+The stand-in of the device runs its programs in the dispatching thread, so that they do not take a core from the host's
+worker as no accelerator would; their time is in the numbers. With --asynchronous they have threads of their own, as is
+JAX's default.
+
+    python benchmarks/host_time.py [--layers 16 32] [--rows 1 16] [--asynchronous] [--json]
 """
 
 from __future__ import annotations
@@ -15,7 +19,9 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +32,7 @@ from apex_jax.engine import Engine
 from apex_jax.executor import Executor
 from apex_jax.host_offload import HostKVConfig, HostWorker, allocate
 from apex_jax.jax_device import JaxDevice
-from apex_jax.models import LlamaConfig, random_weights
+from apex_jax.models import LlamaConfig, llama, random_weights
 from apex_jax.scheduler import STRATEGIES, FixedPolicy, Policy, Strategy
 from apex_jax.stopping import OutputStream
 
@@ -41,12 +47,28 @@ def trivial_attention(
     return q, kv
 
 
+def trivial_pre_attention(
+    config: LlamaConfig, layer: llama.LayerWeights, x: jax.Array, turn: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Every array that the real one reads is read, so that programs take as many."""
+    heads = (x + layer["attention_norm"]["scale"] + layer["qkv"]["kernel"][0, :16] + turn[:, 0, :1])[:, None]
+    return heads, heads, heads
+
+
+def trivial_post_attention(
+    config: LlamaConfig, layer: llama.LayerWeights, x: jax.Array, attention: jax.Array
+) -> jax.Array:
+    weights = (layer[name]["kernel"][0, :16] for name in ("output", "gate_up", "down"))
+    return x + attention[:, 0] + layer["mlp_norm"]["scale"] + sum(weights)
+
+
 class TrivialWorker(HostWorker):
     """A host worker whose attention computes nothing; everything around it is the real one."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._attend = jax.jit(lambda kv, qkv, table, lengths: (jnp.zeros_like(qkv[:, :1]), kv), donate_argnums=0)
+        attend = jax.jit(lambda kv, qkv, table, lengths: (jnp.zeros_like(qkv[:, :1]), kv), donate_argnums=0)
+        self._programs = replace(self._programs, attend=attend)
 
 
 def build(layers: int, device_rows: int, policy: Policy, *, host_rows: int) -> Engine:
@@ -139,15 +161,21 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[16, 32])
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
+    parser.add_argument("--asynchronous", action="store_true", help="programs of the device run on other threads")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 2)
-    rows = [
-        measure(strategy, layers, count)
-        for strategy in args.strategies
-        for layers in args.layers
-        for count in args.rows
-    ]
+    jax.config.update("jax_cpu_enable_async_dispatch", args.asynchronous)
+    with (
+        mock.patch.object(llama, "pre_attention", trivial_pre_attention),
+        mock.patch.object(llama, "post_attention", trivial_post_attention),
+    ):
+        rows = [
+            measure(strategy, layers, count)
+            for strategy in args.strategies
+            for layers in args.layers
+            for count in args.rows
+        ]
     if args.json:
         print(json.dumps({"jax": jax.__version__, "cores": os.cpu_count(), "rows": rows}, indent=2))
         return

@@ -88,7 +88,7 @@ class Steps:
         self.device.begin(self.plan)
         self.device.boundary(0, device=True, cohort=None, attended=None)
         for boundary in range(1, self.layers + 1):
-            self.device.layer(boundary)
+            self.device.layers(boundary, 1)
         return self.device.sample(self.plan)
 
 

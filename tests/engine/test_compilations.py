@@ -104,15 +104,15 @@ def test_nothing_is_compiled_after_warm_up(attention, small, make):
 
 def test_nothing_is_compiled_after_warm_up_with_a_host_tier(small, make):
     """Strategies that change at random, and moves that nobody needs."""
-    two_layers = dataclasses.replace(small, num_hidden_layers=2)
+    six_layers = dataclasses.replace(small, num_hidden_layers=6)
     llm = make(
-        config=two_layers,
-        params=random_weights(two_layers, 0, "float32"),
+        config=six_layers,
+        params=random_weights(six_layers, 0, "float32"),
         max_num_seqs=1,
         max_host_seqs=3,
         max_num_batched_tokens=16,
         device_kv_tokens=112,
-        host_kv_bytes=16 * 16 * 2 * two_layers.num_hidden_layers * 16 * 4,
+        host_kv_bytes=16 * 16 * 2 * six_layers.num_hidden_layers * 16 * 4,
         strategy="async_overlap",
     )
     llm.warm_up()
@@ -121,7 +121,7 @@ def test_nothing_is_compiled_after_warm_up_with_a_host_tier(small, make):
         for strategy in ("async_overlap", "layer_sync", "asymmetric_pipelining", "changing"):
             scheduler = settle(llm, "async_overlap" if strategy == "changing" else strategy)
             if strategy == "changing":
-                scheduler.policy = Restless(rng, 2)
+                scheduler.policy = Restless(rng, 6)
                 unsettle(scheduler, rng, chance=0.4)
             load = [(rng.integers(0, 64, rng.integers(1, 91)).tolist(), mixed(rng)) for _ in range(40)]
             run(llm, load, rng, arrive=0.06)

@@ -147,7 +147,7 @@ class TestByHand:
             device.begin(plan)
             device.boundary(0, device=True, cohort=None, attended=None)
             for boundary in range(1, LAYERS + 1):
-                device.layer(boundary)
+                device.layers(boundary, 1)
             end = device.sample(plan)
             linear = 3 * (1 + 0.1 * width)
             assert end.at_ns - start == pytest.approx((linear + attention + 2.2 + 0.7) * MS, abs=10)

@@ -1,14 +1,18 @@
 """Tokens are those of the plain model, wherever a request lives and whatever strategy moves it on."""
 
+import dataclasses
+import functools
 import itertools
 import threading
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from hybrid import HOST_ROWS, OPTIONS, Reference, Restless, check_empty, draw_load, run, settle, unsettle
 
 from apex_jax import LLM, SamplingParams
+from apex_jax.models import forward, random_weights
 from apex_jax.scheduler import FixedPolicy
 
 LAYERS = 2
@@ -74,6 +78,35 @@ def test_every_strategy_and_number_of_cohorts(strategy, cohorts, attention, hybr
     reference.check(jobs)
     check_empty(llm)
     assert llm.stats().host_tokens > before.host_tokens + 10
+
+
+@pytest.mark.parametrize("cohorts", [1, 2, 3])
+def test_layers_that_share_a_program(cohorts, make, config):
+    """Eleven layers are enough for programs of several, before, between and behind the cohorts."""
+    deep = dataclasses.replace(config, num_hidden_layers=11)
+    params = random_weights(deep, 5, "float32")
+    forwarded = jax.jit(functools.partial(forward, deep))
+
+    def logits(ids):
+        padded = np.zeros(64, np.int32)
+        padded[: len(ids)] = ids
+        return np.asarray(forwarded(params, padded[None]))[0, : len(ids)]
+
+    llm = make(
+        config=deep,
+        params=params,
+        strategy="async_overlap",
+        **(OPTIONS | {"device_kv_tokens": 64, "host_kv_bytes": 512 * 1024}),
+    )
+    settle(llm, "async_overlap", cohorts)
+    with llm.recording() as recorder:
+        rng = np.random.default_rng(cohorts)
+        jobs = run(llm, draw_load(rng, 16, config.vocab_size, most=24), rng, arrive=1, cancel=0)
+    Reference(logits).check(jobs)
+    check_empty(llm)
+    assert llm.stats().host_tokens > 10
+    spans = [span.args for span in recorder.trace().spans if span.track == "device" and span.name == "layer"]
+    assert {args["last_layer"] - args["layer"] for args in spans} == {0, 3}
 
 
 @pytest.mark.parametrize("page_size", [32, 64, 128])

@@ -57,7 +57,7 @@ PLACES = [
     ("executor", "submit"),
     ("device", "assign_slot"),
     ("device", "begin"),
-    ("device", "layer"),
+    ("device", "layers"),
     ("device", "sample"),
     ("scheduler", "schedule"),
     ("scheduler", "update"),

@@ -158,6 +158,13 @@ class TestChart:
         assert (corners[:, 0].min(), corners[:, 0].max()) == (1.0, 3.5)
         assert "layer 3" in texts(lane)
 
+    def test_a_bar_of_several_layers_names_first_and_last(self):
+        recorder = Recorder()
+        recorder.span("device", "iteration", 5_000_000, 9_000_000, iteration=0)
+        recorder.span("device", "layer", 6_000_000, 8_500_000, layer=3, last_layer=6)
+        recorder.span("device", "layer", 8_500_000, 9_000_000, layer=7, last_layer=7)
+        assert {"layers 3-6", "layer 7"} <= set(texts(draw(choose(recorder.trace())).axes[0]))
+
     def test_a_cohort_keeps_its_colour(self):
         window = choose(synthetic("async_overlap", layers=16, host_rows=600, host_row=17_000).trace(), (4, 7))
         device, host = draw(window).axes[:2]
