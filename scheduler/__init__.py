@@ -20,13 +20,15 @@ from .plan import (
     Stage,
     Strategy,
 )
-from .planner import Choice, Planner, PlannerOptions
+from .planner import Choice, Planner
+from .planner_options import PlannerOptions
 from .policy import Decision, FixedPolicy, Policy, Situation
 from .prediction import CohortLoad, Load, Prediction, Terms, prompt_pairs
 from .profile import Padding, Profile, ProfileKey
 from .profile_file import ProfileError, load_profile, save_profile
 from .rates import DeviceRates, HostRates, ModelShape, describe
 from .request import Request, Side
+from .roster import Roster
 from .scheduler import Scheduler
 from .walk import Clock
 
@@ -66,6 +68,7 @@ __all__ = [
     "ProfileError",
     "ProfileKey",
     "Request",
+    "Roster",
     "Scheduler",
     "Side",
     "Situation",

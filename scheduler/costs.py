@@ -53,9 +53,13 @@ class Costs:
 
     def device_width(self, load: Load) -> int:
         """Return the rows that device requests and prompts take in a pass."""
+        return self.width(load.device_rows, load.prefill_tokens)
+
+    def width(self, rows: int, prompt_tokens: int) -> int:
+        """Return what `device_width` does, of counts."""
         padding = self.profile.padding
-        prompt = Padding.fit(padding.prompt_tokens, load.prefill_tokens)
-        return prompt + Padding.fit(padding.mixed_rows if prompt else padding.rows, load.device_rows)
+        prompt = Padding.fit(padding.prompt_tokens, prompt_tokens)
+        return prompt + Padding.fit(padding.mixed_rows if prompt else padding.rows, rows)
 
     def host_width(self, rows: int) -> int:
         """Return the rows that a cohort takes in a pass."""

@@ -12,7 +12,8 @@ from .cost_model import CostModel
 from .hardware import Device, Host, Model, described_profile, device_kv_tokens
 from .measures import Simulated
 from .plan import STRATEGIES, Strategy
-from .planner import Planner, PlannerOptions
+from .planner import Planner
+from .planner_options import PlannerOptions
 from .policy import FixedPolicy, Policy
 from .simulator import simulate
 from .tiers import Machine
@@ -108,6 +109,8 @@ class Experiment:
         options = PlannerOptions(
             max_device_requests=self.max_num_seqs,
             max_host_requests=max(1, self.machine.host_kv_tokens // self.page_size),
+            phases_at_once=10**9,
+            max_prefill_tokens=self.max_prefill_tokens,
             strategies=strategies,
         )
         return Planner(self.cost_model, options)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from .candidates import Candidate
 from .correction import Measured
 from .cost_model import CostModel
+from .journey import Course
 from .paper_rule import PaperRule
 from .plan import Strategy
 from .planner import Choice, Planner
@@ -32,6 +33,8 @@ def explain(planner: Planner) -> str:
     if choice.target:
         most = max(candidate.riding for candidate in choice.target.values())
         lines += ["", *_table(f"with as many on the host as could come to exist, {most} at most", choice.target)]
+    if choice.courses:
+        lines += ["", *_courses(choice.courses)]
     lines += ["", *_rule(choice.rule), "", *_decision(choice)]
     before = [f"{old.decision.strategy} ({old.reason})" for old in list(planner.choices)[-1 - SHOWN : -1]]
     lines += [f"before      {text}" for text in before[-2:]]
@@ -78,6 +81,13 @@ def _table(title: str, candidates: Mapping[Strategy, Candidate]) -> Iterator[str
             f"{_ms(candidate.device_token_s):>8} {_ms(candidate.host_token_s):>8}"
             f"{' beyond what the profile covers' if prediction.extrapolated else ''}"
         )
+
+
+def _courses(courses: Mapping[Course, float]) -> Iterator[str]:
+    yield "until the last request ends, if this is kept to"
+    for course, seconds in sorted(courses.items(), key=lambda item: item[1]):
+        text = f"{seconds:9,.1f} s" if math.isfinite(seconds) else "    later"
+        yield f"  {course.strategy:21} {text}   up to {course.most:,} requests on the host"
 
 
 def _rule(rule: PaperRule | None) -> Iterator[str]:

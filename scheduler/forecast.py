@@ -96,6 +96,8 @@ def outlooks(costs: Costs, situation: Situation, prompts: Prompts, limits: Limit
     tokens = situation.device_kv_tokens + situation.host_kv_tokens + situation.waiting_tokens
     context = max(1.0, tokens / total)
     remaining = situation.remaining_tokens / running if running else 0.0
+    if situation.waiting_output:
+        remaining = (situation.remaining_tokens + situation.waiting_output) / total
     capacity = situation.device_kv_tokens + situation.free_device_tokens
     device_rows = max(1, min(total, limits.device_requests, int(capacity / context)))
     overflow = total - min(limits.device_requests, int(capacity / (context + remaining)))

@@ -5,60 +5,27 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from .candidates import THROUGH, Candidate, Outlook, Valuation
 from .cost_model import CostModel
+from .courses import Courses
 from .forecast import Limits, Prompts, next_load, outlooks
+from .journey import ALONE, Course, Room
+from .lookahead import PHASES
+from .pacing import Pacing
 from .paper_rule import PaperRule
 from .plan import STRATEGIES, Strategy
+from .planner_options import PlannerOptions
 from .policy import Decision, Situation
 from .prediction import Load, Terms
+from .riding import riding
 
 KEPT = 16
 """Choices that differ from the one before them, and are kept for people."""
 
 REMEMBERED = 4096
 """Choices kept for situations that come again: batches drain and fill through the same ones."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannerOptions:
-    """What somebody may ask of the planner.
-
-    Attributes:
-        max_time_per_token: seconds that no request should wait longer for a token; plans that are predicted to break
-            it are ruled out as long as another keeps it.
-        margin: gain over device_only below which nothing leaves the device.
-        loyalty: gain over the present strategy below which it stays.
-        patience: tokens' worth of iterations after which a resting host request must be served.
-        max_device_requests, max_host_requests: slots there are.
-        strategies: those that may be chosen beside device_only, which always may.
-    """
-
-    max_time_per_token: float | None = None
-    margin: float = 0.02
-    loyalty: float = 0.01
-    patience: int = 8
-    max_device_requests: int
-    max_host_requests: int
-    strategies: tuple[Strategy, ...] = STRATEGIES
-
-    def __post_init__(self) -> None:
-        for strategy in self.strategies:
-            if strategy not in STRATEGIES:
-                raise ValueError(f"strategies has {strategy!r}; allowed are {', '.join(STRATEGIES)}")
-        limit = self.max_time_per_token
-        if limit is not None and not (math.isfinite(limit) and limit > 0):
-            raise ValueError(f"max_time_per_token is {limit}; seconds above 0 are allowed")
-        for name in ("margin", "loyalty"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} is {value}; finite numbers of 0 and more are allowed")
-        for name, least in (("patience", 1), ("max_device_requests", 1), ("max_host_requests", 0)):
-            value = getattr(self, name)
-            if value < least:
-                raise ValueError(f"{name} is {value}; at least {least} is needed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +39,7 @@ class Choice:
         target: the best of each strategy for as many host requests as could come to exist; empty if none could.
         rule: the paper's inequality, where it says anything.
         reason: why, for people.
+        courses: seconds until all requests have ended, by course, where it was looked ahead.
     """
 
     decision: Decision
@@ -80,6 +48,7 @@ class Choice:
     target: Mapping[Strategy, Candidate]
     rule: PaperRule | None
     reason: str
+    courses: Mapping[Course, float] = field(default_factory=dict)
 
 
 class Planner:
@@ -110,9 +79,14 @@ class Planner:
         self._begun = False
         self._known: dict[tuple[Strategy | None, bool, tuple[int, ...]], Choice] = {}
         self._factors = model.factors
+        self._courses = Courses(margin=options.margin, phases=options.phases_at_once)
+        self._basis: Choice | None = None
+        self._pacing = Pacing(model.costs)
 
     def decide(self, situation: Situation) -> Decision:
         """Return the decision for the next plan, the last one again if nothing has changed much since."""
+        if situation.roster is not None and self.options.max_time_per_token is None:
+            return self._keep_course(situation)
         begins = self._begins(situation, self._last.max_host_requests)
         self._prompts = self._prompts.after(next_load(situation, begins=begins), situation, first=self._key is None)
         key = self._material(situation)
@@ -130,6 +104,89 @@ class Planner:
             self.choices.append(choice)
         return self._last
 
+    def _keep_course(self, situation: Situation) -> Decision:
+        """Return what the best course demands, as all requests' lengths are known."""
+        course = self._courses.present or ALONE
+        begins = self._begins(situation, course.most)
+        self._prompts = self._prompts.after(next_load(situation, begins=begins), situation, first=self._basis is None)
+        if self._starving(situation):
+            self.choices.append(self.choose(situation, begins=begins))
+            return self._last
+        if self._fits(situation):
+            self._courses.forget()
+        else:
+            due = self._courses.is_due(situation, self.model.factors)
+            if due:
+                self._think(situation, begins=begins)
+            if not due or self.options.phases_at_once > PHASES:
+                self._courses.settle()
+        course = self._courses.present or ALONE
+        decision = riding(course, situation, self._pacing, self.options.strategies, begins=begins)
+        self._record(situation, course, decision, begins=begins)
+        return decision
+
+    def _record(self, situation: Situation, course: Course, decision: Decision, *, begins: bool) -> None:
+        """Keep a decision that differs from the last one, or has been thought over, for people."""
+        seconds = self._courses.seconds
+        if self._basis is None:
+            self._basis = self.choose(situation, begins=begins)
+        if self.choices and self.choices[-1].decision.strategy == decision.strategy:
+            if self.choices[-1].courses is seconds:
+                return
+            self.choices.pop()
+        reason = self._course_reason(course, decision)
+        self.choices.append(replace(self._basis, decision=decision, courses=seconds, reason=reason))
+
+    def _fits(self, situation: Situation) -> bool:
+        """Whether all requests find place on the device up to their ends, and none is elsewhere."""
+        requests = situation.device_rows + situation.waiting
+        tokens = situation.device_kv_tokens + situation.waiting_tokens
+        tokens += situation.remaining_tokens + situation.waiting_output
+        # A page that is not full, and one that is left for each when others are admitted.
+        tokens += 2 * self.model.profile.page_size * requests
+        here = situation.device_kv_tokens + situation.free_device_tokens
+        return not situation.host_rows and tokens <= here and requests <= self.options.max_device_requests
+
+    def _think(self, situation: Situation, *, begins: bool) -> None:
+        """Begin to compare courses: every strategy with all requests on board, and with as many as the host keeps in
+        pace with."""
+        costs, limit = self.model.costs, self.options.max_host_requests
+        self._pacing = Pacing(costs)
+        self._basis = self.choose(situation, begins=begins)
+        courses = []
+        everybody = max((each.riding for each in self._basis.target.values()), default=0)
+        for strategy in self.options.strategies:
+            if strategy == "device_only":
+                continue
+            best = self._basis.target.get(strategy)
+            cohorts = len(best.under_way) if best is not None and strategy == "async_overlap" else 0
+            courses.append(Course(strategy, limit, limit, cohorts))
+            if best is not None and 0 < best.riding < everybody:
+                courses.append(Course(strategy, best.riding, best.riding, cohorts))
+        assert situation.roster is not None
+        self._courses.begin(situation, costs, self._room(situation), courses)
+
+    def _room(self, situation: Situation) -> Room:
+        page = self.model.profile.page_size
+        assert situation.roster is not None
+        held = sum(-(-(context - 1) // page) for context, _ in situation.roster().device)
+        return Room(
+            device_tokens=held * page + situation.free_device_tokens,
+            host_tokens=situation.host_kv_tokens + situation.free_host_tokens,
+            page_size=page,
+            device_requests=self.options.max_device_requests,
+            prompt_tokens=self.options.max_prefill_tokens,
+        )
+
+    def _course_reason(self, course: Course, decision: Decision) -> str:
+        seconds = self._courses.seconds
+        if course == ALONE:
+            return "no course ends clearly sooner" if seconds else "all requests fit on the device"
+        alone = seconds.get(ALONE, math.inf)
+        sooner = f"{alone / seconds[course]:.2f} times" if math.isfinite(alone) else "much"
+        text = f"with {course.strategy} all requests end {sooner} sooner than on the device alone"
+        return text if decision.strategy != "device_only" else f"{text}; in this iteration nothing rides"
+
     @property
     def _last(self) -> Decision:
         return self.choices[-1].decision if self.choices else Decision(strategy="device_only")
@@ -145,8 +202,10 @@ class Planner:
     def _begins(self, situation: Situation, max_host_requests: int) -> bool:
         """Whether the very next iteration has prompts: one is under way, or the first that waits finds a place."""
         rows, page = situation.device_rows, self.model.profile.page_size
-        vacancies = min(rows, max(0, max_host_requests - situation.host_rows))
-        room = situation.free_device_tokens + vacancies * (situation.device_kv_tokens / max(1, rows) + page)
+        each = situation.device_kv_tokens / max(1, rows) + page
+        fitting = int((situation.free_host_tokens - page * situation.host_rows) / (each + page))
+        vacancies = max(0, min(rows, max_host_requests - situation.host_rows, fitting))
+        room = situation.free_device_tokens + vacancies * each
         # A page is left free for each device request.
         need = situation.waiting_tokens / max(1, situation.waiting) + page * (rows + 1)
         return situation.prefill_tokens > 0 and (not situation.waiting or situation.prefill_context > 0 or room >= need)

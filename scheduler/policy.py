@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from .plan import Strategy
+from .roster import Roster
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,12 +22,14 @@ class Situation:
         prefill_context: tokens in front of those, which they attend to.
         waiting: requests without pages.
         waiting_tokens: their prompts together.
+        waiting_output: output tokens that they may still produce, at most.
         remaining_tokens: output tokens that the running requests may still produce, at most.
         host_remaining_tokens: the same for host requests alone.
         free_device_tokens, free_host_tokens: tokens that the free pages of either side hold.
         mid_token_rows: host rows that are between two layers.
         oldest_host_wait: iterations since the host request that waits longest last finished a token.
         undecided: iterations without prompts since the last decision; a simulator takes many in one step.
+        roster: gives the lengths of all requests, for a policy that looks ahead; None where they are not known.
     """
 
     num_layers: int
@@ -37,6 +41,7 @@ class Situation:
     prefill_context: int = 0
     waiting: int = 0
     waiting_tokens: int = 0
+    waiting_output: int = 0
     remaining_tokens: int = 0
     host_remaining_tokens: int = 0
     free_device_tokens: int = 0
@@ -44,6 +49,7 @@ class Situation:
     mid_token_rows: int = 0
     oldest_host_wait: int = 0
     undecided: int = 0
+    roster: Callable[[], Roster] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -152,6 +152,14 @@ class Population:
         for request_id in sorted(self._members, reverse=True):
             yield self._members[request_id][0]
 
+    def lengths(self) -> list[tuple[int, int]]:
+        """Return the context of each request and the output tokens that it has still to produce."""
+        clock = self.clock
+        return [
+            (r.length + int(clock - since + 1e-6), r.output - r.done - int(clock - since + 1e-6))
+            for r, since in (self._members[request_id] for request_id in sorted(self._members))
+        ]
+
     def ended(self) -> Iterator[SimRequest]:
         """Remove and yield the requests that have produced all their tokens."""
         while self.next_end <= self.clock + 1e-6:

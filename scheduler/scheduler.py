@@ -21,6 +21,7 @@ from .page_table import PageTable
 from .plan import DecodeRow, Eviction, Fetch, Landing, Plan, PrefillChunk
 from .policy import Decision, FixedPolicy, Policy, Situation
 from .request import Request
+from .roster import Roster
 
 
 class Scheduler:
@@ -192,13 +193,25 @@ class Scheduler:
             prefill_context=prefilling[0].computed if prefilling else 0,
             waiting=len(self._waiting),
             waiting_tokens=waiting_tokens,
+            waiting_output=sum(r.max_tokens - r.steps for r in self._waiting),
             remaining_tokens=host_remaining + others_remaining,
             host_remaining_tokens=host_remaining,
             free_device_tokens=self.pages.num_free * self.pages.page_size,
             free_host_tokens=self.host_pages.num_free * self.host_pages.page_size if self.host_pages else 0,
             mid_token_rows=sum(r.cohort is not None for r in host),
             oldest_host_wait=max((self._plans - r.last_turn for r in host), default=0),
+            roster=self.roster,
         )
+
+    def roster(self) -> Roster:
+        """Return the lengths of all requests; those on the way to the device count as there."""
+        device, host = [], []
+        for request in self._running:
+            steps = len(request.output) + request.in_flight
+            if steps < request.max_tokens:
+                side = host if request.side == "host" and not request.fetching else device
+                side.append((len(request.prompt) + steps, request.max_tokens - steps))
+        return Roster(device, host, [(r.length, r.max_tokens - r.steps) for r in self._waiting])
 
     @property
     def _on_device(self) -> list[Request]:

@@ -202,12 +202,14 @@ class _Simulation:
             prefill_context=tiers.prefilling[0].computed if tiers.prefilling else 0,
             waiting=len(tiers.waiting),
             waiting_tokens=tiers.waiting_tokens,
+            waiting_output=tiers.waiting_output,
             remaining_tokens=int(device.remaining + host.remaining),
             host_remaining_tokens=int(host.remaining),
             free_device_tokens=tiers.free * self.machine.page_size,
-            free_host_tokens=max(0, int(tiers.free_host_tokens)),
+            free_host_tokens=max(0, int(self.machine.host_kv_tokens - host.kv_tokens)),
             oldest_host_wait=int(1 / self.last_pace) if self.last_pace and host.rows else 0,
             undecided=self.undecided,
+            roster=tiers.roster,
         )
 
 

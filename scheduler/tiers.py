@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from .policy import Decision
 from .population import Population, SimRequest
 from .prediction import prompt_pairs
+from .roster import Roster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class Tiers:
         self.prefilling: list[SimRequest] = []
         self.landing: list[SimRequest] = []
         self.free = machine.device_kv_tokens // machine.page_size
-        self.waiting_tokens = 0
+        self.waiting_tokens = self.waiting_output = 0
         self.prefill_tokens = 0
         self.prefill_pairs = 0.0
         self.completed: list[SimRequest] = []
@@ -99,10 +100,17 @@ class Tiers:
             owed += min(self.waiting_tokens, fitting * length)
         return min(owed, self._budget * machine.page_size)
 
+    def roster(self) -> Roster:
+        """Return the lengths of all requests."""
+        coming = [(request.length, request.output - request.done) for request in self.waiting]
+        owing = [(request.length, request.output - request.done) for request in (*self.landing, *self.prefilling)]
+        return Roster([*self.device.lengths(), *owing], self.host.lengths(), coming)
+
     def wait(self, request: SimRequest) -> None:
         """Queue a request."""
         insort(self.waiting, request, key=lambda other: other.id)
         self.waiting_tokens += request.length
+        self.waiting_output += request.output - request.done
 
     def schedule(self, decision: Decision) -> None:
         """Choose what the next iteration does, the riding of host rows aside."""
@@ -230,6 +238,7 @@ class Tiers:
                 break
             del self.waiting[0]
             self.waiting_tokens -= request.length
+            self.waiting_output -= request.output - request.done
             self.free -= need
             insort(self.prefilling, request, key=lambda other: other.id)
             budget -= self._chunk(request, budget)

@@ -1,0 +1,155 @@
+"""Keeping to a course: when it is thought over, what makes it change, and what it comes to in the simulator."""
+
+from dataclasses import replace
+
+import pytest
+from machines import machine
+
+from apex_jax.scheduler import (
+    CostModel,
+    FixedPolicy,
+    PageTable,
+    Planner,
+    PlannerOptions,
+    Request,
+    Roster,
+    Scheduler,
+    Situation,
+    explain,
+)
+from apex_jax.scheduler.catalogue import Catalogue
+from apex_jax.scheduler.experiment import Experiment
+from apex_jax.scheduler.plan import STRATEGIES
+from apex_jax.scheduler.workload import Moments, equal
+
+KNOWN = Catalogue.built_in()
+PROFILE = machine(layers=4, device_token=0.02, host_token=0.005)
+FULL = Situation(
+    num_layers=4,
+    device_rows=10,
+    device_kv_tokens=160,
+    waiting=10,
+    waiting_tokens=160,
+    waiting_output=1000,
+    remaining_tokens=1000,
+    free_device_tokens=0,
+    free_host_tokens=10_000,
+    roster=lambda: Roster(device=[(16, 100)] * 10, waiting=[(16, 100)] * 10),
+)
+
+
+def planner(profile=PROFILE, **options):
+    return Planner(
+        CostModel(profile), PlannerOptions(**{"max_device_requests": 10, "max_host_requests": 64, **options})
+    )
+
+
+class TestDecisions:
+    def test_thoughts_are_spread_over_decisions(self):
+        """The first one only finds out what there is to compare; device_only alone has more than four phases."""
+        got = planner(phases_at_once=2)
+        admitted = [got.decide(FULL).max_host_requests for _ in range(600)]
+        assert admitted[:3] == [0, 0, 0]
+        assert admitted[-1] > 0
+        assert planner(phases_at_once=10**6).decide(FULL).max_host_requests > 0
+
+    def test_nothing_is_looked_ahead_for_while_little_changes(self, monkeypatch):
+        got = planner(phases_at_once=10**6)
+        asked = []
+        monkeypatch.setattr(
+            got, "choose", lambda *args, **more: asked.append(args) or type(got).choose(got, *args, **more)
+        )
+        got.decide(FULL)
+        for left in range(1000, 700, -10):
+            got.decide(replace(FULL, remaining_tokens=left))
+        assert len(asked) == 1
+        got.decide(replace(FULL, remaining_tokens=550))
+        assert len(asked) == 2
+
+    def test_all_requests_fit(self):
+        got = planner(phases_at_once=10**6)
+        decision = got.decide(replace(FULL, waiting=0, waiting_tokens=0, waiting_output=0, free_device_tokens=5000))
+        assert (decision.strategy, decision.max_host_requests) == ("device_only", 0)
+        assert got.choices[-1].reason == "all requests fit on the device"
+
+    def test_a_host_of_no_use(self):
+        got = planner(machine(layers=4, device_token=0.02, host_token=50.0), phases_at_once=10**6)
+        assert got.decide(FULL).max_host_requests == 0
+        assert got.choices[-1].reason == "no course ends clearly sooner"
+
+    def test_it_can_be_read(self):
+        got = planner(phases_at_once=10**6)
+        got.decide(FULL)
+        text = explain(got)
+        assert "until the last request ends" in text
+        assert "times sooner than on the device alone" in text
+
+    def test_prompts_that_find_no_room_on_the_host_do_not_begin(self):
+        """Host memory is full, so nothing makes room for who waits: 20 rows ride in halves, as without prompts."""
+        profile = machine(layers=4, device_token=0.02, host_token=0.0115, pair=3.0)
+        full = replace(
+            FULL,
+            host_rows=20,
+            host_kv_tokens=320,
+            free_host_tokens=0,
+            prefill_tokens=16,
+            roster=lambda: Roster(device=[(16, 100)] * 10, host=[(16, 100)] * 20, waiting=[(16, 100)] * 10),
+        )
+        got = planner(profile, phases_at_once=10**6, strategies=("asymmetric_pipelining",))
+        assert got.decide(full).lanes == (10, 10)
+
+
+class TestRoster:
+    def test_by_hand(self):
+        """One mid-token on the host, one in its prompt, one that waits."""
+        scheduler = Scheduler(
+            PageTable(10, 4),
+            num_layers=3,
+            max_num_seqs=2,
+            max_prefill_tokens=8,
+            host_pages=PageTable(6, 4),
+            max_host_seqs=1,
+            policy=FixedPolicy(strategy="async_overlap", num_cohorts=1, max_host_requests=1),
+        )
+        for number, (prompt, limit) in enumerate([(3, 9), (2, 5), (12, 4), (6, 3)]):
+            scheduler.add(Request(id=number, prompt=(1,) * prompt, max_tokens=limit))
+        assert scheduler.roster() == Roster([], [], [(3, 9), (2, 5), (12, 4), (6, 3)])
+        scheduler.schedule()
+        scheduler.schedule()
+        assert scheduler.roster() == Roster([(5, 7), (12, 4)], [(3, 4)], [(6, 3)])
+
+
+class TestBatches:
+    def engine(self, device, host, model, **more):
+        return Experiment(device=KNOWN.device(device), host=KNOWN.host(host), model=KNOWN.model(model), **more)
+
+    def fixed(self, engine, jobs):
+        """Yield tokens a second of all strategies with all requests on board."""
+        for strategy in STRATEGIES:
+            most = 0 if strategy == "device_only" else 10**6
+            policy = FixedPolicy(strategy=strategy, num_cohorts=33, max_host_requests=most)
+            yield engine.run(jobs, policy=policy).tokens_per_s
+
+    @pytest.mark.parametrize(
+        ("engine", "shape"),
+        [
+            # Requests that barely do not fit: a second wave on the device alone.
+            (("rtx-4090", "desktop-ddr5", "llama-3.1-8b", 11_993, 3.3), (1000, 800, 12)),
+            (("a10g", "g5.16xlarge", "llama-3.1-8b", 11_993, 60.0), (60, 80, 127)),
+            # Host memory that does not hold them up to their ends.
+            (("t4", "g4dn.4xlarge", "llama-2-7b", 356, 5.6), (60, 250, 97)),
+            # Two requests, one of which fits.
+            (("t4", "g4dn.4xlarge", "llama-2-7b", 356, 5.6), (150, 170, 2)),
+        ],
+    )
+    def test_as_good_as_the_best_fixed_strategy(self, engine, shape):
+        device, host, model, tokens, host_gb = engine
+        prompt, output, requests = shape
+        here = self.engine(device, host, model, device_kv_tokens=tokens, host_kv_gb=host_gb)
+        jobs = equal(prompt=prompt, output=output, requests=requests)
+        assert here.run(jobs).tokens_per_s >= 0.97 * max(self.fixed(here, jobs))
+
+    def test_spread_lengths(self):
+        here = self.engine("l4", "g6.4xlarge", "llama-3.1-8b", device_kv_tokens=3997, host_kv_gb=20.0)
+        jobs = Moments(prompt=(200, 100), output=(250, 125), source="").draw(60, seed=4)
+        assert here.run(jobs).tokens_per_s >= 0.97 * max(self.fixed(here, jobs))
