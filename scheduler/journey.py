@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from .candidates import FIRST_SHARES
 from .pacing import Pacing
 from .plan import Strategy
 from .roster import MOST, Group, join, kv_tokens, produce
@@ -22,12 +23,15 @@ class Course(NamedTuple):
         most: requests that may be on the host.
         riding: of these under way at once, the others take turns.
         cohorts: of async_overlap that are under way at once; L + 1 if 0.
+        rests: whether host rows rest in iterations in which they do not make up for the time that they take, as they
+            may do beside prompts alone.
     """
 
     strategy: Strategy
     most: int = 0
     riding: int = 0
     cohorts: int = 0
+    rests: bool = False
 
 
 ALONE = Course("device_only")
@@ -280,8 +284,8 @@ class Journey:
         if host_rows:
             length = (kv_tokens(self.host) + kv_tokens(prompts.host)) / self.host_rows + pace * steps / 2
         prompt = (int(prompts.tokens / iterations), prompts.pairs / iterations) if iterations else (0, 0.0)
-        each, busy = start.pacing.seconds(strategy, rows, kv, riding, length, prompt, cohorts=course.cohorts)
-        if iterations and pace and rows and course.strategy != "async_overlap":
+        each, busy = self._pace(strategy, rows, kv, (riding, length), prompt)
+        if (iterations or course.rests) and pace and rows and course.strategy != "async_overlap":
             alone = start.pacing.seconds("device_only", rows, kv, prompt=prompt)[0]
             if not pays(start.pacing, rows, kv, riding, each - alone):
                 each, busy, pace = alone, 0.0, 0.0
@@ -290,6 +294,15 @@ class Journey:
             seconds += self._skip(strategy, riding, pace)
         self._advance(prompts, steps, pace)
         return seconds
+
+    def _pace(
+        self, strategy: Strategy, rows: int, kv: float, host: tuple[int, float], prompt: tuple[int, float]
+    ) -> tuple[float, float]:
+        """Return what an iteration takes, and the host's part, with the best share of rows in the first cohort."""
+        cohorts, seconds = self.course.cohorts, self.start.pacing.seconds
+        if strategy != "asymmetric_pipelining" or not prompt[0]:
+            return seconds(strategy, rows, kv, *host, prompt, cohorts=cohorts)
+        return min(seconds(strategy, rows, kv, *host, prompt, share) for share in FIRST_SHARES)
 
     def _turn(self, host_rows: int, *, busy: bool) -> tuple[Strategy, int, float]:
         """Return how host rows take part, how many of them, and the tokens that one makes in an iteration."""
@@ -340,23 +353,28 @@ class Journey:
     def _skip(self, strategy: Strategy, riding: int, pace: float) -> float:
         """Take the waves in the middle of a long queue at once; return their seconds.
 
-        Requests end as fast as their tokens are made, and each that ends lets one in, whose prompt takes its time.
+        A request needs so many iterations with its prompt, and for the tokens that these do not make others without.
         """
         self.skipped = True
         everybody = self._queue()
         count = everybody - QUEUE * max(MOST, self.rows + self.host_rows) // 2
         context = sum(group.count * group.context for group in self.waiting) / everybody
         output = sum(group.count * group.left for group in self.waiting) / everybody
-        middle, pacing, room = context + output / 2, self.start.pacing, self.room
+        middle, seconds, room, cohorts = context + output / 2, self.start.pacing.seconds, self.room, self.course.cohorts
         # Half a place is left over on average.
         places = max(1.0, min(self.rows, room.device_tokens / (middle + room.page_size) - 0.5))
-        fitting = min(self.host_rows, room.host_tokens / (middle + room.page_size))
-        rows, kv, host_rows = math.ceil(places), places * middle, min(riding, math.ceil(fitting))
-        each = pacing.seconds(strategy, rows, kv, host_rows, middle, cohorts=self.course.cohorts)[0]
-        alone = pacing.seconds("device_only", rows, kv)[0]
-        tokens = room.prompt_tokens
-        full = pacing.seconds("device_only", rows, kv, prompt=(tokens, tokens * context / 2))[0]
-        ends = (places + fitting * pace) / output
+        host = min(riding, room.host_tokens / (middle + room.page_size))
+        rows, kv, host_rows = math.ceil(places), places * middle, math.ceil(host)
+        made = host / (self.start.num_layers + 1) if strategy == "async_overlap" else host
+        prompt = (room.prompt_tokens, room.prompt_tokens * context / 2)
+        beside = self._pace(strategy, rows, kv, (host_rows, middle), prompt)[0]
+        alone = seconds("device_only", rows, kv, prompt=prompt)[0]
+        begun = places + made
+        if strategy != "async_overlap" and not pays(self.start.pacing, rows, kv, host_rows, beside - alone):
+            beside, begun = alone, places
+        each = seconds(strategy, rows, kv, host_rows if pace else 0, middle, cohorts=cohorts)[0]
+        with_prompt = context / room.prompt_tokens
+        without = max(0.0, output - with_prompt * begun) / (places + (made if pace else 0.0))
         before = taken = 0
         for group in self.waiting:
             before += group.count
@@ -364,7 +382,7 @@ class Journey:
             group.count -= taking
             taken += taking
         self.waiting = [group for group in self.waiting if group.count]
-        return count * (each / ends + context * (full - alone) / tokens)
+        return count * (with_prompt * beside + without * each)
 
 
 def pays(pacing: Pacing, rows: int, kv_tokens: float, riding: int, longer_s: float) -> bool:

@@ -121,7 +121,7 @@ class Planner:
             if not due or self.options.phases_at_once > PHASES:
                 self._courses.settle()
         course = self._courses.present or ALONE
-        decision = riding(course, situation, self._pacing, self.options.strategies, begins=begins)
+        decision = riding(course, situation, self._pacing, begins=begins)
         self._record(situation, course, decision, begins=begins)
         return decision
 
@@ -154,13 +154,15 @@ class Planner:
         self._pacing = Pacing(costs)
         self._basis = self.choose(situation, begins=begins)
         courses = []
-        everybody = max((each.riding for each in self._basis.target.values()), default=0)
+        everybody = outlooks(costs, situation, self._prompts, self._limits)[1].host_rows
         for strategy in self.options.strategies:
             if strategy == "device_only":
                 continue
             best = self._basis.target.get(strategy)
             cohorts = len(best.under_way) if best is not None and strategy == "async_overlap" else 0
             courses.append(Course(strategy, limit, limit, cohorts))
+            if strategy in THROUGH:
+                courses.append(Course(strategy, limit, limit, cohorts, rests=True))
             if best is not None and 0 < best.riding < everybody:
                 courses.append(Course(strategy, best.riding, best.riding, cohorts))
         assert situation.roster is not None

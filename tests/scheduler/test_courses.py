@@ -19,7 +19,10 @@ from apex_jax.scheduler import (
 )
 from apex_jax.scheduler.catalogue import Catalogue
 from apex_jax.scheduler.experiment import Experiment
+from apex_jax.scheduler.journey import Course
+from apex_jax.scheduler.pacing import Pacing
 from apex_jax.scheduler.plan import STRATEGIES
+from apex_jax.scheduler.riding import riding
 from apex_jax.scheduler.workload import Moments, equal
 
 KNOWN = Catalogue.built_in()
@@ -97,6 +100,34 @@ class TestDecisions:
         )
         got = planner(profile, phases_at_once=10**6, strategies=("asymmetric_pipelining",))
         assert got.decide(full).lanes == (10, 10)
+
+
+class TestRiding:
+    """10 rows of 16 tokens and 30 host rows of as many: 7.2 s alone; layer_sync's 30 rows need the host 9.6 s."""
+
+    PACING = Pacing(CostModel(machine(layers=4, device_token=0.02, host_token=0.005)).costs)
+    HERE = replace(FULL, host_rows=30, host_kv_tokens=480)
+
+    def test_all_on_board(self):
+        decision = riding(Course("layer_sync", 64, 64), self.HERE, self.PACING, begins=False)
+        assert (decision.lanes, decision.max_host_requests) == ((30,), 64)
+
+    def test_no_more_than_the_course_lets_ride(self):
+        decision = riding(Course("asymmetric_pipelining", 64, 12), self.HERE, self.PACING, begins=False)
+        assert decision.lanes == (6, 6)
+
+    def test_cohorts_take_turns(self):
+        """5 boundaries, 2 cohorts under way, 3 departures in a token."""
+        decision = riding(Course("async_overlap", 64, 64, 2), self.HERE, self.PACING, begins=False)
+        assert decision.lanes == (15, 15, 15)
+
+    def test_they_rest_where_they_do_not_pay(self):
+        """A slow host: 40 tokens in 292 s in place of 10 in 7.2 s; beside a prompt of 1,000 s it pays."""
+        slow = Pacing(CostModel(machine(layers=4, device_token=0.02, host_token=0.15, pair=1000.0)).costs)
+        course = Course("layer_sync", 64, 64, rests=True)
+        assert riding(course, self.HERE, slow, begins=False).lanes == ()
+        assert riding(course, replace(self.HERE, prefill_tokens=1), slow, begins=True).lanes == (30,)
+        assert riding(course._replace(rests=False), self.HERE, slow, begins=False).lanes == (30,)
 
 
 class TestRoster:
