@@ -163,7 +163,11 @@ class Profiler:
         return points, pairs
 
     def _host_attention(self) -> AttentionTime:
-        """Jobs of one cohort that goes from boundary to boundary beside the device's own rows."""
+        """Jobs of one cohort that follow each other beside the device's own rows.
+
+        Of one that goes from boundary to boundary there would be a job an iteration, and the cores would sleep in
+        between and wake slowly, as they do not where the host has enough to do to be worth it.
+        """
         page, most = self.executor.buckets.page_size, self.sizes.host_rows[-1]
         short = [(rows, self._job(rows, page)) for rows in self.sizes.job_rows]
         longer = [(most * length, self._job(most, length)) for length in self.sizes.host_lengths]
@@ -185,7 +189,7 @@ class Profiler:
 
         self.worker.on_end = listen
         try:
-            self._hybrid("async_overlap", (rows,), length)
+            self._hybrid("layer_sync", (rows,), length)
         finally:
             self.worker.on_end = note
         return statistics.median(taken) / 1e9

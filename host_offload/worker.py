@@ -265,17 +265,19 @@ class HostWorker:
     def _serve(self) -> None:
         while True:
             woken = self._wake.acquire(timeout=IDLE_SECONDS)
-            with self._turn:
-                self._thread_runs = True
-                try:
+            # Said before the turn is taken: until this thread has the interpreter again, others would wait for its turn
+            # to end, and it may take several in a row.
+            self._thread_runs = True
+            try:
+                with self._turn:
                     self._run_next()
-                except BaseException:
-                    # Nobody is left whom those could wait for that count on this thread.
-                    for job in tuple(self._queue):
-                        job._news.set()
-                    raise
-                finally:
-                    self._thread_runs = False
+            except BaseException:
+                # Nobody is left whom those could wait for that count on this thread.
+                for job in tuple(self._queue):
+                    job._news.set()
+                raise
+            finally:
+                self._thread_runs = False
             with self._coming_and_going:
                 if not self._queue and (self._stopping or not woken):
                     self._thread = None
