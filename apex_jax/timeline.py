@@ -136,7 +136,10 @@ def _from_the_middle(trace: Trace, iterations: Sequence[Iteration]) -> tuple[Ite
     length = min(DEFAULT_ITERATIONS, len(iterations))
     works = [_working(trace.spans, iterations, track) for track in ("device", "host")]
     both = works[0] & works[1]
+    numbers = [iteration.number for iteration in iterations]
     starts = range(len(iterations) - length + 1)
+    # Recording may have been interrupted; the chart would be little but a gap of seconds.
+    starts = [start for start in starts if numbers[start + length - 1] - numbers[start] == length - 1] or starts
     good = [start for start in starts if both.issuperset(range(start, start + length))]
     if not good:
         good = [start for start in starts if not both.isdisjoint(range(start, start + length))]

@@ -44,6 +44,8 @@ _COLOURS: dict[Track, dict[str, str]] = {
 }
 _OTHER_COLOURS = ("#b07aa1", "#76b7b2", "#ff9da7", "#9c755f", "#59a14f", "#edc948")
 COHORT_COLOURS = ("#e8862e", "#4c9f70", "#c05299", "#8a6d3b", "#d4b106", "#5b8def", "#a63d40", "#6a9a1f")
+_MEANINGS = {"layer": "layer: attention + linear", "linear": "linear alone"}
+"""Entries of a legend that are not named like their kind. Both are blue: most of a layer's time is its linear work."""
 _MAX_ENTRIES: dict[Track, int] = {"device": 6, "host": 6, "transfers": 4, "waits": 4, "python": 4}
 _UTILISED: tuple[Track, ...] = ("device", "host")
 """Tracks whose busy fraction is written beside them; their bars are labelled."""
@@ -251,7 +253,7 @@ class _Lane:
         for kind in kinds[: _MAX_ENTRIES[self._track]]:
             style = self._style(kind)
             style["edgecolor"] = kind.colour
-            entries.append(Patch(label=kind.label, **style))
+            entries.append(Patch(label=_MEANINGS.get(kind.label, kind.label), **style))
         if len(kinds) > len(entries):
             entries.append(Patch(facecolor="none", label=f"and {len(kinds) - len(entries)} more"))
         if self._track == "device" and self._cohorts:

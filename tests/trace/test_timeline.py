@@ -76,6 +76,15 @@ class TestChoice:
         trace = recorded(*((100 * i, 100 * i + 100, 50, 0) for i in range(9)))
         assert [i.number for i in choose(trace).iterations] == [13, 14, 15]
 
+    def test_none_across_a_gap_in_the_recording(self):
+        """The middle of these nine would be 14, 21 and 22."""
+        recorder = Recorder()
+        for number in (*range(11, 15), *range(21, 26)):
+            recorder.span("device", "iteration", 100 * number, 100 * number + 100, iteration=number)
+            for track in ("device", "host"):
+                recorder.span(track, "attention", 100 * number, 100 * number + 50)
+        assert [i.number for i in choose(recorder.trace()).iterations] == [21, 22, 23]
+
     def test_fewer_than_three(self):
         assert [i.number for i in choose(recorded((0, 10, 5, 5))).iterations] == [10]
 
@@ -201,7 +210,7 @@ class TestChart:
         assert len(entries) == 7
         assert entries[-1] == f"and {len(bars(host)) - 6} more"
         assert [text.get_text() for text in device.get_legend().get_texts()] == [
-            "layer",
+            "layer: attention + linear",
             "attention",
             "head",
             "strip: cohort on board",
