@@ -102,8 +102,10 @@ class Valuation:
         if strategy == "asymmetric_pipelining":
             prompts = any(side.load.prefill_tokens for _, side in self._sides)
             shares = FIRST_SHARES if prompts else FIRST_SHARES[:1]
-            found = [each for share in shares for each in self._counts(partial(self._halves, share=share))]
-            return self._better(found)
+            rows = self.outlook.host_rows
+            # What is the best share of all rows is that of fewer too: it follows from how long the passes are.
+            share = max(shares, key=lambda share: self._halves(rows, share).rate) if len(shares) > 1 else shares[0]
+            return self._better(self._counts(partial(self._halves, share=share)))
         boundaries = self._layers + 1
         spacings = {max(1, boundaries // cohorts) for cohorts in (boundaries, 4, 2)}
         found = []

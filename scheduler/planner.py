@@ -81,6 +81,7 @@ class Planner:
         self._factors = model.factors
         self._courses = Courses(margin=options.margin, phases=options.phases_at_once)
         self._basis: Choice | None = None
+        self._weighed = False
         self._pacing = Pacing(model.costs)
 
     def decide(self, situation: Situation) -> Decision:
@@ -149,10 +150,16 @@ class Planner:
 
     def _think(self, situation: Situation, *, begins: bool) -> None:
         """Begin to compare courses: every strategy with all requests on board, and with as many as the host keeps in
-        pace with."""
+        pace with. Where decisions take time, rates are compared in one and the requests are gathered in the next."""
         costs, limit = self.model.costs, self.options.max_host_requests
+        if not self._weighed:
+            self._basis = self.choose(situation, begins=begins)
+            self._weighed = True
+            if self.options.phases_at_once <= PHASES:
+                return
+        assert self._basis is not None
+        self._weighed = False
         self._pacing = Pacing(costs)
-        self._basis = self.choose(situation, begins=begins)
         courses = []
         everybody = outlooks(costs, situation, self._prompts, self._limits)[1].host_rows
         for strategy in self.options.strategies:
