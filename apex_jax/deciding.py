@@ -94,6 +94,7 @@ def planner_of(profile: Profile, executor: Executor, options: EngineOptions) -> 
             max_time_per_token=options.max_time_per_token,
             max_device_requests=buckets.max_num_seqs,
             max_host_requests=buckets.max_host_seqs,
+            max_prefill_tokens=buckets.max_prefill_pages * buckets.page_size,
         ),
     )
 

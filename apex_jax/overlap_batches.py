@@ -76,7 +76,11 @@ def _policy(benchmark: OverlapBenchmark, calibration: Calibration, name: str) ->
     if name == "device_only":
         return FixedPolicy(strategy="device_only"), None
     model, buckets = calibration.model(benchmark.profile, context=benchmark.context), benchmark.buckets
-    options = PlannerOptions(max_device_requests=buckets.max_num_seqs, max_host_requests=buckets.max_host_seqs)
+    options = PlannerOptions(
+        max_device_requests=buckets.max_num_seqs,
+        max_host_requests=buckets.max_host_seqs,
+        max_prefill_tokens=buckets.max_prefill_pages * buckets.page_size,
+    )
     return Planner(model, options), Follower(model)
 
 
