@@ -2,8 +2,8 @@
 
 Python raises KeyboardInterrupt wherever the main thread happens to be. In two places that goes wrong, and both are met
 often in the seconds in which JAX and transformers start: in a callback of the garbage collector, of which JAX has one,
-the exception is printed and forgotten; in an import it can end jaxlib's initialisation with a crash or as an
-ImportError. There it is put off until they are over.
+a finalizer or a weak reference's callback the exception is printed and forgotten; in an import it can end jaxlib's
+initialisation with a crash or as an ImportError. There it is put off until they are over.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ def _handle(number: int, frame: FrameType | None) -> None:
 def _must_not_raise(frame: FrameType | None) -> bool:
     collector_callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
     while frame is not None:
-        if frame.f_code in collector_callbacks or frame.f_code.co_filename.startswith("<frozen importlib"):
+        code = frame.f_code
+        if code in collector_callbacks or code.co_filename.startswith("<frozen importlib"):
+            return True
+        if code.co_name == "__del__" or frame.f_globals.get("__name__") in ("weakref", "_weakrefset"):
             return True
         frame = frame.f_back
     return False

@@ -4,6 +4,7 @@ import gc
 import importlib
 import signal
 import time
+import weakref
 
 import pytest
 
@@ -48,6 +49,40 @@ def test_after_a_callback_of_the_garbage_collector():
     finally:
         gc.callbacks.remove(callback)
     assert steps == ["begin", "end"]
+
+
+def test_after_a_finalizer():
+    ended = []
+
+    class Interrupting:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+            wait(5 * interrupts.RETRY_SECONDS)
+            ended.append(True)
+
+    interrupted(Interrupting)
+    assert ended
+
+
+def test_after_the_callback_of_a_weak_reference():
+    class Thing:
+        pass
+
+    class Interrupting(set):
+        def discard(self, item):
+            signal.raise_signal(signal.SIGINT)
+            wait(5 * interrupts.RETRY_SECONDS)
+            super().discard(item)
+
+    things = weakref.WeakSet()
+    things.data = Interrupting()
+
+    def work():
+        thing = Thing()
+        things.add(thing)
+
+    interrupted(work)
+    assert not things.data
 
 
 def test_after_an_import(tmp_path, monkeypatch):
