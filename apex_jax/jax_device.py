@@ -442,7 +442,9 @@ class JaxDevice:
         passed = lane.passed
         self.attend(0)
         riders = Riders(passed[0], lane.turn, lane.attended)
-        for boundary, count in ((1, 1), (self.num_layers, 1), (1, SEGMENT if tiles is None else 1)):
+        # One layer in the middle, the last one, and several, which prompts do not have.
+        runs = [(1, 1), (self.num_layers, 1), *([(1, SEGMENT)] if tiles is None else [])]
+        for boundary, count in runs:
             lane.passed = passed
             self.layers(boundary, min(count, self.num_layers))
         for cohort in (None, *cohorts):

@@ -219,9 +219,8 @@ class _Lane:
         if layer is None:
             return
         last = bar.span.args.get("last_layer", layer)
-        number, name = (
-            (str(layer), f"layer {layer}") if last == layer else (f"{layer}-{last}", f"layers {layer}-{last}")
-        )
+        number = str(layer) if last == layer else f"{layer}-{last}"
+        name = f"layer {number}" if last == layer else f"layers {number}"
         begin = max(bar.span.begin_ns, self._window.begin_ns)
         # The border of an iteration would run through the text.
         end = min([bar.span.end_ns, *(border for border in self._borders() if border > begin)])
