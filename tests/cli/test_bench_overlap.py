@@ -6,40 +6,20 @@ import pytest
 
 from apex_jax.trace import load
 
-TINY = {
-    "devices": [
-        {
-            "name": "toy",
-            "memory_gb": 1,
-            "weights_gb_per_s": 0.1,
-            "attention_gb_per_s": 1,
-            "tflops": 1,
-            "link_gb_per_s": 1,
-        }
-    ],
-    "models": [
-        {
-            "name": "toy",
-            "num_layers": 3,
-            "hidden_size": 64,
-            "num_heads": 4,
-            "num_kv_heads": 2,
-            "head_dim": 16,
-            "intermediate_size": 128,
-            "vocab_size": 128,
-        }
-    ],
-}
-
 
 @pytest.fixture
-def bench(command, tmp_path):
+def bench(command, toy_hardware):
     """(arguments...) -> (exit status, standard output, standard error) of a toy machine's benchmark."""
-    hardware = tmp_path / "toy.json"
-    hardware.write_text(json.dumps(TINY), encoding="utf-8")
 
     def call(*arguments):
-        machine = ("--hardware", hardware, "--device=toy", "--shape=toy", "--device-kv-tokens=512", "--page-size=16")
+        machine = (
+            "--hardware",
+            toy_hardware,
+            "--device=toy",
+            "--shape=toy",
+            "--device-kv-tokens=512",
+            "--page-size=16",
+        )
         defaults = ("--context=64", "--host-kv-gb=0.003", "--rounds=2", "--seconds=0.05")
         return command("bench", "overlap", *machine, *defaults, *arguments)
 

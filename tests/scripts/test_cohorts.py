@@ -8,39 +8,13 @@ from pathlib import Path
 import pytest
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "cohorts.py"
-TOY = {
-    "devices": [
-        {
-            "name": "toy",
-            "memory_gb": 1,
-            "weights_gb_per_s": 0.1,
-            "attention_gb_per_s": 1,
-            "tflops": 1,
-            "link_gb_per_s": 1,
-        }
-    ],
-    "models": [
-        {
-            "name": "toy",
-            "num_layers": 3,
-            "hidden_size": 64,
-            "num_heads": 4,
-            "num_kv_heads": 2,
-            "head_dim": 16,
-            "intermediate_size": 128,
-            "vocab_size": 128,
-        }
-    ],
-}
 LOADS = [0.9, 1.0, 1.1, 1.3]
 
 
 @pytest.fixture
-def bench(tmp_path):
+def bench(toy_hardware):
     """(arguments...) -> the finished process of a toy machine's benchmark."""
-    hardware = tmp_path / "toy.json"
-    hardware.write_text(json.dumps(TOY), encoding="utf-8")
-    machine = ("--hardware", hardware, "--device=toy", "--shape=toy", "--device-kv-tokens=512", "--context=100")
+    machine = ("--hardware", toy_hardware, "--device=toy", "--shape=toy", "--device-kv-tokens=512", "--context=100")
 
     def call(*arguments):
         times = ("--host-kv-gb=0.005", "--rounds=1", "--seconds=0.05")
