@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from .simulate import count
 
 if TYPE_CHECKING:
     from ..reproduce.runs import Run, Task
+    from ..reproduce.setups import Setup, Workload
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -41,6 +42,24 @@ def _made(task: Task, advance: Callable[[], object]) -> Run:
     return run
 
 
+def _left_out(missing: tuple[Setup, Workload]) -> str:
+    setup, workload = missing
+    return (
+        f"left out: {workload.group} on {setup.machine}, {setup.label}: none of {len(workload.jobs):,} requests fits "
+        f"into the {setup.engine.longest:,} tokens of the device's KV"
+    )
+
+
+def _refuse_useless_files(
+    files: Mapping[str, Path | None], machines: Sequence[Setup], too_long: Sequence[tuple[Setup, Workload]]
+) -> None:
+    """Refuse recorded lengths of which nothing could be simulated anywhere."""
+    longest = max(setup.engine.longest for setup in machines)
+    for name, file in files.items():
+        if file is not None and sum(workload.name == name for _, workload in too_long) == len(machines):
+            raise UserError(f"{file}: no request fits into the {longest:,} tokens of the largest device's KV")
+
+
 def _run(args: argparse.Namespace) -> int:
     from ..reproduce import runs, setups, steady, tables
     from ..reproduce.figures import draw_all
@@ -60,6 +79,8 @@ def _run(args: argparse.Namespace) -> int:
         machine: setups.workloads(machine, args.requests, traces, seed=args.seed)
         for machine in dict.fromkeys(setup.machine for setup in machines)
     }
+    too_long = list(runs.too_long(machines, served))
+    _refuse_useless_files(files, machines, too_long)
     tasks = list(runs.workload_tasks(machines, served, args.requests))
     swept = list(runs.sweep_tasks(machines, args.requests))
     with Progress(sys.stderr).counting(len(tasks) + len(swept), "simulation") as advance:
@@ -75,7 +96,7 @@ def _run(args: argparse.Namespace) -> int:
         tables.write_gains(args.out / "gains.csv", gains)
         tables.write_claims(args.out / "claims.csv", found)
         drawn = draw_all(args.out, done, sweep, decoding, found)
-    for line in tables.claim_lines(found):
+    for line in (*tables.claim_lines(found), *map(_left_out, too_long)):
         print(line)
     print(f"wrote 5 tables and {len(drawn)} figures into {args.out}")
     return 0

@@ -94,6 +94,8 @@ def _throughput(runs: Sequence[Run]) -> Figure:
                 ratios = {
                     setup: found[name] / found["device_only"] for setup, found in _rates(runs, machine, group).items()
                 }
+                if NOMINAL not in ratios:
+                    continue
                 places.append(place + (index - 1.5) * width)
                 nominal.append(ratios[NOMINAL])
                 low.append(ratios[NOMINAL] - min(ratios.values()))

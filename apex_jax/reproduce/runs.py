@@ -127,6 +127,8 @@ def workload_tasks(
 ) -> Iterator[Task]:
     """Yield all strategies on all workloads and set-ups, and the ablations on some.
 
+    A workload of which nothing fits on a set-up's device is left out there, see `too_long`.
+
     Args:
         setups: the machines.
         workloads: by machine.
@@ -135,6 +137,8 @@ def workload_tasks(
     for setup in setups:
         for workload in workloads[setup.machine]:
             jobs = tuple(served(workload, setup.engine, requests))
+            if not jobs:
+                continue
             fitting = sum(job.total <= setup.engine.longest for job in workload.jobs)
             for name in (*STRATEGIES, *(ABLATIONS if workload.group in ABLATED else ())):
                 yield Task(
@@ -144,6 +148,14 @@ def workload_tasks(
                     jobs=jobs,
                     left_out=1 - fitting / len(workload.jobs),
                 )
+
+
+def too_long(setups: Sequence[Setup], workloads: Mapping[str, Sequence[Workload]]) -> Iterator[tuple[Setup, Workload]]:
+    """Yield the workloads of which not one request fits on a set-up's device."""
+    for setup in setups:
+        for workload in workloads[setup.machine]:
+            if not served(workload, setup.engine, 1):
+                yield setup, workload
 
 
 SWEPT = ("device_only", "pipelining", "apex")

@@ -40,11 +40,13 @@ class Workload:
 
     Attributes:
         group: short name, see `claims.ALL`.
+        name: of a published trace, "" for chosen lengths.
         text: for people.
         jobs: all at once; those that fit on the device are served.
     """
 
     group: str
+    name: str
     text: str
     jobs: tuple[Job, ...]
 
@@ -97,11 +99,11 @@ def workloads(machine: str, requests: int, traces: Mapping[str, Sequence[Job]], 
         recorded = traces.get(name)
         jobs = at_once(recorded)[: 4 * requests] if recorded else PUBLISHED[name].draw(4 * requests, seed=seed)
         text = f"{name}, {'recorded' if recorded else 'drawn from its moments'}"
-        found.append(Workload(group=group, text=text, jobs=tuple(jobs)))
+        found.append(Workload(group=group, name=name, text=text, jobs=tuple(jobs)))
     for group, output in (("short", 100), ("medium", 300), ("long", longest)):
         moments = Moments(prompt=(prompt, SPREAD * prompt), output=(output, SPREAD * output), source="chosen")
         jobs = moments.draw(4 * requests, seed=seed)
-        found.append(Workload(group=group, text=f"{prompt} + {output} tokens on average", jobs=tuple(jobs)))
+        found.append(Workload(group=group, name="", text=f"{prompt} + {output} tokens on average", jobs=tuple(jobs)))
     return found
 
 

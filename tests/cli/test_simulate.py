@@ -134,6 +134,37 @@ def test_reproduce(command, tmp_path):
         assert "<svg" in (folder / f"{name}.svg").read_text()
 
 
+def azure_file(folder, *prompts):
+    file = folder / "trace.csv"
+    rows = [f"2023-11-16 18:15:46,{prompt},10\n" for prompt in prompts]
+    file.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(rows))
+    return file
+
+
+def test_reproduce_leaves_out_what_fits_nowhere_on_a_machine(command, tmp_path):
+    """A T4 holds 1,189 tokens beside the weights and 4,800 at most: of 3,000 one set-up of three has room."""
+    folder = tmp_path / "results"
+    trace = azure_file(tmp_path, 3000)
+    status, out, err = command("reproduce", "--out", folder, "--requests", "1", "--azure-code", trace)
+    assert status == 0, err
+    assert "left out: code on T4, nominal: none of 1 requests fits into the 1,185 tokens" in out
+    assert "left out: code on T4, host 20 GB/s" in out
+    rows = list(csv.DictReader((folder / "simulations.csv").read_text().splitlines()))
+    code = {(row["machine"], row["setup"]) for row in rows if row["workload"] == "code"}
+    assert {setup for machine, setup in code if machine == "T4"} == {"host 45 GB/s, device KV 4,800"}
+    assert ("A10", "nominal") in code
+    assert {row["machine"] for row in rows if row["workload"] == "short"} == {"T4", "A10"}
+
+
+def test_reproduce_refuses_lengths_that_fit_no_machine(command, tmp_path):
+    folder = tmp_path / "results"
+    trace = azure_file(tmp_path, 90_000)
+    status, out, err = command("reproduce", "--out", folder, "--azure-code", trace)
+    assert (status, out) == (2, "")
+    assert "trace.csv: no request fits into the " in err
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
