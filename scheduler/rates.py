@@ -21,6 +21,9 @@ class ModelShape:
         intermediate_size: F.
         vocab_size: V.
         weight_bytes, kv_bytes: bytes of one number among the weights and in the KV cache.
+
+    Raises:
+        ValueError: a size is no whole number from 1 on, or K does not divide N.
     """
 
     name: str
@@ -38,7 +41,12 @@ class ModelShape:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name != "name" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{field.name} of a model is {value!r}; whole numbers from 1 on are allowed")
+                raise ValueError(f"{field.name} of {self.name} is {value!r}; whole numbers from 1 on are allowed")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads of {self.name} is {self.num_heads}; a multiple of its num_kv_heads, {self.num_kv_heads}, "
+                "is needed"
+            )
 
     @property
     def pre_weights(self) -> int:

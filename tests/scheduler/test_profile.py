@@ -296,5 +296,7 @@ class TestDescribed:
     def test_host_and_model_refused(self):
         with pytest.raises(ValueError, match="attention_bytes_per_s of h is inf"):
             HostRates(name="h", attention_bytes_per_s=math.inf)
-        with pytest.raises(ValueError, match="num_kv_heads of a model is 0"):
+        with pytest.raises(ValueError, match="num_kv_heads of small is 0"):
             dataclasses.replace(self.MODEL, num_kv_heads=0)
+        with pytest.raises(ValueError, match=r"num_heads of small is 8; a multiple of its num_kv_heads, 3, is needed"):
+            dataclasses.replace(self.MODEL, num_heads=8, num_kv_heads=3)
