@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,14 +108,16 @@ def _run(args: argparse.Namespace) -> int:
             page_size=args.page_size,
             dtype=args.dtype,
         )
+        if args.trace is not None:
+            with args.trace.open("a"):
+                pass
         population = benchmark.population()
-    table = _batches(args, benchmark, population) if args.requests else _steady(args, benchmark, population)
-    if args.json:
-        print(json.dumps(table, indent=2))
+    measure = _batches if args.requests else _steady
+    measure(args, benchmark, population)
     return 0
 
 
-def _steady(args: argparse.Namespace, benchmark: OverlapBenchmark, population: Population) -> list[dict[str, Any]]:
+def _steady(args: argparse.Namespace, benchmark: OverlapBenchmark, population: Population) -> None:
     from ..overlap_bench import run
     from ..overlap_report import print_rows, rows
     from ..trace import Recorder
@@ -123,16 +126,16 @@ def _steady(args: argparse.Namespace, benchmark: OverlapBenchmark, population: P
     steps = 1 + benchmark.rounds * (1 + len(benchmark.strategies))
     with Progress(sys.stderr).counting(steps, "turn") as advance:
         turns = run(benchmark, population, progress=lambda _: advance(), recorder=recorder)
+    _print(rows(benchmark, turns), print_rows, as_json=args.json)
     if recorder is not None:
-        with as_user_errors(OSError):
+        try:
             recorder.save(args.trace)
-    table = rows(benchmark, turns)
-    if not args.json:
-        print_rows(table, print)
-    return table
+        except OSError as error:
+            # Its own message names the file that becomes the trace once it is whole.
+            raise UserError(f"{args.trace}: {error.strerror or error}") from error
 
 
-def _batches(args: argparse.Namespace, benchmark: OverlapBenchmark, population: Population) -> list[dict[str, Any]]:
+def _batches(args: argparse.Namespace, benchmark: OverlapBenchmark, population: Population) -> None:
     from ..overlap_batches import POLICIES, batch_rows, print_batches, run_batches
     from ..overlap_bench import measure_host
 
@@ -147,10 +150,14 @@ def _batches(args: argparse.Namespace, benchmark: OverlapBenchmark, population: 
                 benchmark, population, calibration, args.requests, output=args.output, progress=lambda: advance()
             )
         )
-    table = batch_rows(served)
-    if not args.json:
-        print_batches(table, print)
-    return table
+    _print(batch_rows(served), print_batches, as_json=args.json)
+
+
+def _print(table: list[dict[str, Any]], as_text: Callable[..., None], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(table, indent=2))
+    else:
+        as_text(table, print)
 
 
 def _count(text: str) -> int:

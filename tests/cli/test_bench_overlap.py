@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from apex_jax import overlap_bench
+from apex_jax.overlap_bench import OverlapBenchmark
 from apex_jax.trace import load
 
 
@@ -79,6 +81,32 @@ def test_finite_batches(bench):
             assert (row["over_device_only"], row["host_tokens"], row["evictions"]) == (1, 0, 0)
 
 
+def test_a_trace_that_cannot_be_written_is_refused_before_anything_runs(bench, monkeypatch):
+    monkeypatch.setattr(OverlapBenchmark, "population", lambda _: pytest.fail("the benchmark has begun"))
+    assert bench("--trace=/no/such/folder/x.json")[0] == 2
+
+
+def test_rows_are_printed_even_if_the_trace_cannot_be_written(bench, tmp_path, monkeypatch):
+    """The folder goes away while the strategies have their turns."""
+    folder = tmp_path / "traces"
+    folder.mkdir()
+    trace = folder / "x.json"
+    run = overlap_bench.run
+
+    def run_and_lose_the_folder(*arguments, **options):
+        turns = run(*arguments, **options)
+        trace.unlink()
+        folder.rmdir()
+        return turns
+
+    monkeypatch.setattr(overlap_bench, "run", run_and_lose_the_folder)
+    status, out, err = bench("--strategies", "device_only", "--rounds=1", "--json", "--trace", trace)
+    assert status == 2
+    assert [row["strategy"] for row in json.loads(out)] == ["device_only"]
+    assert f"{trace}: No such file or directory" in err
+    assert ".part" not in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -94,6 +122,7 @@ def test_finite_batches(bench):
         (["--requests", "0"], "'0' is not a whole number of at least 1"),
         (["--requests", "1", "--output=128"], "--output 128 leaves no prompt in a mean context of 64"),
         (["--requests", "1", "--trace=x.json"], "--trace is for the steady state"),
+        (["--trace=/no/such/folder/x.json"], "/no/such/folder/x.json: No such file or directory"),
     ],
 )
 def test_mistakes(bench, arguments, message):
