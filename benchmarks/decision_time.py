@@ -67,6 +67,7 @@ def situation(requests: int, layers: int, prompt: int) -> Situation:
         prefill_tokens=prompt,
         waiting=waiting,
         waiting_tokens=500 * waiting,
+        waiting_first=500,
         waiting_output=300 * waiting,
         remaining_tokens=300 * (device + host),
         free_device_tokens=2000,

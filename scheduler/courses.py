@@ -12,6 +12,7 @@ from .lookahead import Lookahead
 from .plan import STRATEGIES
 from .policy import Situation
 from .prediction import Terms
+from .rehearsal import Rehearsal
 
 PROGRESS = 0.2
 """Fraction of all output tokens to come, by which they change before a course is thought over again."""
@@ -21,7 +22,11 @@ ALIKE = 0.01
 stand later."""
 
 DOUBT = 0.03
-"""Gain over the present course below which it is kept: what looking ahead with groups is often off by."""
+"""Gain over the present course below which it is kept: what looking ahead with groups is often off by. Also the change
+of a factor of the cost model that is worth a thought."""
+
+LITTLE = 0.005
+"""The same where every request was followed by itself."""
 
 
 @dataclass(slots=True)
@@ -37,7 +42,7 @@ class Thought:
 
     look: Lookahead
     open: list[Course]
-    journey: Journey | None = None
+    journey: Journey | Rehearsal | None = None
     seconds: dict[Course, float] = field(default_factory=dict)
 
     def go_on(self, phases: int) -> int:
@@ -101,17 +106,17 @@ class Courses:
         while thought is not None and phases:
             phases = thought.go_on(phases)
             if thought.is_over:
-                self._take(thought.seconds)
+                self._take(thought.seconds, LITTLE if thought.look.is_single else DOUBT)
                 self._thought = thought = None
 
     def forget(self) -> None:
         """Return to the device alone, as everything fits there."""
         self.present, self.seconds, self._thought, self._factors = None, {}, None, None
 
-    def _take(self, seconds: dict[Course, float]) -> None:
+    def _take(self, seconds: dict[Course, float], doubt: float) -> None:
         least = min(seconds.values())
-        alike = [course for course in seconds if seconds[course] <= (1 + ALIKE) * least]
+        alike = [course for course in seconds if seconds[course] <= (1 + min(ALIKE, doubt)) * least]
         best = min(alike, key=lambda course: STRATEGIES.index(course.strategy))
-        present, doubt = (ALONE, self._margin) if self.present is None else (self.present, DOUBT)
+        present, doubt = (ALONE, self._margin) if self.present is None else (self.present, doubt)
         kept = seconds.get(present, math.inf) <= (1 + doubt) * seconds[best]
         self.present, self.seconds = present if kept else best, seconds

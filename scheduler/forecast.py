@@ -71,6 +71,19 @@ def next_load(situation: Situation, *, begins: bool) -> Load:
     )
 
 
+def prompts_begin(situation: Situation, max_host_requests: int, page_size: int) -> bool:
+    """Whether the very next iteration has prompts: one is under way, or the first that waits finds a place."""
+    if not situation.prefill_tokens or not situation.waiting or situation.prefill_context:
+        return situation.prefill_tokens > 0
+    rows = situation.device_rows
+    each = situation.device_kv_tokens / max(1, rows) + page_size
+    fitting = int((situation.free_host_tokens - page_size * situation.host_rows) / (each + page_size))
+    vacancies = max(0, min(rows, max_host_requests - situation.host_rows, fitting))
+    # A page is left free for each device request.
+    need = situation.waiting_first + page_size * (rows + 1)
+    return situation.free_device_tokens + vacancies * each >= need
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What bounds the requests beside memory.

@@ -1,8 +1,9 @@
 """How long all requests would take to their ends under a course: a strategy and how many of them go to the host.
 
 Rates say what pays while a load lasts. A finite batch comes in waves and ends with stragglers, and a few requests that
-do not fit can cost a whole wave. So a course is followed in virtual time up to the last request's end (see `journey`),
-with groups of like requests in place of each of them.
+do not fit can cost a whole wave. So a course is followed in virtual time up to the last request's end: request by
+request (see `rehearsal`), for which of a few long ones begins last is likely to decide, and with groups of like
+requests in place of each of them where there are many (see `journey`).
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ import math
 from .costs import Costs
 from .journey import Course, Journey, Room, Start
 from .pacing import Pacing
-from .roster import Roster, grouped
+from .rehearsal import Rehearsal
+from .roster import MOST, MOST_WAITING, Roster, grouped
 
-PHASES = 32
+PHASES = 24
 """Phases of a course that take less than half a millisecond."""
+
+SINGLE = 256
+"""Requests up to which each is followed by itself."""
 
 
 class Lookahead:
@@ -25,21 +30,30 @@ class Lookahead:
         costs: times of the parts of iterations.
         roster: the requests.
         room: what bounds them.
+        single: requests up to which each is followed by itself.
+
+    Attributes:
+        is_single: whether each request is followed by itself, and not in a group of like ones.
     """
 
-    def __init__(self, costs: Costs, roster: Roster, room: Room) -> None:
+    def __init__(self, costs: Costs, roster: Roster, room: Room, *, single: int = SINGLE) -> None:
+        self._roster = roster
+        self.is_single = roster.requests <= single
         self._start = Start(
             pacing=Pacing(costs),
             num_layers=costs.num_layers,
             moving_s=costs.migration(1),
             room=room,
-            device=grouped(roster.device, 3),
-            host=grouped(roster.host, 3),
-            waiting=grouped(roster.waiting, 6),
+            device=grouped(roster.device, MOST),
+            host=grouped(roster.host, MOST),
+            waiting=grouped(roster.waiting, MOST_WAITING),
         )
 
-    def begin(self, course: Course) -> Journey:
+    def begin(self, course: Course) -> Journey | Rehearsal:
         """Return a course to follow step by step."""
+        if self.is_single:
+            start = self._start
+            return Rehearsal(start.pacing, start.num_layers, start.moving_s, start.room, self._roster, course)
         return Journey(self._start, course)
 
     def seconds(self, course: Course, within: float = math.inf) -> float:

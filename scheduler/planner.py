@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from .candidates import THROUGH, Candidate, Outlook, Valuation
 from .cost_model import CostModel
 from .courses import Courses
-from .forecast import Limits, Prompts, next_load, outlooks
+from .forecast import Limits, Prompts, next_load, outlooks, prompts_begin
 from .journey import ALONE, Course, Room
 from .lookahead import PHASES
 from .pacing import Pacing
@@ -88,7 +88,8 @@ class Planner:
         """Return the decision for the next plan, the last one again if nothing has changed much since."""
         if situation.roster is not None and self.options.max_time_per_token is None:
             return self._keep_course(situation)
-        begins = self._begins(situation, self._last.max_host_requests)
+        page = self.model.profile.page_size
+        begins = prompts_begin(situation, self._last.max_host_requests, page)
         self._prompts = self._prompts.after(next_load(situation, begins=begins), situation, first=self._key is None)
         key = self._material(situation)
         stale = _apart(self._factors, self.model.factors)
@@ -97,7 +98,7 @@ class Planner:
         if key != self._key or begins != self._begun or stale:
             self._factors = self.model.factors
             choice = self._recall(key, situation, begins=begins)
-            if (again := self._begins(situation, choice.decision.max_host_requests)) != begins:
+            if (again := prompts_begin(situation, choice.decision.max_host_requests, page)) != begins:
                 begins, choice = again, self._recall(key, situation, begins=again)
             self._key, self._begun = key, begins
             if self.choices and self.choices[-1].decision.strategy == choice.decision.strategy:
@@ -108,7 +109,8 @@ class Planner:
     def _keep_course(self, situation: Situation) -> Decision:
         """Return what the best course demands, as all requests' lengths are known."""
         course = self._courses.present or ALONE
-        begins = self._begins(situation, course.most)
+        page = self.model.profile.page_size
+        begins = prompts_begin(situation, course.most, page)
         self._prompts = self._prompts.after(next_load(situation, begins=begins), situation, first=self._basis is None)
         if self._starving(situation):
             self.choices.append(self.choose(situation, begins=begins))
@@ -207,17 +209,6 @@ class Planner:
         if choice is None:
             choice = self._known[again] = self.choose(situation, begins=begins)
         return choice
-
-    def _begins(self, situation: Situation, max_host_requests: int) -> bool:
-        """Whether the very next iteration has prompts: one is under way, or the first that waits finds a place."""
-        rows, page = situation.device_rows, self.model.profile.page_size
-        each = situation.device_kv_tokens / max(1, rows) + page
-        fitting = int((situation.free_host_tokens - page * situation.host_rows) / (each + page))
-        vacancies = max(0, min(rows, max_host_requests - situation.host_rows, fitting))
-        room = situation.free_device_tokens + vacancies * each
-        # A page is left free for each device request.
-        need = situation.waiting_tokens / max(1, situation.waiting) + page * (rows + 1)
-        return situation.prefill_tokens > 0 and (not situation.waiting or situation.prefill_context > 0 or room >= need)
 
     def choose(self, situation: Situation, *, begins: bool = True) -> Choice:
         """Return the decision for a situation, and what leads to it.

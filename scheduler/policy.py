@@ -22,6 +22,7 @@ class Situation:
         prefill_context: tokens in front of those, which they attend to.
         waiting: requests without pages.
         waiting_tokens: their prompts together.
+        waiting_first: tokens of the one that waits first.
         waiting_output: output tokens that they may still produce, at most.
         remaining_tokens: output tokens that the running requests may still produce, at most.
         host_remaining_tokens: the same for host requests alone.
@@ -41,6 +42,7 @@ class Situation:
     prefill_context: int = 0
     waiting: int = 0
     waiting_tokens: int = 0
+    waiting_first: int = 0
     waiting_output: int = 0
     remaining_tokens: int = 0
     host_remaining_tokens: int = 0

@@ -152,13 +152,12 @@ class Population:
         for request_id in sorted(self._members, reverse=True):
             yield self._members[request_id][0]
 
-    def lengths(self) -> list[tuple[int, int]]:
-        """Return the context of each request and the output tokens that it has still to produce."""
-        clock = self.clock
-        return [
-            (r.length + int(clock - since + 1e-6), r.output - r.done - int(clock - since + 1e-6))
-            for r, since in (self._members[request_id] for request_id in sorted(self._members))
-        ]
+    def lengths(self) -> tuple[list[tuple[int, int]], list[int]]:
+        """Return the context of each request and the output tokens that it has still to produce, and their ids."""
+        clock, ids = self.clock, sorted(self._members)
+        members = [self._members[request_id] for request_id in ids]
+        done = [int(clock - since + 1e-6) for _, since in members]
+        return [(r.length + n, r.output - r.done - n) for (r, _), n in zip(members, done, strict=True)], ids
 
     def ended(self) -> Iterator[SimRequest]:
         """Remove and yield the requests that have produced all their tokens."""

@@ -7,8 +7,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-MOST = 10
+MOST = 48
 """Groups of requests on one side at most."""
+
+MOST_WAITING = 128
+"""Groups of waiting requests at most."""
 
 Lengths = Sequence[tuple[int, int]]
 """(tokens of the context, output tokens still to come at most) of requests, in order of arrival."""
@@ -21,11 +24,18 @@ class Roster(NamedTuple):
         device: of those on the device, those included whose prompts are being computed.
         host: of those on the host.
         waiting: of those without pages.
+        arrivals: of the requests in that order, numbers that increase with arrival; empty where they came so.
     """
 
     device: Lengths = ()
     host: Lengths = ()
     waiting: Lengths = ()
+    arrivals: Sequence[int] = ()
+
+    @property
+    def requests(self) -> int:
+        """How many there are."""
+        return len(self.device) + len(self.host) + len(self.waiting)
 
 
 class Group:
@@ -61,16 +71,16 @@ class Group:
         self.count = count
 
 
-def grouped(lengths: Lengths, parts: int) -> list[Group]:
-    """Return requests in few groups that keep what matters: the order of arrival, and when the last ones end.
+def grouped(lengths: Lengths, most: int) -> list[Group]:
+    """Return requests in at most so many groups that keep what matters: the order of arrival, and when the last end.
 
-    Neighbours form `parts` parts of even size, each in three groups by what is left, and the request with most left
-    is alone. So few requests that there would be no fewer groups stay as they are.
+    So many requests or fewer stay as they are. Of more, neighbours form parts of even size, each in three groups by
+    what is left, and the request with most left is alone.
     """
-    if len(lengths) <= 2 * parts:
+    if len(lengths) <= most:
         return [Group(1, *each) for each in lengths]
     longest = max(range(len(lengths)), key=lambda at: lengths[at][1])
-    size = math.ceil(len(lengths) / parts)
+    size = math.ceil(3 * len(lengths) / (most - 1))
     found: list[Group] = []
     for start in range(0, len(lengths), size):
         part = lengths[start : start + size]

@@ -193,6 +193,7 @@ class Scheduler:
             prefill_context=prefilling[0].computed if prefilling else 0,
             waiting=len(self._waiting),
             waiting_tokens=waiting_tokens,
+            waiting_first=self._waiting[0].length if self._waiting else 0,
             waiting_output=sum(r.max_tokens - r.steps for r in self._waiting),
             remaining_tokens=host_remaining + others_remaining,
             host_remaining_tokens=host_remaining,
@@ -205,13 +206,15 @@ class Scheduler:
 
     def roster(self) -> Roster:
         """Return the lengths of all requests; those on the way to the device count as there."""
-        device, host = [], []
+        device, host, device_ids, host_ids = [], [], [], []
         for request in self._running:
             steps = len(request.output) + request.in_flight
             if steps < request.max_tokens:
-                side = host if request.side == "host" and not request.fetching else device
-                side.append((len(request.prompt) + steps, request.max_tokens - steps))
-        return Roster(device, host, [(r.length, r.max_tokens - r.steps) for r in self._waiting])
+                there = request.side == "host" and not request.fetching
+                (host if there else device).append((len(request.prompt) + steps, request.max_tokens - steps))
+                (host_ids if there else device_ids).append(request.id)
+        waiting = [(r.length, r.max_tokens - r.steps) for r in self._waiting]
+        return Roster(device, host, waiting, [*device_ids, *host_ids, *(r.id for r in self._waiting)])
 
     @property
     def _on_device(self) -> list[Request]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .policy import Decision
@@ -102,9 +103,23 @@ class Tiers:
 
     def roster(self) -> Roster:
         """Return the lengths of all requests."""
+        device, device_ids = self.device.lengths()
+        host, host_ids = self.host.lengths()
+        for request in (*self.landing, *self.prefilling):
+            device.append((request.length, request.output - request.done))
+            device_ids.append(request.id)
         coming = [(request.length, request.output - request.done) for request in self.waiting]
-        owing = [(request.length, request.output - request.done) for request in (*self.landing, *self.prefilling)]
-        return Roster([*self.device.lengths(), *owing], self.host.lengths(), coming)
+        return Roster(device, host, coming, [*device_ids, *host_ids, *(request.id for request in self.waiting)])
+
+    def hold(self, device: Iterable[SimRequest], host: Iterable[SimRequest], waiting: Iterable[SimRequest]) -> None:
+        """Take in requests that are under way, in order of arrival."""
+        for request in device:
+            self.device.join(request)
+            self.free -= self.device.pages(request)
+        for request in host:
+            self.host.join(request)
+        for request in waiting:
+            self.wait(request)
 
     def wait(self, request: SimRequest) -> None:
         """Queue a request."""

@@ -92,6 +92,7 @@ def _situation(args: argparse.Namespace, num_layers: int) -> Situation:
         prefill_tokens=args.prompt_tokens,
         waiting=args.waiting,
         waiting_tokens=args.waiting * args.context,
+        waiting_first=args.context,
         remaining_tokens=running * args.remaining,
         host_remaining_tokens=args.host_requests * args.remaining,
         free_device_tokens=args.free_device_tokens,

@@ -20,9 +20,9 @@ KNOWN = Catalogue.built_in()
 ROOM = Room(device_tokens=1600, host_tokens=16_000, page_size=16, device_requests=64, prompt_tokens=512)
 
 
-def ahead(roster, *, room=ROOM, **times):
+def ahead(roster, *, room=ROOM, single=0, **times):
     """Return a look ahead on 4 layers of 1 s."""
-    return Lookahead(CostModel(machine(**times)).costs, roster, room)
+    return Lookahead(CostModel(machine(**times)).costs, roster, room, single=single)
 
 
 class TestByHand:
@@ -73,18 +73,18 @@ class TestByHand:
 class TestGroups:
     def test_few_stay_as_they_are(self):
         lengths = [(10, 3), (20, 1), (30, 2)]
-        assert [(each.count, each.context, each.left) for each in grouped(lengths, 2)] == [
+        assert [(each.count, each.context, each.left) for each in grouped(lengths, 3)] == [
             (1, *each) for each in lengths
         ]
 
     def test_like_ones_become_one(self):
-        groups = grouped([(10, 5)] * 40, 2)
+        groups = grouped([(10, 5)] * 40, 7)
         assert [(each.count, each.context, each.left) for each in groups] == [(20, 10, 5)] * 2
 
     def test_sums_and_the_longest_remain(self):
         rng = random.Random(3)
         lengths = [(rng.randint(1, 900), rng.randint(1, 500)) for _ in range(97)]
-        groups = grouped(lengths, 3)
+        groups = grouped(lengths, 10)
         assert len(groups) <= 10
         assert sum(each.count for each in groups) == 97
         assert sum(each.count * each.context for each in groups) == pytest.approx(sum(each[0] for each in lengths))
@@ -146,7 +146,8 @@ class TestAgainstTheSimulator:
                 device_requests=machine.max_num_seqs,
                 prompt_tokens=machine.max_prefill_tokens,
             )
-            look = Lookahead(engine.cost_model.costs, Roster(waiting=[(job.prompt, job.output) for job in jobs]), room)
+            roster = Roster(waiting=[(job.prompt, job.output) for job in jobs])
+            look = Lookahead(engine.cost_model.costs, roster, room, single=0)
             course = ALONE if alone else Course(strategy, 10_000, 10_000)
             errors.append(abs(look.seconds(course) / engine.run(jobs, policy=policy).seconds - 1))
         errors.sort()

@@ -62,6 +62,7 @@ class TestSituation:
             prefill_tokens=8,
             waiting=4,
             waiting_tokens=3 + 2 + 12 + 6,
+            waiting_first=3,
             waiting_output=9 + 5 + 4 + 3,
             free_device_tokens=40,
             free_host_tokens=24,
@@ -82,6 +83,7 @@ class TestSituation:
             prefill_context=8,
             waiting=1,
             waiting_tokens=6,
+            waiting_first=6,
             waiting_output=3,
             # Two of nine, one of five, none of four.
             remaining_tokens=7 + 4 + 4,

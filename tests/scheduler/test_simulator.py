@@ -6,7 +6,8 @@ from machines import machine
 from apex_jax.scheduler import CostModel, FixedPolicy, PageTable, Request, Scheduler
 from apex_jax.scheduler.catalogue import Catalogue
 from apex_jax.scheduler.experiment import Experiment
-from apex_jax.scheduler.simulator import host_turn, simulate
+from apex_jax.scheduler.serving import host_turn
+from apex_jax.scheduler.simulator import simulate
 from apex_jax.scheduler.tiers import Machine
 from apex_jax.scheduler.workload import Job, equal
 
