@@ -7,6 +7,7 @@ that row's token is dropped.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,8 @@ from .sampling_params import SamplingParams
 from .scheduler import Follower, Measured, PageTable, Plan, Policy, Request, Scheduler, Side
 from .stopping import OutputStream
 
+_logger = logging.getLogger(__name__)
+
 
 @dataclass(kw_only=True)
 class Pace:
@@ -34,7 +37,12 @@ class Pace:
 
 @dataclass(kw_only=True, eq=False)
 class Generation:
-    """One completion under way: what the scheduler counts, what the sampler needs, what the user will see."""
+    """One completion under way: what the scheduler counts, what the sampler needs, what the user will see.
+
+    Attributes:
+        host_error: what the host could not do for this one, if that ended it.
+        engine_error: what emptied the engine of all requests, if that ended it.
+    """
 
     request: Request
     index: int
@@ -49,7 +57,8 @@ class Generation:
     cumulative_logprob: float = 0.0
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
     pace: dict[Side, Pace] = field(default_factory=lambda: {"device": Pace(), "host": Pace()})
-    error: BaseException | None = None
+    host_error: BaseException | None = None
+    engine_error: BaseException | None = None
     _news: list[str] = field(default_factory=list)
     _tokens_told: int = 0
     _end_told: bool = False
@@ -319,7 +328,7 @@ class Engine:
         """Drop all requests and start empty, after an exception that left unknown what has been submitted."""
         reason = f"{type(error).__name__}: {error}"
         for generation in self._generations.values():
-            generation.error = error
+            generation.engine_error = error
             generation.abort(reason, time.monotonic())
         self._counters = self._totals()
         self._start_empty()
@@ -431,12 +440,18 @@ class Engine:
             for request_id, generation in self._generations.items():
                 if generation.request.side == "host":
                     failures.setdefault(request_id, found.host_lost)
+        ended: list[BaseException] = []
         for request_id, error in failures.items():
             generation = self._generations.pop(request_id, None)
             if generation is not None:
                 self._scheduler.finish(request_id)
-                generation.error = error
+                generation.host_error = error
                 generation.abort(f"{type(error).__name__}: {error}", now)
+                ended.append(error)
+        # Once for each error; results have its message alone, the log has where it came from.
+        for error in {id(error): error for error in ended}.values():
+            count = sum(other is error for other in ended)
+            _logger.warning("A host job failed and ended %d request(s): %r", count, error, exc_info=error)
 
     def _take(self, generation: Generation, sampled: Sampled, row: int, now: float, side: Side) -> None:
         token = int(sampled.tokens[row])

@@ -34,9 +34,10 @@ class Job:
         return all(generation.finished and not generation.has_news for generation in self.generations)
 
     @property
-    def error(self) -> BaseException | None:
-        """What ended the job before its time, if anything did."""
-        return next((generation.error for generation in self.generations if generation.error is not None), None)
+    def engine_error(self) -> BaseException | None:
+        """What emptied the engine while the job was under way, if anything did."""
+        errors = (generation.engine_error for generation in self.generations)
+        return next((error for error in errors if error is not None), None)
 
 
 def result(job: Job, tokenizer: Tokenizer | None) -> RequestOutput:

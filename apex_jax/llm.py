@@ -169,6 +169,10 @@ class LLM:
     ) -> list[RequestOutput]:
         """Generate completions of all prompts and return them in the prompts' order.
 
+        Where the host cannot do its part for a request (no memory for its attention, say), that request alone ends,
+        with the tokens that it has, `finish_reason` "abort" and what went wrong as `stop_reason`. Nothing is raised;
+        the log has the traceback.
+
         Args:
             prompts: one prompt or several, each a text, chat messages or token ids.
             sampling_params: one for all prompts or one for each; vLLM's defaults if None.
@@ -176,6 +180,8 @@ class LLM:
 
         Raises:
             TypeError, ValueError: a prompt or its parameters cannot be served; nothing has been started then.
+            RuntimeError: the device failed, or another thread was interrupted in the middle of an iteration, which ends
+                the requests of all callers. The cause says what went wrong; the `LLM` stays usable.
             KeyboardInterrupt: the requests are aborted and the `LLM` stays usable.
         """
         checked = self._checked(prompts, sampling_params)
@@ -202,7 +208,7 @@ class LLM:
 
         Each `RequestOutput` holds one completion whose text, token ids and logprobs are those that came since the last
         one of the same completion; `request_id` and `outputs[0].index` tell completions apart. Closing the iterator
-        aborts its requests.
+        aborts its requests. A request that the host fails ends as in `generate`, and the others go on.
 
         Arguments and errors are those of `generate`; bad input is reported by the call, before the first item.
         """
@@ -353,8 +359,8 @@ class LLM:
         if not all(job.finished for job in jobs):
             self._engine.step()
         for job in jobs:
-            if job.error is not None:
-                raise RuntimeError("the engine failed while this request was under way") from job.error
+            if job.engine_error is not None:
+                raise RuntimeError("the engine failed while this request was under way") from job.engine_error
 
     def _abort_dropped(self) -> None:
         """Abort what callers have left behind.

@@ -86,13 +86,26 @@ def _serve(args: argparse.Namespace, llm: LLM, tasks: Sequence[Task], progress: 
     summary = summarise(llm, served, load_seconds=load_seconds)
     if args.json:
         print(as_json(args.model, tasks, served.outputs, summary))
-        return 0
-    if not streams:
-        printer = Printer(tasks, sys.stdout)
-        for position, output in enumerate(served.outputs):
-            printer.add(position, output)
-    print(summary.line(), file=sys.stderr)
-    return 0
+    else:
+        if not streams:
+            printer = Printer(tasks, sys.stdout)
+            for position, output in enumerate(served.outputs):
+                printer.add(position, output)
+        print(summary.line(), file=sys.stderr)
+    failures = failed(served.outputs)
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    return 1 if failures else 0
+
+
+def failed(outputs: Sequence[RequestOutput]) -> list[str]:
+    """Return a line for each completion that could not be brought to its end."""
+    return [
+        f"apex-jax: completion {completion.index + 1} of prompt {number} ended early: {completion.stop_reason}"
+        for number, output in enumerate(outputs, start=1)
+        for completion in output.outputs
+        if completion.finish_reason == "abort"
+    ]
 
 
 def as_json(model: str, tasks: Sequence[Task], outputs: Sequence[RequestOutput], summary: RunSummary) -> str:

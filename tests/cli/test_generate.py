@@ -1,9 +1,12 @@
 """`apex-jax generate` with real engines."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+
+from apex_jax.host_offload import worker as worker_module
 
 
 def test_a_story_as_it_must_be_told(generate, stories):
@@ -71,6 +74,32 @@ def test_warm_up_compiles_before_the_first_request(command, tiny, monkeypatch):
     status, _, err = command("generate", *tiny, "--warm-up", "--max-tokens=1", "--jsonl", stdin="[5]")
     assert (status, order) == (0, [("warm_up", False), "output"])
     assert err.startswith("1 request · 1 token in ")
+
+
+@pytest.mark.parametrize("how", ["--json", "--stream", "--no-stream"])
+def test_a_request_that_the_host_fails_is_told_and_the_others_are_served(command, generate, stories, monkeypatch, how):
+    options = ("--model", stories, "--max-tokens=12", "--ignore-eos", "--temperature=0", "--max-num-seqs=1")
+    options = (*options, "--host-kv-bytes=1M", "--max-host-seqs=1", "--strategy=layer_sync")
+    prompts = ("Once upon a time", "The dog", "Tom")
+    texts = [request["outputs"][0]["text"] for request in generate(*options, *prompts)["requests"]]
+    programs, calls = worker_module.build_programs(), iter(range(100))
+
+    def attend(*args):
+        if next(calls) == 7:
+            raise MemoryError("no memory is left")
+        return programs.attend(*args)
+
+    broken = dataclasses.replace(programs, attend=attend)
+    monkeypatch.setattr(worker_module, "build_programs", lambda: broken)
+    status, out, err = command("generate", how, *options, *prompts)
+    assert status == 1
+    (line,) = (line for line in err.splitlines() if "ended early" in line)
+    ended = int(line.split("prompt ")[1].split()[0])
+    assert line == f"apex-jax: completion 1 of prompt {ended} ended early: MemoryError: no memory is left"
+    assert sum(text in out for text in texts) == 2
+    if how == "--json":
+        reasons = [request["outputs"][0]["finish_reason"] for request in json.loads(out)["requests"]]
+        assert reasons == ["abort" if number == ended else "length" for number in (1, 2, 3)]
 
 
 @pytest.mark.parametrize(

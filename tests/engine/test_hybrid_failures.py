@@ -1,12 +1,13 @@
 """The host fails in every way: the requests it bears on end with the error, the others' tokens stay right."""
 
+import dataclasses
 import sys
 import threading
 import types
 
 import numpy as np
 import pytest
-from hybrid import OPTIONS, Reference, check_empty, draw_load, run, settle, unsettle
+from hybrid import HOST_ROWS, OPTIONS, Reference, check_empty, draw_load, run, settle, unsettle
 
 from apex_jax import SamplingParams
 from apex_jax.scheduler import Fetch
@@ -70,7 +71,7 @@ def serve(llm, reference, config, seed, *, moves=0.25):
     reference.check(jobs)
     check_empty(llm)
     generations = [generation for job in jobs for generation in job.generations]
-    failed = [generation for generation in generations if generation.error is not None]
+    failed = [generation for generation in generations if generation.host_error is not None]
     assert all(generation.stream.finish_reason == "abort" for generation in failed)
     assert sum(generation.stream.finish_reason == "abort" for generation in generations) == len(failed)
     return failed, len(generations)
@@ -98,7 +99,7 @@ def test_an_error_in_a_job_ends_the_requests_it_bears_on(place, error, llm, refe
         with monkeypatch.context() as patch:
             break_down(patch, llm, place, 1 + 3 * seed, fail)
             failed, count = serve(llm, reference, config, seed)
-        assert all(generation.error is error for generation in failed)
+        assert all(generation.host_error is error for generation in failed)
         assert all(generation.stream.stop_reason == f"{type(error).__name__}: {error}" for generation in failed)
         assert len(failed) < count - 2
         ended += len(failed)
@@ -119,7 +120,7 @@ def test_lost_pages_end_all_that_had_some(place, llm, reference, config, usable,
         with monkeypatch.context() as patch:
             break_down(patch, llm, place, 1 + seed, lose)
             failed, count = serve(llm, reference, config, seed, moves=0.4)
-        assert all(generation.error is error for generation in failed)
+        assert all(generation.host_error is error for generation in failed)
         assert len(failed) < count
         ended += len(failed)
     assert ended > 24
@@ -139,7 +140,7 @@ def test_the_worker_thread_ends(llm, reference, config, usable, monkeypatch):
         with monkeypatch.context() as patch:
             break_down(patch, llm, place, 1 + seed, end)
             failed, count = serve(llm, reference, config, seed)
-        assert all("a thread ended in a host job: SystemExit" in str(generation.error) for generation in failed)
+        assert all("a thread ended in a host job: SystemExit" in str(generation.host_error) for generation in failed)
         assert len(failed) < count - 2
         ended += len(failed)
     assert ended > 2
@@ -158,10 +159,64 @@ def test_a_failed_fetch_of_the_only_request_is_told(llm, usable, monkeypatch):
     away(monkeypatch, scheduler)
     with monkeypatch.context() as patch:
         break_down(patch, llm, "read", 1, fail)
-        with pytest.raises(RuntimeError, match="the engine failed while this request was under way") as caught:
-            llm.generate([5, 17, 40], GREEDY, use_tqdm=False)
-    assert caught.value.__cause__ is error
+        (output,) = llm.generate([5, 17, 40], GREEDY, use_tqdm=False)
+    assert output.finished
+    (completion,) = output.outputs
+    assert (completion.finish_reason, completion.stop_reason) == ("abort", "MemoryError: no memory is left")
+    assert 0 < len(completion.token_ids) < 12
     check_empty(llm)
+
+
+@pytest.mark.parametrize("how", ["generate", "stream"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_others_of_the_same_call_lose_nothing(how, strategy, llm, greedy, usable, monkeypatch, caplog):
+    error = MemoryError("no memory is left")
+
+    def fail(*_):
+        raise error
+
+    settle(llm, strategy)
+    prompts = [[number, 3, 40 + number] for number in range(10)]
+    params = dataclasses.replace(GREEDY, n=2)
+    expected = [greedy(prompt, 12) for prompt in prompts]
+    with monkeypatch.context() as patch:
+        break_down(patch, llm, "attend", 3, fail)
+        if how == "generate":
+            outputs = llm.generate(prompts, params, use_tqdm=False)
+            ends = [[(c.token_ids, c.finish_reason, c.stop_reason) for c in output.outputs] for output in outputs]
+            assert all(output.finished for output in outputs)
+        else:
+            ends = joined(llm.stream(prompts, params), llm._num_jobs, len(prompts))
+    whole = failed = 0
+    for tokens, completions in zip(expected, ends, strict=True):
+        for found, *end in completions:
+            if end == ["length", None]:
+                assert found == tokens
+                whole += 1
+            else:
+                assert end == ["abort", "MemoryError: no memory is left"]
+                assert found == tokens[: len(found)]
+                failed += 1
+    assert (whole + failed, failed) == (20, sum(record.args[0] for record in caplog.records))
+    assert 1 <= failed <= HOST_ROWS
+    assert [record.exc_info[1] for record in caplog.records] == [error]
+    check_empty(llm)
+
+
+def joined(stream, first, count):
+    """Return for each prompt its two completions' tokens, finish and stop reason; `first` is the first request's id."""
+    ends = [[([], None, None), ([], None, None)] for _ in range(count)]
+    for piece in stream:
+        (completion,) = piece.outputs
+        of_prompt = ends[int(piece.request_id) - first]
+        found, finish, _ = of_prompt[completion.index]
+        assert finish is None
+        of_prompt[completion.index] = (
+            found + completion.token_ids,
+            completion.finish_reason,
+            completion.stop_reason,
+        )
+    return ends
 
 
 def away(patch, scheduler):
@@ -206,7 +261,7 @@ def test_a_request_fetched_from_lost_pages_does_not_land(llm, usable, monkeypatc
         llm._begin(jobs, llm._checked([[5, 17, 40], [3] * 15], GREEDY))
         while llm._engine.has_unfinished:
             llm._engine.step()
-    assert [job.error for job in jobs] == [error, error]
+    assert [job.generations[0].host_error for job in jobs] == [error, error]
     check_empty(llm)
 
 

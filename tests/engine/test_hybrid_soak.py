@@ -33,7 +33,7 @@ def test_a_thousand_requests(make, dense, config):
         scheduler.host_pages.free(host_withheld)
         check_empty(llm)
         generations = [generation for job in jobs for generation in job.generations]
-        assert not any(generation.error for generation in generations)
+        assert not any(generation.host_error for generation in generations)
         reference.check(jobs[::5])
         aborted = sum(generation.stream.finish_reason == "abort" for generation in generations)
         cancelled, ended = cancelled + aborted, ended + len(generations) - aborted
