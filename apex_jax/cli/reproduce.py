@@ -63,6 +63,7 @@ def _refuse_useless_files(
 def _run(args: argparse.Namespace) -> int:
     from ..reproduce import runs, setups, steady, tables
     from ..reproduce.figures import draw_all
+    from ..reproduce.gains import gains_of
     from ..scheduler.workload import read_trace
 
     try:
@@ -87,7 +88,7 @@ def _run(args: argparse.Namespace) -> int:
         done = [_made(task, advance) for task in tasks]
         sweep = [_made(task, advance) for task in swept]
     decoding = steady.steady_rates(machines)
-    gains = [*tables.gains(done), *steady.steady_gains(machines)]
+    gains = [*gains_of(done), *steady.steady_gains(machines)]
     found = tables.comparisons(gains)
     with as_user_errors(OSError):
         tables.write_runs(args.out / "simulations.csv", done)

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from .gains import Gain
+
 Verdict = Literal["reproduced", "partly", "not reproduced"]
+
+TOLERANCE = 1.0
+"""Percentage points by which a gain may miss a range that is given in whole ones."""
+
+NEAR = 0.15
+"""Share by which the largest gain may miss what the paper has gains come up to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +37,13 @@ class Claim:
     machine: str
     over: str
     groups: tuple[str, ...]
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Gains that agree with it, rounding included: for "up to" those near the largest."""
+        if self.low is None:
+            return self.high * (1 - NEAR), self.high * (1 + NEAR)
+        return self.low - TOLERANCE, self.high + TOLERANCE
 
 
 ALL = ("code", "conversation", "summarisation", "short", "medium", "long")
@@ -152,38 +167,46 @@ class Comparison:
 
     Attributes:
         claim: what the paper says.
+        gains: all that it speaks of.
+        inside: those of them in the claim's range.
         nominal: (least, most) gain over workloads in the nominal set-up.
         band: (least, most) over workloads and all set-ups.
-        verdict: `reproduced` if every nominal gain lies in the paper's range (for "up to": the largest one reaches at
-            least half of it and no more than it), `partly` if the band and the range overlap, else `not reproduced`.
+        verdict: of a range of gains, `reproduced` if every nominal gain lies in it, `partly` if any gain of any set-up
+            does. Of an "up to", `reproduced` if the largest nominal gain is that, but for `NEAR` of it; `partly` if
+            the largest gain of any set-up is at least half of it. Else `not reproduced`.
     """
 
     claim: Claim
+    gains: tuple[Gain, ...]
+    inside: tuple[Gain, ...]
     nominal: tuple[float, float]
     band: tuple[float, float]
     verdict: Verdict
 
 
-TOLERANCE = 1.0
-"""Percentage points by which a gain may miss a range that is given in whole ones."""
-
-
-def compare(claim: Claim, nominal: Sequence[float], everything: Sequence[float]) -> Comparison:
-    """Judge a claim by gains in per cent: those of the nominal set-up, and those of all set-ups.
+def compare(claim: Claim, gains: Sequence[Gain]) -> Comparison:
+    """Judge a claim by the gains that it speaks of.
 
     Raises:
-        ValueError: there are no gains.
+        ValueError: there are none, or none in the nominal set-up.
     """
-    if not nominal or not everything:
-        raise ValueError(f"there are no gains to hold against {claim.name!r}")
-    inner, outer = (min(nominal), max(nominal)), (min(everything), max(everything))
+    nominal = [gain.percent for gain in gains if gain.is_nominal]
+    if not nominal:
+        raise ValueError(f"there are no gains in the nominal set-up to hold against {claim.name!r}")
+    everything = [gain.percent for gain in gains]
+    low, high = claim.range
+    inside = tuple(gain for gain in gains if low <= gain.percent <= high)
     if claim.low is None:
-        # "Up to" is about the largest gain.
-        within = claim.high / 2 <= inner[1] <= claim.high + TOLERANCE
-        overlaps = outer[1] >= claim.high / 2
+        agrees = low <= max(nominal) <= high
+        partly = max(everything) >= claim.high / 2
     else:
-        low, high = claim.low - TOLERANCE, claim.high + TOLERANCE
-        within = low <= inner[0] and inner[1] <= high
-        overlaps = outer[0] <= high and outer[1] >= low
-    verdict: Verdict = "reproduced" if within else "partly" if overlaps else "not reproduced"
-    return Comparison(claim=claim, nominal=inner, band=outer, verdict=verdict)
+        agrees = all(low <= percent <= high for percent in nominal)
+        partly = bool(inside)
+    return Comparison(
+        claim=claim,
+        gains=tuple(gains),
+        inside=inside,
+        nominal=(min(nominal), max(nominal)),
+        band=(min(everything), max(everything)),
+        verdict="reproduced" if agrees else "partly" if partly else "not reproduced",
+    )

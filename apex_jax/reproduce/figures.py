@@ -207,7 +207,8 @@ def _claims(found: Sequence[Comparison]) -> Figure:
         axis.plot(band, [row - 0.2] * 2, color=COLOURS["apex"], lw=1.2)
         axis.plot(nominal, [row - 0.2] * 2, color=COLOURS["apex"], lw=6, solid_capstyle="butt")
         axis.plot(nominal[:1], [row - 0.2], "|", color=COLOURS["apex"], ms=7, mew=1.5)
-        axis.annotate(marks[comparison.verdict], (1.01, row), xycoords=("axes fraction", "data"), va="center")
+        verdict = f"{marks[comparison.verdict]}, {len(comparison.inside)}/{len(comparison.gains)}"
+        axis.annotate(verdict, (1.01, row), xycoords=("axes fraction", "data"), va="center")
     axis.set_xscale("log")
     left, right = axis.get_xlim()
     ticks = [tick for tick in GAIN_TICKS if left <= _ratio(tick) <= right]
@@ -217,7 +218,10 @@ def _claims(found: Sequence[Comparison]) -> Figure:
     axis.grid(axis="y", visible=False)
     axis.grid(axis="x", visible=True)
     axis.axvline(1, color="#333333", lw=0.8)
-    axis.set_xlabel("gain, %; the scale is logarithmic in the throughputs' ratio")
+    axis.set_xlabel(
+        "gain, %; the scale is logarithmic in the throughputs' ratio\n"
+        "right: whether it is reproduced, and how many of the simulated gains lie in the paper's range"
+    )
     axis.plot([], [], color=PAPER, lw=6, alpha=0.7, label="paper (from 0 where it says up to)")
     axis.plot([], [], color=COLOURS["apex"], lw=6, label="simulated, nominal set-up")
     axis.plot([], [], color=COLOURS["apex"], lw=1.2, label="simulated, all set-ups")

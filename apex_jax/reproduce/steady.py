@@ -13,8 +13,8 @@ from ..scheduler.candidates import Outlook, Valuation
 from ..scheduler.plan import STRATEGIES, Strategy
 from ..scheduler.prediction import Load
 from ..scheduler.steady import steady
+from .gains import Gain
 from .setups import Setup
-from .tables import Gain
 
 CONTEXT = 500
 """Tokens of each request; rates of both sides fall alike with it."""

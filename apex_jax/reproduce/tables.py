@@ -1,69 +1,27 @@
-"""Gains and claims worked out from simulations, and CSV files of them."""
+"""Claims beside the gains that they speak of, for people and as CSV files, and those of simulations."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from .claims import CLAIMS, Comparison, compare
+from .gains import OVER, Gain
 from .runs import Run
-from .setups import NOMINAL
-
-OVER = {
-    "device_only": ("apex", "device_only"),
-    "pipelining": ("apex", "pipelining"),
-    "overlap": ("overlap", "pipelining"),
-    "without_overlap": ("apex", "apex without overlap"),
-    "slower_kernel": ("apex", "apex, host kernel at two thirds"),
-    "no_cost_model": ("apex", "always overlap"),
-}
-"""Gains by name: the variant, and what it is compared with."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gain:
-    """The gain in tokens/s of one variant over another.
-
-    Attributes:
-        machine, setup, workload: of both.
-        over: a key of `OVER`.
-        percent: 0 where they are equal.
-    """
-
-    machine: str
-    setup: str
-    workload: str
-    over: str
-    percent: float
-
-
-def gains(runs: Sequence[Run]) -> list[Gain]:
-    """Return all gains whose two variants were simulated."""
-    rates: dict[tuple[str, str, str], dict[str, float]] = {}
-    for run in runs:
-        rates.setdefault((run.machine, run.setup, run.workload), {})[run.variant] = run.result.tokens_per_s
-    return [
-        Gain(machine=machine, setup=setup, workload=workload, over=over, percent=100 * (found[this] / found[that] - 1))
-        for (machine, setup, workload), found in rates.items()
-        for over, (this, that) in OVER.items()
-        if this in found and that in found
-    ]
 
 
 def comparisons(found: Sequence[Gain]) -> list[Comparison]:
-    """Return every claim beside the gains that it speaks of; claims without any are left out."""
+    """Return every claim beside the gains that it speaks of; claims without any in the nominal set-up are left out."""
     result = []
     for claim in CLAIMS:
-        everything = [
+        gains = [
             gain
             for gain in found
             if gain.over == claim.over and claim.machine in ("", gain.machine) and gain.workload in claim.groups
         ]
-        nominal = [gain.percent for gain in everything if gain.setup == NOMINAL]
-        if nominal:
-            result.append(compare(claim, nominal, [gain.percent for gain in everything]))
+        if any(gain.is_nominal for gain in gains):
+            result.append(compare(claim, gains))
     return result
 
 
@@ -97,12 +55,18 @@ def write_claims(file: Path, found: Sequence[Comparison]) -> None:
 def claim_lines(found: Sequence[Comparison]) -> Iterator[str]:
     """Yield claims beside what was simulated as lines for people."""
     yield "gain in throughput, %; everything but the paper's column is simulated"
-    yield f"{'claim':<72} {'paper':>9} {'nominal':>13} {'all set-ups':>13}  verdict"
+    yield f"{'claim':<72} {'paper':>9} {'nominal':>13} {'all set-ups':>13} {'in range':>9}  verdict"
     for comparison in found:
         claim = comparison.claim
         paper = f"to {claim.high:g}" if claim.low is None else f"{claim.low:g}..{claim.high:g}"
         bands = (f"{low:.0f}..{high:.0f}" for low, high in (comparison.nominal, comparison.band))
-        yield f"{claim.text[:72]:<72} {paper:>9} {next(bands):>13} {next(bands):>13}  {comparison.verdict}"
+        counted = f"{len(comparison.inside)}/{len(comparison.gains)}"
+        yield (
+            f"{claim.text[:72]:<72} {paper:>9} {next(bands):>13} {next(bands):>13} {counted:>9}  {comparison.verdict}"
+        )
+    for claim in CLAIMS:
+        if claim not in [comparison.claim for comparison in found]:
+            yield f"not simulated in the nominal set-up: {claim.text}"
 
 
 def _claim_rows(found: Sequence[Comparison]) -> Iterator[Mapping[str, object]]:
@@ -116,6 +80,13 @@ def _claim_rows(found: Sequence[Comparison]) -> Iterator[Mapping[str, object]]:
             "simulated_nominal_high": round(comparison.nominal[1], 1),
             "simulated_band_low": round(comparison.band[0], 1),
             "simulated_band_high": round(comparison.band[1], 1),
+            "range_low_percent": round(claim.range[0], 2),
+            "range_high_percent": round(claim.range[1], 2),
+            "nominal_in_range": sum(gain.is_nominal for gain in comparison.inside),
+            "nominal_simulated": sum(gain.is_nominal for gain in comparison.gains),
+            "all_in_range": len(comparison.inside),
+            "all_simulated": len(comparison.gains),
+            "in_range": "; ".join(map(str, comparison.inside)),
             "verdict": comparison.verdict,
         }
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 
 from apex_jax.reproduce.claims import ALL, CLAIMS, Claim, compare
+from apex_jax.reproduce.gains import OVER, Gain, gains_of
 from apex_jax.reproduce.runs import Task
 from apex_jax.reproduce.setups import NOMINAL, setups, workloads
 from apex_jax.reproduce.steady import steady_at, steady_gains
-from apex_jax.reproduce.tables import OVER, comparisons, gains
+from apex_jax.reproduce.tables import claim_lines, comparisons, write_claims
 from apex_jax.scheduler.workload import equal
 
 RANGE = Claim(name="a", text="a", low=10, high=20, machine="T4", over="device_only", groups=("long",))
@@ -24,28 +25,64 @@ def test_claims_are_the_papers(anchors):
     assert [(claim.machine or "either", claim.low, claim.high) for claim in CLAIMS] == published
 
 
+def made(nominal, others=()):
+    """Gains of the nominal set-up and of another one, a workload each."""
+    return [
+        Gain(machine="T4", setup=setup, workload=f"w{index}", over="device_only", percent=percent)
+        for setup, percents in ((NOMINAL, nominal), ("slow host", others))
+        for index, percent in enumerate(percents)
+    ]
+
+
 @pytest.mark.parametrize(
-    ("claim", "nominal", "everything", "verdict"),
+    ("claim", "nominal", "others", "inside", "verdict"),
     [
-        (RANGE, [10, 20], [10, 20], "reproduced"),
-        (RANGE, [9.5, 20.5], [0, 50], "reproduced"),
-        (RANGE, [5, 15], [5, 15], "partly"),
-        (RANGE, [30], [15, 30], "partly"),
-        (RANGE, [30], [25, 40], "not reproduced"),
-        (RANGE, [5], [0, 5], "not reproduced"),
-        (UP_TO, [0, 25], [0, 25], "reproduced"),
-        (UP_TO, [0, 60], [0, 60], "partly"),
-        (UP_TO, [0, 5], [0, 30], "partly"),
-        (UP_TO, [0, 5], [0, 15], "not reproduced"),
+        (RANGE, [10, 20], [], 2, "reproduced"),
+        (RANGE, [9.5, 20.5], [0, 50], 2, "reproduced"),
+        (RANGE, [5, 15], [], 1, "partly"),
+        (RANGE, [30], [15], 1, "partly"),
+        (RANGE, [30], [25, 40], 0, "not reproduced"),
+        (RANGE, [5], [0], 0, "not reproduced"),
+        # The range lies between what was simulated, but nothing that was simulated lies in it.
+        (RANGE, [30], [0], 0, "not reproduced"),
+        (UP_TO, [0, 34], [], 1, "reproduced"),
+        (UP_TO, [0, 46], [0, 60], 1, "reproduced"),
+        (UP_TO, [0, 33], [], 0, "partly"),
+        (UP_TO, [0, 23], [0, 10], 0, "partly"),
+        (UP_TO, [0, 60], [], 0, "partly"),
+        (UP_TO, [0, 5], [30], 0, "partly"),
+        (UP_TO, [0, 5], [40], 1, "partly"),
+        (UP_TO, [0, 5], [19], 0, "not reproduced"),
     ],
 )
-def test_verdicts(claim, nominal, everything, verdict):
-    assert compare(claim, nominal, everything).verdict == verdict
+def test_verdicts(claim, nominal, others, inside, verdict):
+    found = compare(claim, made(nominal, others))
+    assert found.verdict == verdict
+    assert len(found.inside) == inside
+    assert found.nominal == (min(nominal), max(nominal))
+    assert found.band == (min([*nominal, *others]), max([*nominal, *others]))
 
 
 def test_no_gains_to_compare():
-    with pytest.raises(ValueError, match="there are no gains to hold against 'a'"):
-        compare(RANGE, [], [1])
+    with pytest.raises(ValueError, match="there are no gains in the nominal set-up to hold against 'a'"):
+        compare(RANGE, made([], [1]))
+
+
+def test_what_lies_in_the_range_is_counted_and_named(tmp_path):
+    """50 is within 15 % of "up to 49": the second workload of the nominal set-up, and none of the other."""
+    (claim,) = (claim for claim in CLAIMS if claim.name == "T4 over pipelining, long")
+    gains = [replace(gain, workload="long", over="pipelining") for gain in made([3, 50], [10, 60, 70])]
+    (found,) = comparisons(gains)
+    assert found.claim is claim
+    write_claims(tmp_path / "claims.csv", [found])
+    (row,) = csv.DictReader((tmp_path / "claims.csv").read_text().splitlines())
+    assert (float(row["range_low_percent"]), float(row["range_high_percent"])) == (41.65, 56.35)
+    assert (row["nominal_in_range"], row["nominal_simulated"]) == ("1", "2")
+    assert (row["all_in_range"], row["all_simulated"]) == ("1", "5")
+    assert row["in_range"] == "long on T4, nominal: 50.0"
+    lines = list(claim_lines([found]))
+    assert " 1/5  reproduced" in lines[2]
+    assert len([line for line in lines if line.startswith("not simulated")]) == len(CLAIMS) - 1
 
 
 def test_every_claim_has_its_gain_and_workloads():
@@ -72,12 +109,12 @@ def test_gains_are_ratios_of_tokens_per_s():
         Task(setup=nominal, workload="long", variant=name, jobs=jobs).run()
         for name in ("device_only", "pipelining", "apex")
     ]
-    found = {gain.over: gain.percent for gain in gains(runs)}
+    found = {gain.over: gain.percent for gain in gains_of(runs)}
     rates = [run.result.tokens_per_s for run in runs]
     assert found.keys() == {"device_only", "pipelining"}
     assert found["device_only"] == pytest.approx(100 * (rates[2] / rates[0] - 1))
     assert found["pipelining"] == pytest.approx(100 * (rates[2] / rates[1] - 1))
-    (first, *_) = comparisons(gains(runs))
+    (first, *_) = comparisons(gains_of(runs))
     assert first.claim.name == "T4 over GPU-only"
     assert first.nominal == first.band == (pytest.approx(found["device_only"]),) * 2
 

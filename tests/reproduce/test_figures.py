@@ -7,6 +7,7 @@ import pytest
 
 from apex_jax.reproduce import figures
 from apex_jax.reproduce.claims import CLAIMS, compare
+from apex_jax.reproduce.gains import Gain
 from apex_jax.reproduce.runs import STRATEGIES, SWEEP, SWEPT, Task
 from apex_jax.reproduce.setups import NOMINAL, setups
 from apex_jax.reproduce.steady import Steady
@@ -94,7 +95,11 @@ def test_decoding_for_ever(ratio):
 
 def test_claims_are_drawn_on_one_scale():
     """Equal factors are equal lengths everywhere: from 0 to 100 % as from 100 to 300 and from 300 to 700 %."""
-    figure = figures._claims([compare(claim, [0.0, 1208.0], [-20.0, 1900.0]) for claim in CLAIMS])
+    gains = [
+        Gain(machine="T4", setup=setup, workload="long", over="device_only", percent=percent)
+        for setup, percent in ((NOMINAL, 0.0), (NOMINAL, 1208.0), ("slow", -20.0), ("fast", 1900.0))
+    ]
+    figure = figures._claims([compare(claim, gains) for claim in CLAIMS])
     assert_all_within(figure)
     (axis,) = figure.axes
     ends = [axis.transData.transform((1 + gain / 100, 0))[0] for gain in (0, 100, 300, 700)]
