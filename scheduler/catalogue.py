@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,30 +35,27 @@ class Catalogue:
         )
 
     def extended(self, file: Path) -> Catalogue:
-        """Return the catalogue with a file's entries added; entries of the same name are replaced.
+        """Return the catalogue with a file's entries added; entries of the same name, see `device`, are replaced.
 
         The file is a JSON object with any of the lists `devices`, `hosts` and `models`. Their objects have the
         attributes of `Device`, `Host` and `ModelShape` (beside `tied`) as keys.
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it is not such a file, or a number in it is not usable.
+            ValueError: it is not such a file, a number in it is not usable, or two of its entries have one name.
         """
         content = _read_object(file)
         try:
-            devices = [_entry(Device, item) for item in _list(content, "devices")]
-            hosts = [_entry(Host, item) for item in _list(content, "hosts")]
-            models = [_own_model(item) for item in _list(content, "models")]
+            return Catalogue(
+                devices=_with(self.devices, [_entry(Device, item) for item in _list(content, "devices")]),
+                hosts=_with(self.hosts, [_entry(Host, item) for item in _list(content, "hosts")]),
+                models=_with(self.models, [_own_model(item) for item in _list(content, "models")]),
+            )
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
-        return Catalogue(
-            devices={**self.devices, **{device.name: device for device in devices}},
-            hosts={**self.hosts, **{host.name: host for host in hosts}},
-            models={**self.models, **{model.name: model for model in models}},
-        )
 
     def device(self, name: str) -> Device:
-        """Return the device of that name; large letters and underscores do not matter.
+        """Return the device of that name; large letters do not matter, nor do spaces and underscores for hyphens.
 
         Raises:
             ValueError: there is none.
@@ -79,16 +76,28 @@ _Entry = TypeVar("_Entry", Device, Host, ModelShape)
 
 
 def _look_up(kind: str, known: Mapping[str, _Named], name: str) -> _Named:
-    plain = {key.lower().replace("_", "-"): value for key, value in known.items()}
-    found = plain.get(name.lower().replace("_", "-").replace(" ", "-"))
+    found = {_plain(key): value for key, value in known.items()}.get(_plain(name))
     if found is None:
         raise ValueError(f"unknown {kind} {name!r}; known are {', '.join(sorted(known))}")
     return found
 
 
+def _with(known: Mapping[str, _Named], own: Sequence[_Named]) -> dict[str, _Named]:
+    names = [_plain(spec.name) for spec in own]
+    for place, spec in enumerate(own):
+        if (first := names.index(names[place])) != place:
+            raise ValueError(f"two entries have one name, {own[first].name!r} and {spec.name!r}")
+    kept = {name: spec for name, spec in known.items() if _plain(name) not in names}
+    return kept | {spec.name: spec for spec in own}
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-").replace(" ", "-")
+
+
 def _read_object(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}") from error
     if not isinstance(content, dict):
@@ -115,15 +124,16 @@ def _entry(kind: type[_Entry], item: Mapping[str, Any]) -> _Entry:
     for key in item:
         if key not in known:
             raise ValueError(f"{name!r} has the key {key!r}; allowed are {', '.join(known)}")
+    needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    if missing := [key for key in needed if key not in item]:
+        raise ValueError(f"{name!r} lacks the key{'s'[: len(missing) > 1]} {', '.join(missing)}")
     values = dict(item)
     if "linear_ms" in values:
         values["linear_ms"] = _points(name, values["linear_ms"])
-    if not isinstance(values.get("sources", {}), dict):
-        raise ValueError(f"{name!r}: sources must be an object of texts")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ValueError(f"{name!r}: {str(error).partition('() ')[2]}") from error
+    sources = values.get("sources", {})
+    if not isinstance(sources, dict) or not all(isinstance(source, str) and source for source in sources.values()):
+        raise ValueError(f"{name!r}: sources is {sources!r}; an object of texts is needed")
+    return kind(**values)
 
 
 def _points(name: str, points: object) -> tuple[tuple[int, float], ...]:

@@ -97,6 +97,8 @@ class Host:
 
     def __post_init__(self) -> None:
         _check("host", self, may_be_zero=("job_us", "row_us"))
+        if not isinstance(self.cores, int):
+            raise ValueError(f"host {self.name!r}: cores is {self.cores!r}; a whole number is needed")
 
     @property
     def rates(self) -> HostRates:
@@ -177,6 +179,8 @@ def _check(kind: str, spec: Device | Host, *, may_be_zero: tuple[str, ...]) -> N
         value = getattr(spec, name)
         if name in ("name", "sources", "linear_ms"):
             continue
+        if isinstance(value, str):
+            raise ValueError(f"{kind} {spec.name!r}: {name} is {value!r}, which is text; a number is needed")
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
             raise ValueError(f"{kind} {spec.name!r}: {name} is {value!r}; finite numbers above 0 are allowed")
         if value == 0 and name not in may_be_zero:

@@ -21,6 +21,7 @@ OWN = {
     "tflops": 10,
     "link_gb_per_s": 8,
 }
+BOX = {"name": "box", "cores": 4, "memory_gb": 32, "attention_gb_per_s": 20}
 
 
 @pytest.fixture
@@ -103,6 +104,17 @@ def test_names_are_found_however_they_are_written(name):
     assert KNOWN.device(name).name in ("t4", "rtx-4090")
 
 
+def test_own_names_are_found_however_they_are_written(tmp_path):
+    file = tmp_path / "own.json"
+    file.write_text("\ufeff" + json.dumps({"devices": [{**OWN, "name": "My GPU"}, {**OWN, "name": "T4"}]}), "utf-8")
+    catalogue = KNOWN.extended(file)
+    for name in ("My GPU", "my gpu", "my-gpu", "MY_GPU"):
+        assert catalogue.device(name).name == "My GPU"
+    # The own T4 stands in place of the known one, not beside it.
+    assert catalogue.device("t4").memory_gb == 10
+    assert [name for name in catalogue.devices if name.lower() == "t4"] == ["T4"]
+
+
 @pytest.mark.parametrize("kind", ["device", "host", "model"])
 def test_unknown_names_list_what_is_known(kind):
     with pytest.raises(ValueError, match=f"unknown {kind} 'abacus'; known are .*, .*"):
@@ -113,7 +125,7 @@ def test_own_entries(tmp_path):
     shape = {"name": "small", "num_layers": 2, "hidden_size": 64, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16}
     content = {
         "devices": [{**OWN, "sources": {"tflops": "a guess"}}, {**OWN, "name": "t4"}],
-        "hosts": [{"name": "box", "cores": 4, "memory_gb": 32, "attention_gb_per_s": 20}],
+        "hosts": [BOX],
         "models": [{**shape, "intermediate_size": 128, "vocab_size": 1000, "tied": True}],
     }
     file = tmp_path / "own.json"
@@ -135,10 +147,19 @@ def test_own_entries(tmp_path):
         ('{"devices": {}}', "devices must be a list of objects"),
         ('{"devices": [{}]}', "an entry has the name None; text is needed"),
         ('{"devices": [{"name": "x", "speed": 1}]}', "'x' has the key 'speed'; allowed are name, memory_gb"),
-        ('{"hosts": [{"name": "x", "cores": 1}]}', "'x': missing 2 required keyword-only arguments"),
+        ('{"hosts": [{"name": "x", "cores": 1}]}', "'x' lacks the keys memory_gb, attention_gb_per_s"),
+        ('{"models": [{"name": "x", "num_layers": 1}]}', "'x' lacks the keys hidden_size, num_heads, num_kv_heads, "),
+        (json.dumps({"devices": [{k: v for k, v in OWN.items() if k != "tflops"}]}), "'mine' lacks the key tflops$"),
+        (json.dumps({"devices": [OWN, OWN]}), "own.json: two entries have one name, 'mine' and 'mine'"),
+        (json.dumps({"devices": [OWN, {**OWN, "name": "My GPU"}, {**OWN, "name": "my_gpu"}]}), "'My GPU' and 'my_gpu'"),
+        (json.dumps({"devices": [{**OWN, "memory_gb": "12"}]}), "memory_gb is '12', which is text; a number is needed"),
+        (json.dumps({"hosts": [{**BOX, "cores": 2.5}]}), "cores is 2.5; a whole number is needed"),
+        (json.dumps({"hosts": [{**BOX, "sources": {"cores": 3}}]}), "sources is {'cores': 3}; an object of texts"),
+        (json.dumps({"hosts": [{**BOX, "sources": {"cores": ""}}]}), "sources is {'cores': ''}; an object of texts"),
         (json.dumps({"devices": [{**OWN, "tflops": 0}]}), "tflops is 0; it must be above 0"),
-        (json.dumps({"devices": [{**OWN, "tflops": "fast"}]}), "tflops is 'fast'; finite numbers"),
+        (json.dumps({"devices": [{**OWN, "tflops": "fast"}]}), "tflops is 'fast', which is text"),
         (json.dumps({"devices": [{**OWN, "overlap": 2}]}), "overlap is 2; it must lie between 0 and 1"),
+        (json.dumps({"devices": [{**OWN, "tflops": None}]}), "tflops is None; finite numbers above 0"),
         (json.dumps({"devices": [{**OWN, "tflops": -1}]}), "tflops is -1; finite numbers above 0"),
         (json.dumps({"devices": [{**OWN, "sources": {"colour": "red"}}]}), "sources names 'colour'"),
         (json.dumps({"devices": [{**OWN, "linear_ms": [[1, 2]]}]}), "must be given together"),
