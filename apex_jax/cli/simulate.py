@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .catalogue_list import catalogue_lines
 from .errors import UserError, as_user_errors
 from .progress import Progress
 
@@ -97,7 +98,7 @@ def _run(args: argparse.Namespace) -> int:
         if args.hardware is not None:
             catalogue = catalogue.extended(args.hardware)
         if args.list:
-            _print_catalogue(catalogue)
+            print("\n".join(catalogue_lines(catalogue)))
             return 0
         jobs = _jobs(args)
         row = _simulate(args, catalogue, jobs)
@@ -181,20 +182,6 @@ def _print_row(row: dict[str, Any]) -> None:
         print(
             f"extrapolated   {row['extrapolated']:.0%} of the time lies in iterations that the profile does not cover"
         )
-
-
-def _print_catalogue(catalogue: Catalogue) -> None:
-    for title, specs in (("devices", catalogue.devices), ("hosts", catalogue.hosts)):
-        print(title)
-        for spec in specs.values():
-            print(f"  {spec.name}")
-            for name, source in spec.sources.items():
-                value = getattr(spec, name)
-                shown = f"{len(value)} points" if isinstance(value, tuple) else f"{value:g}"
-                print(f"    {name:<20} {shown:>10}  {source}")
-    print("models")
-    for model in catalogue.models.values():
-        print(f"  {model.name:<16} {model.weights_bytes / 1e9:7.1f} GB of weights, {model.shape}")
 
 
 def count(text: str) -> int:

@@ -80,6 +80,64 @@ def test_list(command):
     assert "assumed" in out
 
 
+def test_list_shows_every_number_of_own_hardware(command, tmp_path):
+    file = tmp_path / "own.json"
+    device = {
+        "name": "mine",
+        "memory_gb": 11.5,
+        "weights_gb_per_s": 601,
+        "attention_gb_per_s": 602,
+        "tflops": 91,
+        "link_gb_per_s": 21,
+        "iteration_us": 3,
+        "sources": {"tflops": "measured with a stopwatch"},
+    }
+    host = {"name": "box", "cores": 4, "memory_gb": 33, "attention_gb_per_s": 20.5}
+    model = {
+        "name": "tiny",
+        "num_layers": 2,
+        "hidden_size": 64,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 16,
+        "intermediate_size": 128,
+        "vocab_size": 999,
+        "kv_bytes": 1,
+        "tied": True,
+    }
+    file.write_text(json.dumps({"devices": [device], "hosts": [host], "models": [model]}))
+    status, out, _ = command("simulate", "--list", "--hardware", file)
+    assert status == 0
+    lines = [line.split(maxsplit=2) for line in out.splitlines()]
+    begin, end = lines.index(["mine"]), lines.index(["hosts"])
+    assert lines[begin + 1 : end] == [
+        ["memory_gb", "11.5", "no source given"],
+        ["weights_gb_per_s", "601", "no source given"],
+        ["attention_gb_per_s", "602", "no source given"],
+        ["tflops", "91", "measured with a stopwatch"],
+        ["link_gb_per_s", "21", "no source given"],
+        ["overlap", "1", "assumed: the default"],
+        ["link_us", "0", "assumed: the default"],
+        ["layer_us", "0", "assumed: the default"],
+        ["iteration_us", "3", "no source given"],
+    ]
+    begin = lines.index(["box"])
+    assert lines[begin + 1 : begin + 6] == [
+        ["cores", "4", "no source given"],
+        ["memory_gb", "33", "no source given"],
+        ["attention_gb_per_s", "20.5", "no source given"],
+        ["job_us", "0", "assumed: the default"],
+        ["row_us", "0", "assumed: the default"],
+    ]
+    (tiny,) = (line for line in out.splitlines() if line.startswith("  tiny "))
+    for part in ("L2 D64 N4 K2 H16 F128 V999", "2 bytes a weight, 1 a number of KV", "tied"):
+        assert part in tiny
+
+
+def test_no_number_that_ships_is_without_a_source(command):
+    assert "no source given" not in command("simulate", "--list")[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
