@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from .costs import Costs
 from .journey import ALONE, Course, Journey, Room
-from .lookahead import Lookahead
+from .lookahead import SINGLE, Lookahead
 from .plan import STRATEGIES
 from .policy import Situation
 from .prediction import Terms
@@ -24,6 +24,12 @@ stand later."""
 DOUBT = 0.03
 """Gain over the present course below which it is kept: what looking ahead with groups is often off by. Also the change
 of a factor of the cost model that is worth a thought."""
+
+SOON = 48
+"""Decisions over which a thought may be spread: what it is about changes meanwhile."""
+
+PHASES_A_REQUEST = 18
+"""Phases that a thought takes for each request that is followed by itself, in all courses together."""
 
 LITTLE = 0.005
 """The same where every request was followed by itself."""
@@ -95,7 +101,8 @@ class Courses:
         assert situation.roster is not None
         self._work = situation.remaining_tokens + situation.waiting_output
         self._factors = costs.factors
-        look = Lookahead(costs, situation.roster(), room)
+        single = min(SINGLE, SOON * self._phases // PHASES_A_REQUEST)
+        look = Lookahead(costs, situation.roster(), room, single=single)
         others = [each for each in courses if each != self.present and each != ALONE]
         first = [ALONE] if self.present in (None, ALONE) else [ALONE, self.present]
         self._thought = Thought(look, [*others[::-1], *first])
