@@ -229,6 +229,8 @@ class Executor:
 
         Whom `take_failures` names after that must not land.
         """
+        if self.worker is not None:
+            self.worker.catch_up()
         ended = [request_id for request_id, jobs in self._loads.items() if all(job.ended for job in jobs)]
         for request_id in ended:
             error = next((job.error for job in self._loads[request_id] if job.error is not None), None)

@@ -3,10 +3,12 @@
 Order is what makes this safe without locks on pages: a page freed by one request and given to another is read and
 written by jobs in the order in which they were submitted. Jobs run on a thread of their own, or on the thread that
 waits for one of them, whichever comes to it first; a caller that will wait at once need not wake the other thread.
+Where no thread can be started, everything runs on the caller's: nothing overlaps then, and that is all.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -20,6 +22,8 @@ import numpy as np
 
 from .attention import decode_attention_packed
 from .cache import HostKVCache, read_pages, write_pages
+
+_logger = logging.getLogger(__name__)
 
 Kind = Literal["attend", "store", "load"]
 
@@ -130,6 +134,7 @@ class HostWorker:
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._thread_runs = False
+        self._has_no_thread = False
         self.losses = 0
         self.lost_to: BaseException | None = None
 
@@ -212,6 +217,15 @@ class HostWorker:
             raise job.error
         return job._result
 
+    def catch_up(self) -> None:
+        """Run what is queued, if the last attempt to start a thread for it failed; otherwise the thread comes to it.
+
+        For callers that look whether jobs have ended, without waiting for any.
+        """
+        while self._has_no_thread and self._queue:
+            with self._turn:
+                self._run_next()
+
     def warm_up(self, *, rows: Sequence[int], width: int, pages: Sequence[int]) -> None:
         """Compile all programs, for rows of the pages' type, by running each on padding; changes no page.
 
@@ -258,9 +272,21 @@ class HostWorker:
     def _call_thread(self) -> None:
         with self._coming_and_going:
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._serve, name="apex-jax-host", daemon=True)
-                self._thread.start()
+                self._start_thread()
         self._wake.release()
+
+    def _start_thread(self) -> None:
+        self._thread = threading.Thread(target=self._serve, name="apex-jax-host", daemon=True)
+        try:
+            self._thread.start()
+        except (RuntimeError, MemoryError) as error:
+            # What the system says that has no room for one more.
+            self._thread = None
+            if not self._has_no_thread:
+                _logger.warning("No thread can be started for the host's jobs; the caller's runs them: %r", error)
+            self._has_no_thread = True
+        else:
+            self._has_no_thread = False
 
     def _serve(self) -> None:
         while True:

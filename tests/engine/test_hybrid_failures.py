@@ -148,6 +148,37 @@ def test_the_worker_thread_ends(llm, reference, config, usable, monkeypatch):
     assert set(died) == {SystemExit}
 
 
+@pytest.mark.parametrize("block", range(3))
+def test_no_thread_can_be_started(block, llm, reference, config, usable, monkeypatch):
+    """All requests are served, and none waits on the host for somebody who asks for its pages."""
+    start, executor = threading.Thread.start, llm._engine.executor
+    arrived, fetches = executor.arrived, []
+
+    def refuse(thread):
+        if thread.name == "apex-jax-host":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def look():
+        fetches.extend(executor._loads)
+        ended = arrived()
+        assert ended == list(executor._loads)
+        assert all(job.ended for _, job in executor._stores)
+        return ended
+
+    monkeypatch.setattr(executor, "arrived", look)
+    before = llm.stats()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        for seed in range(2 * block, 2 * block + 2):
+            failed, _ = serve(llm, reference, config, seed)
+            assert not failed
+    after = llm.stats()
+    assert fetches
+    for name in ("host_tokens", "evictions", "landings"):
+        assert getattr(after, name) > getattr(before, name), name
+
+
 def test_a_failed_fetch_of_the_only_request_is_told(llm, usable, monkeypatch):
     """Nothing else runs whose end could bring the news."""
     error = MemoryError("no memory is left")

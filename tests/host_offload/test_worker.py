@@ -204,6 +204,38 @@ class TestThread:
             worker.wait(dropped[0])
         np.testing.assert_array_equal(worker.wait(worker.load(0, np.array([2, 3], np.int32), np.copy))[:1], content)
 
+    def test_that_cannot_be_started_is_not_needed(self, worker, rng, monkeypatch, caplog):
+        """Who waits runs the jobs, `catch_up` those that nobody waits for; said once, and tried again each time."""
+        contents, attempts = [tiles(rng) for _ in range(4)], []
+        stores = []
+        with monkeypatch.context() as patch:
+
+            def start(thread):
+                attempts.append(thread.name)
+                raise RuntimeError("can't start new thread")
+
+            patch.setattr(threading.Thread, "start", start)
+            for content in contents:
+                stores.append(worker.store(0, lambda content=content: content, ONE_PAGE))
+                np.testing.assert_array_equal(worker.wait(worker.load(0, ONE_PAGE, np.copy)), content)
+            left = [worker.store(1, lambda content=content: content, ONE_PAGE) for content in contents]
+            assert not any(job.ended for job in left)
+            worker.catch_up()
+            assert all(job.ended and job.error is None for job in (*stores, *left))
+            behind = worker.load(1, ONE_PAGE, np.copy)
+        assert attempts == ["apex-jax-host"] * 13
+        assert [record.getMessage() for record in caplog.records] == [
+            "No thread can be started for the host's jobs; the caller's runs them: "
+            'RuntimeError("can\'t start new thread")'
+        ]
+        # The thread that the next one starts comes to what was left as well, and nobody else does.
+        last = worker.load(0, ONE_PAGE, np.copy)
+        assert worker._thread is not None
+        worker.catch_up()
+        assert behind._news.wait(60)
+        np.testing.assert_array_equal(worker.wait(behind), contents[-1])
+        np.testing.assert_array_equal(worker.wait(last), contents[-1])
+
     @pytest.mark.parametrize("seed", range(3))
     def test_jobs_from_a_caller_that_waits_stops_and_discards_at_random(self, worker, seed, monkeypatch):
         monkeypatch.setattr(worker_module, "IDLE_SECONDS", 0.001)
