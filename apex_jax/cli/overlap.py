@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..scheduler.plan import STRATEGIES
 from .errors import UserError, as_user_errors
+from .memory_warning import warn_of_memory
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -112,6 +113,9 @@ def _run(args: argparse.Namespace) -> int:
             with args.trace.open("a"):
                 pass
         population = benchmark.population()
+    warn_of_memory(
+        sys.stderr, device=benchmark.device, model=benchmark.model, device_kv_tokens=benchmark.device_kv_tokens
+    )
     measure = _batches if args.requests else _steady
     measure(args, benchmark, population)
     return 0

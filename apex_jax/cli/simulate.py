@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .catalogue_list import catalogue_lines
 from .errors import UserError, as_user_errors
+from .memory_warning import warn_of_memory
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -148,6 +149,14 @@ def _simulate(args: argparse.Namespace, catalogue: Catalogue, jobs: list[Job]) -
     served = fitting(jobs, tokens=experiment.longest) if args.trace is not None else jobs
     if not served:
         raise UserError(f"no request of the trace fits into the {experiment.longest} tokens of the device's KV")
+    warn_of_memory(
+        sys.stderr,
+        device=experiment.device,
+        model=experiment.model,
+        device_kv_tokens=args.device_kv_tokens,
+        host=experiment.host,
+        host_kv_gb=args.host_kv_gb,
+    )
     with Progress(sys.stderr).counting(len(served), "request") as advance:
         result = experiment.run(served, progress=advance)
     return {

@@ -54,6 +54,21 @@ def test_rows(bench, tmp_path):
     assert {span.args["strategy"] for span in recorded.spans if span.name == "iteration"} == set(strategies)
 
 
+def test_more_kv_than_the_card_has_is_warned_of(bench, toy_hardware):
+    """512 tokens of 3 layers, 2 heads of 16 and 2 bytes a number take 197 kB, more than what is left of 300 kB."""
+    few = ("--strategies", "device_only", "--rounds=1")
+    assert bench(*few)[2] == ""
+    content = json.loads(toy_hardware.read_text())
+    content["devices"][0]["memory_gb"] = 0.0003
+    toy_hardware.write_text(json.dumps(content))
+    status, out, err = bench(*few)
+    assert status == 0
+    assert err.startswith("warning: toy's weights of ")
+    assert "512 tokens of KV, 0.000197 GB, exceed toy's 0.0003 GB" in err
+    assert err.count("\n") == 1
+    assert out.startswith("emulated toy")
+
+
 def test_table_says_what_is_emulated(bench):
     status, out, _ = bench("--strategies", "device_only", "--rounds=1")
     lines = out.splitlines()

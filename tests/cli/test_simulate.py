@@ -57,6 +57,39 @@ def test_trace(command, tmp_path):
     assert json.loads(out)["seconds"] < 10
 
 
+@pytest.mark.parametrize(
+    ("arguments", "warning"),
+    [
+        # 16.1 GB of weights, and 131,072 bytes a token.
+        (
+            ["--device=h100", "--model=llama-3.1-8b", "--device-kv-tokens=1000000"],
+            "llama-3.1-8b's weights of 16.1 GB and 1,000,000 tokens of KV, 131 GB, exceed h100's 80 GB",
+        ),
+        (
+            ["--device=t4", "--model=llama-3.1-70b", "--device-kv-tokens=2000"],
+            "llama-3.1-70b's weights of 141 GB and 2,000 tokens of KV, 0.655 GB, exceed t4's 16 GB",
+        ),
+        (["--host-kv-gb=500"], "500 GB of KV exceed g4dn.4xlarge's 68.7 GB"),
+        (
+            ["--host-kv-gb=500", "--device-kv-tokens=5000"],
+            "llama-2-7b's weights of 13.5 GB and 5,000 tokens of KV, 2.62 GB, exceed t4's 16 GB; 500 GB of KV exceed",
+        ),
+        (["--host-kv-gb=68", "--device-kv-tokens=4800"], None),
+        ([], None),
+    ],
+)
+def test_more_memory_than_there_is(command, arguments, warning):
+    """A T4 has 16 GB: 13.48 of weights and 4,800 tokens of 0.52 MB fit, 5,000 do not."""
+    status, out, err = command("simulate", *arguments, "--input=20", "--output=5", "--requests=2", "--json")
+    assert status == 0
+    assert json.loads(out)["requests"] == 2
+    if warning is None:
+        assert err == ""
+    else:
+        assert err.startswith(f"warning: {warning}")
+        assert err.count("\n") == 1
+
+
 def test_random_arrivals(command):
     """50 requests, 2 a second: about 25 s."""
     _, out, _ = command("simulate", *SMALL, *SIZES, "--rate", "2", "--json")
