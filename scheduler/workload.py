@@ -1,15 +1,14 @@
-"""Requests to simulate: equal ones, ones drawn from the moments of published workloads, and recorded traces."""
+"""Requests to simulate: equal ones, and ones drawn from the moments of published workloads."""
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import datetime
-from pathlib import Path
+
+MOST_SECONDS = 1e12
+"""Bound of arrivals: far beyond what anybody records, and far below where seconds are no longer told apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,12 +26,15 @@ class Job:
     output: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.arrival_s, int | float) or not math.isfinite(self.arrival_s) or self.arrival_s < 0:
-            raise ValueError(f"a request arrives at {self.arrival_s!r} s; a time of at least 0 is needed")
+        time = self.arrival_s
+        if isinstance(time, bool) or not isinstance(time, int | float) or not 0 <= time < MOST_SECONDS:
+            raise ValueError(
+                f"a request arrives at {time!r} s; a time of at least 0 and below {MOST_SECONDS:g} is needed"
+            )
         for name in ("prompt", "output"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"a request has {value!r} {name} tokens; at least 1 is needed")
+                raise ValueError(f"a request has {value!r} {name} tokens; a whole number of at least 1 is needed")
 
     @property
     def total(self) -> int:
@@ -113,58 +115,6 @@ def at_once(jobs: Iterable[Job]) -> list[Job]:
 def fitting(jobs: Iterable[Job], *, tokens: int) -> list[Job]:
     """Return the requests whose prompt and output fit into that many tokens."""
     return [job for job in jobs if job.total <= tokens]
-
-
-def read_trace(file: Path) -> list[Job]:
-    """Read requests from a file.
-
-    Two formats are understood. CSV with the columns TIMESTAMP, ContextTokens and GeneratedTokens is the form of the
-    Azure traces; arrivals count from the first row. JSON holds a list of objects with `prompt` and `max_tokens`, and
-    if they arrive one after the other, `arrival_s`. Requests without output are left out.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is in neither format, an entry is malformed, or nothing is left.
-    """
-    text = file.read_text(encoding="utf-8")
-    jobs = sorted(_json(file, text) if file.suffix == ".json" else _azure(file, text), key=lambda job: job.arrival_s)
-    if not jobs:
-        raise ValueError(f"{file} holds no request with output")
-    return jobs
-
-
-def _azure(file: Path, text: str) -> Iterator[Job]:
-    rows = csv.DictReader(text.splitlines())
-    wanted = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
-    missing = [name for name in wanted if name not in (rows.fieldnames or ())]
-    if missing:
-        raise ValueError(f"{file} has no column {missing[0]}; {', '.join(wanted)} are needed, or a .json file")
-    first: datetime | None = None
-    for line, row in enumerate(rows, start=2):
-        try:
-            then = datetime.fromisoformat(row["TIMESTAMP"][:26])
-            first = first or then
-            prompt, output = int(row["ContextTokens"]), int(row["GeneratedTokens"])
-            if output:
-                yield Job(arrival_s=(then - first).total_seconds(), prompt=prompt, output=output)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{file}, line {line}: {error}") from error
-
-
-def _json(file: Path, text: str) -> Iterator[Job]:
-    try:
-        items = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    if not isinstance(items, list):
-        raise ValueError(f"{file} holds a JSON {type(items).__name__}; a list of requests is needed")
-    for index, item in enumerate(items):
-        try:
-            if item["max_tokens"]:
-                yield Job(arrival_s=item.get("arrival_s", 0.0), prompt=item["prompt"], output=item["max_tokens"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            what = f"no {error}" if isinstance(error, KeyError) else error
-            raise ValueError(f"{file}, request {index}: {what}") from error
 
 
 def _log_normal(numbers: random.Random, mean: float, deviation: float) -> int:

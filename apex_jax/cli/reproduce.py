@@ -64,7 +64,7 @@ def _run(args: argparse.Namespace) -> int:
     from ..reproduce import runs, setups, steady, tables
     from ..reproduce.figures import draw_all
     from ..reproduce.gains import gains_of
-    from ..scheduler.workload import read_trace
+    from ..scheduler.recorded import read_trace
 
     try:
         import matplotlib  # noqa: F401 minutes of simulation would be lost without it
@@ -73,7 +73,7 @@ def _run(args: argparse.Namespace) -> int:
     with as_user_errors(ValueError, OSError):
         names = ("azure-code", "azure-conversation", "summarisation")
         files = {name: getattr(args, name.replace("-", "_")) for name in names}
-        traces = {name: read_trace(file) for name, file in files.items() if file is not None}
+        traces = {name: read_trace(file).jobs for name, file in files.items() if file is not None}
         args.out.mkdir(parents=True, exist_ok=True)
     machines = setups.setups()
     served = {

@@ -101,8 +101,9 @@ def _run(args: argparse.Namespace) -> int:
         if args.list:
             print("\n".join(catalogue_lines(catalogue)))
             return 0
-        jobs = _jobs(args)
+        jobs, without_output = _jobs(args)
         row = _simulate(args, catalogue, jobs)
+        row["requests_without_output"] = without_output
     if args.json:
         print(json.dumps(row, indent=2))
     else:
@@ -110,15 +111,21 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _jobs(args: argparse.Namespace) -> list[Job]:
-    from ..scheduler.workload import arriving, at_once, equal, read_trace
+def _jobs(args: argparse.Namespace) -> tuple[list[Job], int]:
+    """Return the requests, and how many others of a trace have no output."""
+    from ..scheduler.recorded import read_trace
+    from ..scheduler.workload import arriving, at_once, equal
 
+    without_output = 0
     if args.trace is not None:
         if args.input is not None or args.output is not None:
             raise UserError("--trace brings its own lengths; leave --input and --output out")
         if args.timed and args.rate is not None:
             raise UserError("--timed keeps the trace's arrivals; leave --rate out")
-        jobs = read_trace(args.trace)[: args.requests]
+        trace = read_trace(args.trace)
+        if args.timed and not trace.has_arrivals:
+            raise UserError(f"--timed: {args.trace} has requests without arrival_s")
+        jobs, without_output = list(trace.jobs[: args.requests]), trace.without_output
         jobs = jobs if args.timed else at_once(jobs)
     else:
         if args.input is None or args.output is None:
@@ -126,7 +133,8 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
         if args.timed:
             raise UserError("--timed is for a --trace")
         jobs = equal(prompt=args.input, output=args.output, requests=args.requests or 1000)
-    return jobs if args.rate is None else arriving(jobs, rate=args.rate, seed=args.seed)
+    jobs = jobs if args.rate is None else arriving(jobs, rate=args.rate, seed=args.seed)
+    return jobs, without_output
 
 
 def _simulate(args: argparse.Namespace, catalogue: Catalogue, jobs: list[Job]) -> dict[str, Any]:
@@ -176,6 +184,8 @@ def _print_row(row: dict[str, Any]) -> None:
     print(f"served         {row['requests']:,} requests, {tokens}, in {row['seconds']:,.1f} s")
     if row["requests_too_long"]:
         print(f"left out       {row['requests_too_long']:,} requests longer than the device's KV")
+    if row["requests_without_output"]:
+        print(f"left out       {row['requests_without_output']:,} requests of the file, which have no output")
     print(f"rate           {row['requests_per_s']:.4g} requests/s, {row['tokens_per_s']:.4g} output tokens/s")
     for side in ("device", "host"):
         if row[f"tpot_{side}_ms"] is not None:

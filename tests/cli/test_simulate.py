@@ -201,6 +201,26 @@ def test_mistakes(command, arguments, message):
     assert err.count("\n") == 1
 
 
+def test_arrivals_that_are_not_there(command, tmp_path):
+    file = tmp_path / "trace.json"
+    file.write_text(json.dumps([{"prompt": 10, "max_tokens": 5, "arrival_s": 3}, {"prompt": 10, "max_tokens": 5}]))
+    status, out, err = command("simulate", *SMALL, "--trace", file, "--timed")
+    assert (status, out) == (2, "")
+    assert "--timed: " in err
+    assert "trace.json has requests without arrival_s" in err
+    assert command("simulate", *SMALL, "--trace", file)[0] == 0
+
+
+def test_requests_without_output_are_counted(command, tmp_path):
+    file = tmp_path / "trace.json"
+    file.write_text(json.dumps([{"prompt": 10, "max_tokens": output} for output in (5, 0, 0)]))
+    _, out, _ = command("simulate", *SMALL, "--trace", file, "--json")
+    row = json.loads(out)
+    assert (row["requests"], row["requests_without_output"], row["requests_too_long"]) == (1, 2, 0)
+    _, out, _ = command("simulate", *SMALL, "--trace", file)
+    assert "left out       2 requests of the file, which have no output" in out
+
+
 def test_a_malformed_trace(command, tmp_path):
     file = tmp_path / "trace.csv"
     file.write_text("a,b\n1,2\n")
