@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import UserError, as_user_errors
+from .numbers import count
 from .progress import Progress
-from .simulate import count
 
 if TYPE_CHECKING:
     from ..reproduce.runs import Run, Task

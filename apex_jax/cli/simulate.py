@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .catalogue_list import catalogue_lines
 from .errors import UserError, as_user_errors
 from .memory_warning import warn_of_memory
+from .numbers import count, not_negative, positive
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -55,7 +55,9 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     group.add_argument("--device-kv-tokens", type=count, metavar="N", help="KV on the device (default: what fits)")
-    group.add_argument("--host-kv-gb", type=_number, metavar="GB", help="KV on the host (default: 90 %% of its memory)")
+    group.add_argument(
+        "--host-kv-gb", type=positive, metavar="GB", help="KV on the host (default: 90 %% of its memory)"
+    )
     group.add_argument("--page-size", type=count, default=16, metavar="S", help="tokens in a page (default: 16)")
     group.add_argument(
         "--max-prefill-tokens", type=count, default=1024, metavar="N", help="of an iteration (default: 1024)"
@@ -68,7 +70,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--iteration-overhead-ms",
-        type=_not_negative,
+        type=not_negative,
         default=0.0,
         metavar="MS",
         help="what every iteration takes beside its work, as an engine that launches each operation by itself does",
@@ -83,7 +85,7 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--requests", type=count, metavar="N", help="how many (of a trace, the first; default: all)")
     group.add_argument(
         "--rate",
-        type=_number,
+        type=positive,
         metavar="R",
         help="random arrivals, R requests a second (default: all at once)",
     )
@@ -201,27 +203,3 @@ def _print_row(row: dict[str, Any]) -> None:
         print(
             f"extrapolated   {row['extrapolated']:.0%} of the time lies in iterations that the profile does not cover"
         )
-
-
-def count(text: str) -> int:
-    """Read a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def _number(text: str) -> float:
-    value = _not_negative(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
-
-
-def _not_negative(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value >= 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number of at least 0")
-    return value
