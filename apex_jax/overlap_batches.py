@@ -16,6 +16,7 @@ from .executor import Executor
 from .overlap_bench import OverlapBenchmark
 from .overlap_calibration import Calibration
 from .overlap_population import Population, TimedStream
+from .overlap_report import machine, print_setting, setting
 from .sampling_params import SamplingParams
 from .scheduler import FixedPolicy, Follower, Planner, PlannerOptions, Policy
 
@@ -94,8 +95,8 @@ def _serve(engine: Engine, prompt: Sequence[int], output: int, size: int) -> flo
     return time.perf_counter() - began
 
 
-def batch_rows(batches: Sequence[Batch]) -> list[dict[str, Any]]:
-    """Return a row for each size and policy."""
+def batch_rows(benchmark: OverlapBenchmark, batches: Sequence[Batch], *, output: int) -> list[dict[str, Any]]:
+    """Return a row for each size and policy; every request made `output` tokens."""
     found = []
     for size, policy in dict.fromkeys((batch.requests, batch.policy) for batch in batches):
         same = [batch for batch in batches if (batch.requests, batch.policy) == (size, policy)]
@@ -104,17 +105,21 @@ def batch_rows(batches: Sequence[Batch]) -> list[dict[str, Any]]:
         last = same[-1].stats
         found.append(
             {
-                "kind": "emulated",
-                "requests": size,
+                **setting(benchmark),
                 "strategy": policy,
+                "requests": size,
+                "output": output,
+                "rounds": len(same),
                 "seconds": statistics.median(seconds),
                 "seconds_spread": [seconds[0], seconds[-1]],
+                "tokens_per_s": last.output_tokens / statistics.median(seconds),
                 "over_device_only": statistics.median(seconds) / statistics.median(alone),
                 "output_tokens": last.output_tokens,
                 "host_tokens": last.host_tokens,
                 "evictions": last.evictions,
                 "landings": last.landings,
                 "preemptions": last.preemptions,
+                **machine(),
             }
         )
     return found
@@ -122,6 +127,9 @@ def batch_rows(batches: Sequence[Batch]) -> list[dict[str, Any]]:
 
 def print_batches(table: Sequence[dict[str, Any]], write: Callable[[str], object]) -> None:
     """Write rows for people."""
+    print_setting(table[0], write)
+    write(f"medians of {table[0]['rounds']} batches of each kind; [least, most] beside them")
+    write("")
     write(f"{'emulated':<14}{'requests':>9}{'seconds':>9}{'':>18}{'over device_only':>18}{'tokens by host':>16}")
     for row in table:
         least, most = row["seconds_spread"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -25,6 +25,20 @@ def machine() -> dict[str, Any]:
     }
 
 
+def setting(benchmark: OverlapBenchmark) -> dict[str, Any]:
+    """Return what was emulated, and with how much memory: the beginning of every row."""
+    return {
+        "kind": "emulated",
+        "device": benchmark.device.name,
+        "shape": benchmark.model.name,
+        "device_kv_tokens": benchmark.device_pages * benchmark.page_size,
+        "host_kv_gb": benchmark.host_kv_bytes / 1e9,
+        "context": benchmark.context,
+        "page_size": benchmark.page_size,
+        "dtype": benchmark.dtype,
+    }
+
+
 def rows(benchmark: OverlapBenchmark, turns: Sequence[Turn]) -> list[dict[str, Any]]:
     """Return a row for each strategy."""
     return [_row(benchmark, [turn for turn in turns if turn.strategy == name]) for name in benchmark.strategies]
@@ -33,15 +47,8 @@ def rows(benchmark: OverlapBenchmark, turns: Sequence[Turn]) -> list[dict[str, A
 def _row(benchmark: OverlapBenchmark, turns: Sequence[Turn]) -> dict[str, Any]:
     windows, predictions = [turn.window for turn in turns], [turn.prediction for turn in turns]
     return {
-        "kind": "emulated",
+        **setting(benchmark),
         "strategy": turns[0].strategy,
-        "device": benchmark.device.name,
-        "shape": benchmark.model.name,
-        "device_kv_tokens": benchmark.device_pages * benchmark.page_size,
-        "host_kv_gb": benchmark.host_kv_bytes / 1e9,
-        "context": benchmark.context,
-        "page_size": benchmark.page_size,
-        "dtype": benchmark.dtype,
         "rounds": len(turns),
         "seconds": benchmark.seconds,
         **_medians("tokens_per_s", (window.tokens_per_s for window in windows)),
@@ -91,30 +98,41 @@ def _token_times(side: str, gaps_ns: Sequence[int]) -> dict[str, float | None]:
     return {f"tpot_{side}_ms": float(np.median(gaps_ns)) / 1e6, late: float(np.percentile(gaps_ns, 99)) / 1e6}
 
 
-def print_rows(table: Sequence[dict[str, Any]], write: Callable[[str], object]) -> None:
-    """Write rows for people."""
-    first = table[0]
+def print_setting(first: Mapping[str, Any], write: Callable[[str], object]) -> None:
+    """Write what rows have in common."""
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
     write(f"emulated {first['device']} with {first['shape']}, KV of {first['device_kv_tokens']:,} tokens on the device")
     write(f"real host: {first['host']}, {first['cores']} cores, {first['instructions']}; {versions}")
     write(
         f"contexts of about {first['context']} tokens, {first['host_kv_gb']:g} GB of {first['dtype']} KV on the host, "
-        f"pages of {first['page_size']}; prompts are skipped"
+        f"pages of {first['page_size']}"
     )
-    write(f"medians of {first['rounds']} turns of {first['seconds']:g} s, in alternation; [least, most] beside them")
+
+
+def print_rows(table: Sequence[dict[str, Any]], write: Callable[[str], object]) -> None:
+    """Write rows for people."""
+    first = table[0]
+    print_setting(first, write)
+    write(
+        f"prompts are skipped; medians of {first['rounds']} turns of {first['seconds']:g} s, in alternation; "
+        "[least, most] beside them"
+    )
     write("")
     write(
-        f"{'emulated':<22}{'tokens/s':>9}{'':>16}{'predicted':>10}{'achieved':>9}{'':>14}{'busy':>14}{'requests':>12}"
+        f"{'emulated':<22}{'tokens/s':>9}{'':>16}{'predicted':>10}{'achieved':>10}{'':>14}{'busy':>14}{'requests':>12}"
     )
     for row in table:
         low, high = row["tokens_per_s_spread"]
         least, most = row["achieved_over_predicted_spread"]
         write(
             f"{row['strategy']:<22}{row['tokens_per_s']:9.0f}{f'[{low:.0f}, {high:.0f}]':>16}"
-            f"{row['predicted_tokens_per_s']:10.0f}{row['achieved_over_predicted']:9.3f}"
+            f"{row['predicted_tokens_per_s']:10.0f}{'*' if row['extrapolated'] else ' '}"
+            f"{row['achieved_over_predicted']:9.3f}"
             f"{f'[{least:.3f}, {most:.3f}]':>16}{row['device_busy']:6.0%}{row['host_busy']:6.0%}"
             f"{row['device_requests']:7.1f}+{row['host_requests']:.0f}"
         )
+    if any(row["extrapolated"] for row in table):
+        write("* extrapolated: more rows or tokens than the device's profile or the measured host covers")
     write("")
     write(f"{'ms per token':<22}{'device: median':>15}{'99 %':>8}{'host: median':>15}{'99 %':>8}{'iteration':>11}")
     for row in table:

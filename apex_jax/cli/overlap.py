@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 from ..scheduler.plan import STRATEGIES
 from .errors import UserError, as_user_errors
 from .memory_warning import warn_of_memory
+from .numbers import count, positive
 from .progress import Progress
 
 if TYPE_CHECKING:
     from ..overlap_bench import OverlapBenchmark
     from ..overlap_population import Population
+
+BATCH_OUTPUT = 100
 
 
 def add_parser(benchmarks: argparse._SubParsersAction) -> None:
@@ -40,12 +43,12 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--shape", default="llama-3.2-1b", help="model whose sizes are used (default: llama-3.2-1b)")
     group.add_argument("--hardware", type=Path, metavar="FILE", help="JSON file with devices and models of your own")
     group.add_argument(
-        "--device-kv-tokens", type=_count, default=4000, metavar="N", help="KV on the device (default: 4000)"
+        "--device-kv-tokens", type=count, default=4000, metavar="N", help="KV on the device (default: 4000)"
     )
     group.add_argument(
-        "--host-kv-gb", type=_number, default=8.0, metavar="GB", help="KV in this machine's memory (default: 8)"
+        "--host-kv-gb", type=positive, default=8.0, metavar="GB", help="KV in this machine's memory (default: 8)"
     )
-    group.add_argument("--page-size", type=_count, default=64, metavar="S", help="tokens in a page (default: 64)")
+    group.add_argument("--page-size", type=count, default=64, metavar="S", help="tokens in a page (default: 64)")
     group.add_argument(
         "--dtype",
         default="bfloat16",
@@ -57,29 +60,28 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 def _add_measurement(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("measurement")
     group.add_argument(
-        "--context", type=_count, default=400, metavar="N", help="mean context of a request (default: 400)"
+        "--context", type=count, default=400, metavar="N", help="mean context of a request (default: 400)"
     )
     group.add_argument(
         "--strategies",
         nargs="+",
-        default=list(STRATEGIES),
         choices=STRATEGIES,
         metavar="NAME",
         help=f"{', '.join(STRATEGIES)} (default: all)",
     )
     group.add_argument(
-        "--seconds", type=_number, default=2.0, metavar="S", help="of each turn of a strategy (default: 2)"
+        "--seconds", type=positive, default=2.0, metavar="S", help="of each turn of a strategy (default: 2)"
     )
-    group.add_argument("--rounds", type=_count, default=5, metavar="N", help="turns of each strategy (default: 5)")
+    group.add_argument("--rounds", type=count, default=5, metavar="N", help="turns of each strategy (default: 5)")
     group.add_argument(
         "--requests",
         nargs="+",
-        type=_count,
+        type=count,
         metavar="N",
         help="serve finite batches of so many requests instead, with strategy auto and on the device alone",
     )
     group.add_argument(
-        "--output", type=_count, default=100, metavar="N", help="tokens of a request in a finite batch (default: 100)"
+        "--output", type=count, metavar="N", help=f"tokens of a request in a finite batch (default: {BATCH_OUTPUT})"
     )
     group.add_argument("--json", action="store_true", help="print a JSON list of rows instead of text")
     group.add_argument(
@@ -87,12 +89,26 @@ def _add_measurement(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _check_together(args: argparse.Namespace) -> None:
+    for name in ("strategies", "requests"):
+        given = getattr(args, name) or ()
+        for value in given:
+            if list(given).count(value) > 1:
+                raise UserError(f"--{name} has {value} more than once")
+    if args.requests:
+        if args.trace:
+            raise UserError("--trace is for the steady state; leave --requests out")
+        if args.strategies:
+            raise UserError("--strategies is for the steady state; --requests takes auto and the device alone")
+    elif args.output is not None:
+        raise UserError("--output is for finite batches; give --requests")
+
+
 def _run(args: argparse.Namespace) -> int:
     from ..overlap_bench import OverlapBenchmark
     from ..scheduler.catalogue import Catalogue
 
-    if args.requests and args.trace:
-        raise UserError("--trace is for the steady state; leave --requests out")
+    _check_together(args)
     with as_user_errors(ValueError, OSError, MemoryError):
         catalogue = Catalogue.built_in()
         if args.hardware is not None:
@@ -103,7 +119,7 @@ def _run(args: argparse.Namespace) -> int:
             device_kv_tokens=args.device_kv_tokens,
             context=args.context,
             host_kv_bytes=int(args.host_kv_gb * 1e9),
-            strategies=tuple(args.strategies),
+            strategies=tuple(args.strategies or STRATEGIES),
             seconds=args.seconds,
             rounds=args.rounds,
             page_size=args.page_size,
@@ -143,18 +159,17 @@ def _batches(args: argparse.Namespace, benchmark: OverlapBenchmark, population: 
     from ..overlap_batches import POLICIES, batch_rows, print_batches, run_batches
     from ..overlap_bench import measure_host
 
-    if args.output >= 2 * benchmark.context:
-        raise UserError(f"--output {args.output} leaves no prompt in a mean context of {benchmark.context}")
+    output = args.output or BATCH_OUTPUT
+    if output >= 2 * benchmark.context:
+        raise UserError(f"--output {output} leaves no prompt in a mean context of {benchmark.context}")
     steps = 1 + benchmark.rounds * len(args.requests) * len(POLICIES)
     with Progress(sys.stderr).counting(steps, "batch") as advance:
         calibration = measure_host(benchmark, population)
         advance()
         served = list(
-            run_batches(
-                benchmark, population, calibration, args.requests, output=args.output, progress=lambda: advance()
-            )
+            run_batches(benchmark, population, calibration, args.requests, output=output, progress=lambda: advance())
         )
-    _print(batch_rows(served), print_batches, as_json=args.json)
+    _print(batch_rows(benchmark, served, output=output), print_batches, as_json=args.json)
 
 
 def _print(table: list[dict[str, Any]], as_text: Callable[..., None], *, as_json: bool) -> None:
@@ -162,19 +177,3 @@ def _print(table: list[dict[str, Any]], as_text: Callable[..., None], *, as_json
         print(json.dumps(table, indent=2))
     else:
         as_text(table, print)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value

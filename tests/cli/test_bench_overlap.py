@@ -6,6 +6,7 @@ import pytest
 
 from apex_jax import overlap_bench
 from apex_jax.overlap_bench import OverlapBenchmark
+from apex_jax.overlap_report import print_rows
 from apex_jax.trace import load
 
 
@@ -90,8 +91,13 @@ def test_finite_batches(bench):
         (12, "auto"),
     ]
     for row in table:
+        assert (row["kind"], row["device"], row["shape"], row["device_kv_tokens"]) == ("emulated", "toy", "toy", 512)
+        assert (row["rounds"], row["output"], row["host_kv_gb"], row["context"]) == (1, 20, 0.003, 64)
         assert row["output_tokens"] == 20 * row["requests"]
         assert row["seconds"] > 0
+        assert row["tokens_per_s"] == pytest.approx(row["output_tokens"] / row["seconds"])
+        assert row["host"]
+        assert {"apex_jax", "jax", "numpy"} <= row["versions"].keys()
         if row["strategy"] == "device_only":
             assert (row["over_device_only"], row["host_tokens"], row["evictions"]) == (1, 0, 0)
 
@@ -122,6 +128,30 @@ def test_rows_are_printed_even_if_the_trace_cannot_be_written(bench, tmp_path, m
     assert ".part" not in err
 
 
+def test_batches_as_text(bench):
+    status, out, _ = bench("--requests", "2", "--output=20", "--rounds=1")
+    assert status == 0
+    lines = out.splitlines()
+    assert lines[0].startswith("emulated toy with toy, KV of 512 tokens")
+    assert "jax " in lines[1]
+    assert [line.split()[:2] for line in lines if line.startswith(("auto", "device_only"))] == [
+        ["device_only", "2"],
+        ["auto", "2"],
+    ]
+
+
+@pytest.mark.parametrize("extrapolated", [True, False])
+def test_extrapolated_predictions_are_marked(bench, extrapolated):
+    _, out, _ = bench("--strategies", "device_only", "layer_sync", "--rounds=1", "--json")
+    table = json.loads(out)
+    for row in table:
+        row["extrapolated"] = extrapolated and row["strategy"] == "layer_sync"
+    lines = []
+    print_rows(table, lines.append)
+    marked = [line.split()[0] for line in lines if "*" in line]
+    assert marked == (["layer_sync", "*"] if extrapolated else [])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -136,6 +166,10 @@ def test_rows_are_printed_even_if_the_trace_cannot_be_written(bench, tmp_path, m
         (["--page-size=10"], "page_size is 10, allowed are"),
         (["--requests", "0"], "'0' is not a whole number of at least 1"),
         (["--requests", "1", "--output=128"], "--output 128 leaves no prompt in a mean context of 64"),
+        (["--requests", "3", "2", "3"], "--requests has 3 more than once"),
+        (["--strategies", "layer_sync", "layer_sync"], "--strategies has layer_sync more than once"),
+        (["--requests", "1", "--strategies", "layer_sync"], "--strategies is for the steady state"),
+        (["--output=20"], "--output is for finite batches; give --requests"),
         (["--requests", "1", "--trace=x.json"], "--trace is for the steady state"),
         (["--trace=/no/such/folder/x.json"], "/no/such/folder/x.json: No such file or directory"),
     ],
