@@ -42,6 +42,7 @@ class DeviceClock:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._last_end = 0
+        self._left = 0
         self._iteration_begin: int | None = None
 
     def note(
@@ -57,12 +58,18 @@ class DeviceClock:
             args: what to say of the program.
         """
         with self._lock:
+            self._left += 1
             self._dispatched.put(
                 _Dispatched(name=name, result=result, at_ns=at_ns, ends_iteration=ends_iteration, args=args)
             )
             if self._thread is None:
                 self._thread = threading.Thread(target=self._follow, name="apex-jax-device-clock", daemon=True)
                 self._thread.start()
+
+    def last_end(self) -> int | None:
+        """Return when the last program was seen to have ended; None if one has not been."""
+        with self._lock:
+            return self._last_end if self._left == 0 and self._last_end else None
 
     def finish(self) -> None:
         """Wait until all that was noted has been recorded."""
@@ -90,4 +97,6 @@ class DeviceClock:
         if program.ends_iteration is not None:
             self._recorder.span("device", ITERATION, self._iteration_begin, end, **program.ends_iteration)
             self._iteration_begin = None
-        self._last_end = end
+        with self._lock:
+            self._last_end = end
+            self._left -= 1

@@ -209,10 +209,10 @@ class EmulatedDevice:
         """Nothing is compiled for any shape."""
         return False
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether all that was dispatched has run."""
-        return self._queue.free_ns <= time.perf_counter_ns()
+    def idle_since(self) -> int | None:
+        """Return when the last operation ended (`time.perf_counter_ns`); None if one has not."""
+        free = self._queue.free_ns
+        return free if free <= time.perf_counter_ns() else None
 
     def _run(self, name: str, seconds: float, *, after: int = 0, **args: int) -> int:
         begin, end = self._queue.run(0.0 if self.in_no_time else seconds, after)

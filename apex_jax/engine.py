@@ -120,10 +120,13 @@ class EngineStats:
         evictions, landings: times a request's KV moved to the host, and back.
         busy_seconds: from submitting plans to their results; idle times between requests and iterations that compiled
             programs left out.
-        device_utilisation: share of `busy_seconds` in which the device was not known to wait for the host; at most
-            that much of it was work.
+        device_utilisation: share of `busy_seconds` that is not in `wait_seconds`; at most that much of it was work, for
+            the device is also idle where Python comes late, and waits count as far as they are known.
         host_utilisation: share of `busy_seconds` in which the host attended or moved pages.
-        wait_seconds: time in which the device had nothing to do until a result of the host came.
+        wait_seconds: time in which the device had nothing to do until a result of the host came. Exact on an emulated
+            device. JAX tells whether a device works, but not since when it does not: there a wait counts from the first
+            look that found nothing left to do, as Python began to wait or as the host's job had its input, and the true
+            time is at least this. While a trace is recorded it counts from when the device was seen to end.
         host_seconds, move_seconds: the host's time for attention, and for pages that moved.
         running, waiting, on_host: requests now; `on_host` of the running ones have their KV there.
         free_pages, num_pages: pages of the device KV cache.

@@ -54,8 +54,7 @@ class Device(Protocol):
     def warm_up(self) -> None: ...
     def record(self, recorder: Recorder | None) -> None: ...
     def take_new_shapes(self) -> bool: ...
-    @property
-    def is_idle(self) -> bool: ...
+    def idle_since(self) -> int | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +65,7 @@ class Submitted:
         plan: what was submitted.
         end: what `Device.sample` returned.
         began_ns: when its dispatch began (`time.perf_counter_ns`).
-        wait_ns: how long the executor waited in it for the host, as far as the device then had nothing to do.
+        wait_ns: how long the executor waited in it for the host while the device is known to have had nothing to do.
         compiled: a program was compiled for it, so that its time says nothing.
     """
 
@@ -108,11 +107,16 @@ class HostCounters:
 
 @dataclass(kw_only=True)
 class _Riding:
-    """A cohort whose token is under way."""
+    """A cohort whose token is under way.
+
+    Attributes:
+        idle_ns: since when the device had nothing to do as the job got its input; None if it had.
+    """
 
     request_ids: tuple[int, ...]
     table: np.ndarray
     job: HostJob | None = None
+    idle_ns: int | None = None
     failed: bool = False
 
 
@@ -309,7 +313,13 @@ class Executor:
         if riding.failed:
             return False
         assert self.worker is not None
-        riding.job = self.worker.attend(layer, qkv, riding.table, lengths, self.device.deliver, tag=cohort, wake=wake)
+
+        def fetch() -> np.ndarray:
+            packed = qkv()
+            riding.idle_ns = self.device.idle_since()
+            return packed
+
+        riding.job = self.worker.attend(layer, fetch, riding.table, lengths, self.device.deliver, tag=cohort, wake=wake)
         known = len(lengths) in self._host_rows
         self._host_rows.add(len(lengths))
         return not known
@@ -318,25 +328,42 @@ class Executor:
         """Return the host's attention for a cohort that boards; zeros if it has failed."""
         if not riding.failed:
             assert riding.job is not None
-            begin = time.perf_counter_ns()
             late = not riding.job.ended
+            begin, idle = time.perf_counter_ns(), self.device.idle_since() if late else None
             result = self._result_or_none(riding.job)
             if late:
-                # Until the job had its input, it was the host that waited for the device.
-                begin, end = max(begin, riding.job.fetched_ns), time.perf_counter_ns()
-                idle = self.device.is_idle
-                if idle:
-                    progress.wait_ns += end - begin
-                if self.recorder is not None:
-                    # With work still queued on the device it is Python alone that waits.
-                    name = "device waits" if idle else "python waits"
-                    self.recorder.span("waits", name, begin, end, layer=boundary - 1, cohort=cohort)
+                self._count_wait(progress, riding, begin, idle, layer=boundary - 1, cohort=cohort)
             if result is not None:
                 return result
             riding.failed = True
             assert riding.job.error is not None
             self._failures |= dict.fromkeys(riding.request_ids, riding.job.error)
         return self.device.no_attention(len(riding.table))
+
+    def _count_wait(
+        self, progress: _Progress, riding: _Riding, begin: int, idle: int | None, *, layer: int, cohort: int
+    ) -> None:
+        """Count a wait that ends now, as far as the device had nothing to do; `idle` is what it said as it began.
+
+        A device may know no more than whether it works at present. So it is asked when the wait begins, when the job
+        has its input, and now: nothing is dispatched meanwhile, and it stays idle once it is.
+        """
+        end = time.perf_counter_ns()
+        if idle is None and riding.idle_ns is not None and riding.idle_ns >= begin:
+            idle = riding.idle_ns
+        if idle is None:
+            idle = self.device.idle_since()
+        # Until the job had its input, it was the host that waited for the device.
+        assert riding.job is not None
+        begin = max(begin, riding.job.fetched_ns)
+        idle = end if idle is None else min(max(idle, begin), end)
+        progress.wait_ns += end - idle
+        if self.recorder is None:
+            return
+        # With work still queued on the device it is Python alone that waits.
+        for name, since, until in (("python waits", begin, idle), ("device waits", idle, end)):
+            if until > since:
+                self.recorder.span("waits", name, since, until, layer=layer, cohort=cohort)
 
     def _result_or_none(self, job: HostJob) -> Any:
         assert self.worker is not None

@@ -355,10 +355,18 @@ class JaxDevice:
         """Drop the rows of cohorts that will not board again."""
         self._parked.clear()
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether all that was dispatched has run."""
-        return self._latest.is_ready()
+    def idle_since(self) -> int | None:
+        """Return since when the device is known to have run all that was dispatched (`time.perf_counter_ns`); None if
+        it has not.
+
+        JAX tells whether a result is ready, but not since when: the answer is the present, or while a trace is
+        recorded the moment at which the clock's thread noticed, if it has. May be called from any thread.
+        """
+        clock = self._clock
+        if not self._latest.is_ready():
+            return None
+        noticed = clock.last_end() if clock is not None else None
+        return time.perf_counter_ns() if noticed is None else noticed
 
     def _fetched(self, array: jax.Array) -> Callable[[], np.ndarray]:
         array.copy_to_host_async()

@@ -31,7 +31,7 @@ class RunSummary:
         strategy: as it was asked for.
         device_tokens, host_tokens: output tokens by the side on which their attention was computed.
         evictions, landings: times a request's KV moved to the host, and back.
-        wait_seconds: time in which the device had nothing to do until a result of the host came.
+        wait_seconds: time in which the device is known to have had nothing to do until a result of the host came.
     """
 
     requests: int

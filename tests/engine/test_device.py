@@ -1,10 +1,12 @@
 """What an engine takes from the kind of device that it runs on."""
 
+import time
 from types import SimpleNamespace
 
 import jax
 import pytest
 
+from apex_jax import SamplingParams
 from apex_jax.device import default_dtype
 from apex_jax.host_tier import host_device
 
@@ -35,3 +37,27 @@ def test_a_host_tier_without_the_cpu_backend(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", unknown)
     with pytest.raises(RuntimeError, match=r"CPU backend.*JAX_PLATFORMS=.*,cpu"):
         host_device(SimpleNamespace(platform="gpu"))
+
+
+def test_since_when_it_is_idle(make, monkeypatch):
+    """JAX knows the present alone; while a trace is recorded, the moment at which the last program had ended."""
+    llm = make()
+    device = llm._engine.executor.device
+    monkeypatch.setattr(device, "_latest", SimpleNamespace(is_ready=lambda: False))
+    assert device.idle_since() is None
+    monkeypatch.undo()
+    params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+    llm.generate([5, 17, 40], params, use_tqdm=False)
+    before = time.perf_counter_ns()
+    assert before <= device.idle_since() <= time.perf_counter_ns()
+    with llm.recording() as recorder:
+        assert device.idle_since() > before
+        llm.generate([5, 17, 40], params, use_tqdm=False)
+        device._clock.finish()
+        ends = [span.end_ns for span in recorder.trace().spans if span.track == "device"]
+        assert device.idle_since() == max(ends)
+        # One more that has not been seen to end: what ended before it says nothing.
+        monkeypatch.setattr(device._clock, "_record", lambda program: None)
+        device._ran("decode", device._latest, time.perf_counter_ns())
+        before = time.perf_counter_ns()
+        assert device.idle_since() >= before

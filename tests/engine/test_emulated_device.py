@@ -1,18 +1,21 @@
 """The emulated device's moments worked out by hand and by the cost model, on a clock that only waiting moves."""
 
+import itertools
+
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
 
 import apex_jax.emulated_device
+import apex_jax.executor
 import apex_jax.operation_queue
 from apex_jax import SamplingParams
 from apex_jax.buckets import Buckets
 from apex_jax.emulated_device import EmulatedDevice, padding_of
 from apex_jax.engine import Engine
 from apex_jax.executor import Executor
-from apex_jax.host_offload import HostKVConfig, HostWorker, allocate
+from apex_jax.host_offload import HostJob, HostKVConfig, HostWorker, allocate
 from apex_jax.operation_queue import OperationQueue, wait_until
 from apex_jax.scheduler import (
     AttentionTime,
@@ -131,10 +134,10 @@ class TestByHand:
         end = device.sample(plan)
         # Linear 3 * 1.2, attention 2 * 0.3 + 100 * 0.03, head 2.2, overhead 0.7.
         assert end.at_ns == start + round((3.6 + 3.6 + 2.2 + 0.7) * MS)
-        assert not device.is_idle
+        assert device.idle_since() is None
         assert device.fetch(end, 2).tokens.tolist() == [1, 1]
         assert clock.now >= end.at_ns
-        assert device.is_idle
+        assert device.idle_since() == end.at_ns
         assert device.busy_ns == end.at_ns - start
 
     def test_prompts(self, clock):
@@ -183,9 +186,10 @@ class TestByHand:
         sent = device.deliver(tiles)
         assert sent.at_ns == clock.now + round(1.28 * MS)
         device.scatter(1, [3, 4, 5, 6, 7], sent)
-        assert not device.is_idle
-        clock.now = sent.at_ns + round(2 * 1.28 * MS)
-        assert device.is_idle
+        assert device.idle_since() is None
+        end = sent.at_ns + round(2 * 1.28 * MS)
+        clock.now = end + MS
+        assert device.idle_since() == end
 
     def test_nothing_takes_time_on_request(self, clock):
         device, start = make(), clock.now
@@ -221,6 +225,94 @@ def test_iterations_take_what_the_cost_model_walks(clock, strategy, device_rows)
         device.fetch(device.sample(plan), 1)
         expected = model.predict(plan)[0].iteration_s
         assert clock.now - start == pytest.approx(expected * 1e9, abs=2000)
+
+
+class HandWorker:
+    """Runs a job when somebody waits for it or for one behind it; each takes 5 ms once it has its input."""
+
+    losses, num_pages = 0, 0
+
+    def __init__(self, clock):
+        self.clock, self.queue, self.on_end = clock, [], lambda job: None
+
+    def attend(self, layer, qkv, table, lengths, deliver, *, tag, wake):
+        job = HostJob(kind="attend", layer=layer, rows=len(lengths), tag=tag)
+        self.queue.append((job, qkv, deliver))
+        return job
+
+    def wait(self, job):
+        while not job.ended:
+            first, qkv, deliver = self.queue.pop(0)
+            first.begun_ns = self.clock.now
+            qkv()
+            first.fetched_ns = self.clock.now
+            self.clock.now += 5 * MS
+            first.computed_ns = first.ended_ns = self.clock.now
+            first._result = deliver(np.zeros((first.rows, 4, 16), ml_dtypes.bfloat16))
+            self.on_end(first)
+        return job._result
+
+
+class ForgetfulDevice(EmulatedDevice):
+    """Knows whether it works, but not since when it does not."""
+
+    def idle_since(self):
+        return None if super().idle_since() is None else apex_jax.emulated_device.time.perf_counter_ns()
+
+
+class TestWaits:
+    """Only the part of a wait in which the device has nothing to do is its wait."""
+
+    @pytest.fixture
+    def waited(self, clock, monkeypatch):
+        monkeypatch.setattr(apex_jax.executor, "time", clock)
+
+        def run(kind, strategy, **sizes):
+            device = kind(profile(hop=0.0), SHAPE, dtype=np.dtype(np.float32), num_pages=32, buckets=BUCKETS)
+            executor, recorder = Executor(device, HandWorker(clock)), Recorder(label="emulated")
+            executor.record(recorder)
+            # The only cohort of async_overlap departs in plan 2.
+            plans = [
+                steady_plan(strategy, num_layers=LAYERS, num_cohorts=1, number=number, **sizes)
+                for number in range(2, 2 + LAYERS + 1)
+            ]
+            waited = sum(executor.submit(plan).wait_ns for plan in plans)
+            spans = recorder.trace().spans
+            recorded = sum(span.end_ns - span.begin_ns for span in spans if span.name == "device waits")
+            assert recorded == waited
+            parts = [span for span in spans if span.track == "device" and span.name != "iteration"]
+            gaps = [
+                after.begin_ns - before.end_ns
+                for before, after in itertools.pairwise(parts)
+                if after.args.get("cohort") is not None and after.args["layer"] > 0
+            ]
+            return waited, gaps
+
+        return run
+
+    @pytest.mark.parametrize(
+        ("strategy", "device_rows"),
+        [
+            *itertools.product(["layer_sync", "asymmetric_pipelining"], [0, 2, 8]),
+            *itertools.product(["async_overlap"], [2, 8]),
+        ],
+    )
+    def test_are_the_gaps_in_its_work(self, waited, strategy, device_rows):
+        wait_ns, gaps = waited(EmulatedDevice, strategy, device_rows=device_rows, host_rows=4, length=50)
+        # The host looks for its input a microsecond late.
+        assert wait_ns == pytest.approx(sum(gaps), abs=1000 * len(gaps))
+        assert len(gaps) >= LAYERS
+
+    def test_by_hand(self, waited):
+        """Twelve jobs; the device attends to two rows of 50 for (0.6 + 3.0) / 3 ms meanwhile."""
+        wait_ns, _ = waited(EmulatedDevice, "layer_sync", device_rows=2, host_rows=4, length=50)
+        assert wait_ns == pytest.approx(12 * 3.8 * MS, rel=0.02)
+
+    def test_are_at_least_what_is_known(self, waited):
+        """The device is at work at the last look before the end if it attends, and not if it has nothing else to do."""
+        assert waited(ForgetfulDevice, "layer_sync", device_rows=2, host_rows=4, length=50)[0] == 0
+        wait_ns, _ = waited(ForgetfulDevice, "layer_sync", device_rows=0, host_rows=4, length=50)
+        assert wait_ns == pytest.approx(12 * 5 * MS, abs=12_000)
 
 
 @pytest.mark.parametrize("strategy", ["layer_sync", "asymmetric_pipelining", "async_overlap"])
