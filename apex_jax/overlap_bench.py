@@ -90,9 +90,14 @@ class OverlapBenchmark:
     @property
     def host_requests(self) -> int:
         """Requests that the host's memory holds, with two pages to grow by for each."""
+        return self.host_kv_tokens // self.page_size // (-(-self.context // self.page_size) + 2)
+
+    @property
+    def host_kv_tokens(self) -> int:
+        """Tokens in whole pages of the host's memory."""
         shape = self.model.shape
         token = shape.kv_bytes_per_token // shape.kv_bytes * jnp.dtype(self.dtype).itemsize
-        return self.host_kv_bytes // (token * self.page_size) // (-(-self.context // self.page_size) + 2)
+        return self.host_kv_bytes // (token * self.page_size) * self.page_size
 
     @cached_property
     def buckets(self) -> Buckets:

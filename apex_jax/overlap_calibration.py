@@ -99,7 +99,7 @@ def _run(population: Population, decision: Decision, *, warm_up: int, seconds: f
     # Cohorts of another size that are still under way would go on beside the new ones for ever.
     population.run(REST, population.device.num_layers + 2)
     population.run(decision, warm_up)
-    return population.measure(seconds)
+    return population.measure(seconds, least_jobs=1)
 
 
 def _job(population: Population, lanes: Sequence[int], window: Window) -> tuple[float, float]:

@@ -199,8 +199,8 @@ class Population:
         for _ in range(iterations):
             self.step()
 
-    def measure(self, seconds: float, *, multiple: int = 1) -> Window:
-        """Run for at least that time, and a multiple of so many iterations."""
+    def measure(self, seconds: float, *, multiple: int = 1, least_jobs: int = 0) -> Window:
+        """Run for at least that time, a plan and so many jobs of the host, and a multiple of so many iterations."""
         self.policy.seen = seen = Seen()
         for member in (*self._on_host, *self._on_device):
             member.stream.gaps_ns.clear()
@@ -209,7 +209,12 @@ class Population:
         jobs, attend_ns, others = host.jobs, host.attend_ns, ForeignLoad()
         ended: list[Member] = []
         iterations = 0
-        while time.perf_counter_ns() - began < seconds * 1e9 or iterations % multiple:
+        while (
+            time.perf_counter_ns() - began < seconds * 1e9
+            or iterations % multiple
+            or not seen.plans
+            or host.jobs - jobs < least_jobs
+        ):
             ended += self.step()
             iterations += 1
         took, others_busy, after = time.perf_counter_ns() - began, others.share(), self.engine.stats()

@@ -107,9 +107,9 @@ class Courses:
         first = [ALONE] if self.present in (None, ALONE) else [ALONE, self.present]
         self._thought = Thought(look, [*others[::-1], *first])
 
-    def settle(self) -> None:
-        """Go on comparing, and take the best course once all have been followed to their ends."""
-        thought, phases = self._thought, self._phases
+    def settle(self, decisions: int) -> None:
+        """Go on comparing, as far as in so many decisions, and take the best course once all have been followed."""
+        thought, phases = self._thought, self._phases * decisions
         while thought is not None and phases:
             phases = thought.go_on(phases)
             if thought.is_over:

@@ -122,7 +122,7 @@ class Planner:
             if due:
                 self._think(situation, begins=begins)
             if not due or self.options.phases_at_once > PHASES:
-                self._courses.settle()
+                self._courses.settle(1 + situation.undecided)
         course = self._courses.present or ALONE
         decision = riding(course, situation, self._pacing, begins=begins)
         self._record(situation, course, decision, begins=begins)

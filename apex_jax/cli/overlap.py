@@ -30,7 +30,8 @@ def add_parser(benchmarks: argparse._SubParsersAction) -> None:
         description="Run every strategy on a device that computes nothing and takes the time that a named profile "
         "gives it, beside the real rest: host attention, host pages, threads, scheduler. Prints tokens a second, what "
         "the cost model predicts with this profile and a host measured in place, and one over the other. The numbers "
-        "are emulated.",
+        "are emulated. Takes several times as long as the turns together: before the first round and after each the "
+        "host is measured, and before each turn its requests are written to the host's memory.",
     )
     _add_machine(parser)
     _add_measurement(parser)
@@ -143,8 +144,7 @@ def _steady(args: argparse.Namespace, benchmark: OverlapBenchmark, population: P
     from ..trace import Recorder
 
     recorder = Recorder(label="emulated") if args.trace else None
-    steps = 1 + benchmark.rounds * (1 + len(benchmark.strategies))
-    with Progress(sys.stderr).counting(steps, "turn") as advance:
+    with Progress(sys.stderr).through(_turns(benchmark), "turn") as advance:
         turns = run(benchmark, population, progress=lambda _: advance(), recorder=recorder)
     _print(rows(benchmark, turns), print_rows, as_json=args.json)
     if recorder is not None:
@@ -155,20 +155,22 @@ def _steady(args: argparse.Namespace, benchmark: OverlapBenchmark, population: P
             raise UserError(f"{args.trace}: {error.strerror or error}") from error
 
 
+def _turns(benchmark: OverlapBenchmark) -> list[str]:
+    """Return what `run` does in turn, for a person who waits."""
+    rounds = range(1, benchmark.rounds + 1)
+    turns = (*benchmark.strategies, "measuring the host")
+    return ["measuring the host", *(f"round {it} of {benchmark.rounds}: {turn}" for it in rounds for turn in turns)]
+
+
 def _batches(args: argparse.Namespace, benchmark: OverlapBenchmark, population: Population) -> None:
     from ..overlap_batches import POLICIES, batch_rows, print_batches, run_batches
-    from ..overlap_bench import measure_host
 
     output = args.output or BATCH_OUTPUT
     if output >= 2 * benchmark.context:
         raise UserError(f"--output {output} leaves no prompt in a mean context of {benchmark.context}")
-    steps = 1 + benchmark.rounds * len(args.requests) * len(POLICIES)
+    steps = 1 + len(args.requests) * (benchmark.rounds * len(POLICIES) + 1)
     with Progress(sys.stderr).counting(steps, "batch") as advance:
-        calibration = measure_host(benchmark, population)
-        advance()
-        served = list(
-            run_batches(benchmark, population, calibration, args.requests, output=output, progress=lambda: advance())
-        )
+        served = list(run_batches(benchmark, population, args.requests, output=output, progress=lambda: advance()))
     _print(batch_rows(benchmark, served, output=output), print_batches, as_json=args.json)
 
 

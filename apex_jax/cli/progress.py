@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -39,6 +39,21 @@ class Progress:
 
         with Bar(total=total, unit=unit, file=self._out, disable=not self._shown) as bar:
             yield bar.update
+
+    @contextmanager
+    def through(self, steps: Sequence[str], unit: str) -> Iterator[Callable[[], object]]:
+        """Show a bar with the name of the step under way; the function it gives goes on to the next."""
+        from ..progress_bar import Bar
+
+        names = iter((*steps, "done"))
+        with Bar(desc=next(names), total=len(steps), unit=unit, file=self._out, disable=not self._shown) as bar:
+
+            def advance() -> None:
+                bar.set_description_str(next(names), refresh=False)
+                bar.update()
+                bar.refresh()
+
+            yield advance
 
     def _write(self, text: str) -> None:
         if self._shown:

@@ -94,6 +94,7 @@ def test_finite_batches(bench):
         assert (row["kind"], row["device"], row["shape"], row["device_kv_tokens"]) == ("emulated", "toy", "toy", 512)
         assert (row["rounds"], row["output"], row["host_kv_gb"], row["context"]) == (1, 20, 0.003, 64)
         assert row["output_tokens"] == 20 * row["requests"]
+        assert row["simulated_over_emulated"] == pytest.approx(row["simulated_seconds"] / row["seconds"])
         assert row["seconds"] > 0
         assert row["tokens_per_s"] == pytest.approx(row["output_tokens"] / row["seconds"])
         assert row["host"]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from apex_jax import LLM, SamplingParams
+from apex_jax.cli.progress import Progress
 from apex_jax.progress_bar import Bar, each_compilation
 
 
@@ -39,6 +40,24 @@ def test_a_disabled_bar_writes_nothing():
         with Bar(total=1, file=out, disable=True) as bar:
             bar.update()
         assert out.getvalue() == ""
+
+
+def test_a_terminal_sees_which_step_is_under_way():
+    out = Terminal()
+    with Progress(out).through(["measuring", "round 1 of 2", "round 2 of 2"], "turn") as advance:
+        for done, step in enumerate(("measuring", "round 1 of 2", "round 2 of 2", "done")):
+            last = out.getvalue().split("\r")[-1]
+            assert step in last
+            assert f"{done}/3" in last
+            if done < 3:
+                advance()
+
+
+def test_nobody_is_told_of_steps_in_a_file():
+    out = io.StringIO()
+    with Progress(out).through(["one"], "turn") as advance:
+        advance()
+    assert out.getvalue() == ""
 
 
 def test_compilations_are_counted_while_it_is_asked_for():

@@ -54,6 +54,9 @@ class TestDecisions:
         admitted = [got.decide(FULL).max_host_requests for _ in range(600)]
         assert admitted[:3] == [0, 0, 0]
         assert admitted[-1] > 0
+        # A step of a simulator stands for many iterations, in each of which there would be a decision.
+        stepping = planner(phases_at_once=2)
+        assert [stepping.decide(replace(FULL, undecided=599)).max_host_requests for _ in range(3)][-1] > 0
         assert planner(phases_at_once=10**6).decide(FULL).max_host_requests > 0
 
     def test_nothing_is_looked_ahead_for_while_little_changes(self, monkeypatch):
