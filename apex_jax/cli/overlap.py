@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..overlap_population import Population
 
 BATCH_OUTPUT = 100
+MEASURING = "measuring the host"
 
 
 def add_parser(benchmarks: argparse._SubParsersAction) -> None:
@@ -30,8 +31,9 @@ def add_parser(benchmarks: argparse._SubParsersAction) -> None:
         description="Run every strategy on a device that computes nothing and takes the time that a named profile "
         "gives it, beside the real rest: host attention, host pages, threads, scheduler. Prints tokens a second, what "
         "the cost model predicts with this profile and a host measured in place, and one over the other. The numbers "
-        "are emulated. Takes several times as long as the turns together: before the first round and after each the "
-        "host is measured, and before each turn its requests are written to the host's memory.",
+        "are emulated. Takes several times as long as the turns: memory is taken, the host is measured before the "
+        "first round and after each, and requests are written to its memory before each turn. On 2 cores --rounds 2 "
+        "took 98 s, of which 16 s were measured turns.",
     )
     _add_machine(parser)
     _add_measurement(parser)
@@ -129,7 +131,8 @@ def _run(args: argparse.Namespace) -> int:
         if args.trace is not None:
             with args.trace.open("a"):
                 pass
-        population = benchmark.population()
+        with Progress(sys.stderr).step(f"Taking {args.host_kv_gb:g} GB for KV"):
+            population = benchmark.population()
     warn_of_memory(
         sys.stderr, device=benchmark.device, model=benchmark.model, device_kv_tokens=benchmark.device_kv_tokens
     )
@@ -158,8 +161,8 @@ def _steady(args: argparse.Namespace, benchmark: OverlapBenchmark, population: P
 def _turns(benchmark: OverlapBenchmark) -> list[str]:
     """Return what `run` does in turn, for a person who waits."""
     rounds = range(1, benchmark.rounds + 1)
-    turns = (*benchmark.strategies, "measuring the host")
-    return ["measuring the host", *(f"round {it} of {benchmark.rounds}: {turn}" for it in rounds for turn in turns)]
+    turns = (*benchmark.strategies, MEASURING)
+    return [MEASURING, *(f"round {it} of {benchmark.rounds}: {turn}" for it in rounds for turn in turns)]
 
 
 def _batches(args: argparse.Namespace, benchmark: OverlapBenchmark, population: Population) -> None:
@@ -168,9 +171,10 @@ def _batches(args: argparse.Namespace, benchmark: OverlapBenchmark, population: 
     output = args.output or BATCH_OUTPUT
     if output >= 2 * benchmark.context:
         raise UserError(f"--output {output} leaves no prompt in a mean context of {benchmark.context}")
-    steps = 1 + len(args.requests) * (benchmark.rounds * len(POLICIES) + 1)
-    with Progress(sys.stderr).counting(steps, "batch") as advance:
-        served = list(run_batches(benchmark, population, args.requests, output=output, progress=lambda: advance()))
+    batches = [f"{name}, round {it}" for it in range(1, benchmark.rounds + 1) for name in POLICIES]
+    steps = [f"{size} requests: {step}" for size in args.requests for step in (*batches, MEASURING)]
+    with Progress(sys.stderr).through([MEASURING, *steps], "batch") as advance:
+        served = list(run_batches(benchmark, population, args.requests, output=output, progress=advance))
     _print(batch_rows(benchmark, served, output=output), print_batches, as_json=args.json)
 
 

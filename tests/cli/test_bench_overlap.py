@@ -1,5 +1,6 @@
 """`apex-jax bench overlap`: that it measures what it is told to. What the numbers are is no matter of tests."""
 
+import io
 import json
 
 import pytest
@@ -180,3 +181,19 @@ def test_mistakes(bench, arguments, message):
     assert (status, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_terminal_is_told_what_is_under_way(bench, monkeypatch):
+    """Every step has its name: none is left over, and none is missing at the end."""
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", terminal)
+    assert bench("--strategies", "device_only", "layer_sync")[0] == 0
+    said = terminal.getvalue()
+    for step in ("Taking 0.003 GB", "round 1 of 2: device_only", "round 2 of 2: layer_sync", "7/7", "done"):
+        assert step in said
+    terminal.truncate(0)
+    assert bench("--requests", "1", "3", "--output=20", "--rounds=1")[0] == 0
+    said = terminal.getvalue()
+    for step in ("1 requests: device_only, round 1", "3 requests: auto, round 1", "7/7", "done"):
+        assert step in said
