@@ -146,7 +146,8 @@ class EmulatedDevice:
             return None
         shape = self._shape
         heads = shape.num_heads + 2 * shape.num_kv_heads
-        return self._send(end, self._out_share * self._costs.hop(rows), (rows, heads, shape.head_dim))
+        leaving = (rows, heads, shape.head_dim)
+        return self._send(end, self._out_share * self._costs.hop(rows), leaving, layer=boundary, cohort=cohort)
 
     def attend(self, layer: int) -> None:
         """Run the device rows' attention of a layer."""
@@ -182,7 +183,7 @@ class EmulatedDevice:
         count, shape = self._moved(len(pages)), self._shape
         end = self._run("evict", self._copying(count), layer=layer, pages=len(pages))
         page = (shape.num_kv_heads, 2, self.buckets.page_size, shape.head_dim)
-        return self._send(end, self._moving(count), (count, *page))
+        return self._send(end, self._moving(count), (count, *page), layer=layer)
 
     def scatter(self, layer: int, pages: Sequence[int], tiles: Any) -> None:
         """Write pages of a layer once they have arrived."""
@@ -221,8 +222,10 @@ class EmulatedDevice:
         self._began_ns = self._began_ns or begin
         return end
 
-    def _send(self, after: int, seconds: float, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
-        _, arrival = self._to_host.run(0.0 if self.in_no_time else seconds, after)
+    def _send(self, after: int, seconds: float, shape: tuple[int, ...], **args: int) -> Callable[[], np.ndarray]:
+        begin, arrival = self._to_host.run(0.0 if self.in_no_time else seconds, after)
+        if self._recorder is not None:
+            self._recorder.span("transfers", "to host", begin, arrival, rows=shape[0], **args)
         return partial(_received, arrival, self._constant(shape))
 
     def _constant(self, shape: tuple[int, ...]) -> np.ndarray:

@@ -410,10 +410,8 @@ class Executor:
         recorder, args = self.recorder, {"layer": job.layer, "rows": job.rows}
         if job.kind == "attend":
             args["cohort"] = job.tag
-            # Most of it is the device's way to the boundary; the copy is small.
+            # Until the device is at the boundary, and its queries, keys and values have come.
             recorder.span("waits", "host waits", job.begun_ns, job.fetched_ns, **args)
-        elif job.kind == "store":
-            recorder.span("transfers", "to host", job.begun_ns, job.fetched_ns, **args)
         names = {"attend": "attention", "store": "evict", "load": "fetch"}
         recorder.span("host", names[job.kind], job.fetched_ns, job.computed_ns, **args)
         if job.kind != "store":

@@ -97,6 +97,7 @@ class JaxDevice:
         self._eos_token_ids = tuple(eos_token_ids)
         self._programs = build_programs(config, attention, buckets.page_size)
         self._clock: DeviceClock | None = None
+        self._recorder: Recorder | None = None
         self._shapes: set[tuple[Any, ...]] = set()
         self._new_shapes = False
         self.set_weights(weights)
@@ -153,6 +154,7 @@ class JaxDevice:
         if self._clock is not None:
             self._clock.finish()
         self._clock = None if recorder is None else DeviceClock(recorder)
+        self._recorder = recorder
 
     def _ran(
         self, name: str, result: jax.Array, began_ns: int, *, ends: Mapping[str, Any] | None = None, **args: Any
@@ -258,7 +260,7 @@ class JaxDevice:
         self._parked[cohort].x = x
         if passed is None:
             self._ran("linear", x, began, layer=min(boundary, self.num_layers - 1), **mark)
-        return None if qkv is None else self._fetched(qkv)
+        return None if qkv is None else self._fetched(qkv, layer=boundary, cohort=cohort)
 
     def attend(self, layer: int) -> None:
         """Run the device rows' attention of a layer."""
@@ -335,7 +337,7 @@ class JaxDevice:
     def gather(self, layer: int, pages: Sequence[int]) -> Callable[[], np.ndarray]:
         """Copy pages of a layer as they are now; the function returned waits for them, [M, K, 2, S, H] with padding."""
         ids = padded_pages(pages, self.buckets, padding=0)
-        return self._fetched(self._programs.gather(self._caches[layer], ids))
+        return self._fetched(self._programs.gather(self._caches[layer], ids), layer=layer)
 
     def scatter(self, layer: int, pages: Sequence[int], tiles: Any) -> None:
         """Write pages of a layer; `tiles` is what `deliver` returned for [M, K, 2, S, H]."""
@@ -368,9 +370,21 @@ class JaxDevice:
         noticed = clock.last_end() if clock is not None else None
         return time.perf_counter_ns() if noticed is None else noticed
 
-    def _fetched(self, array: jax.Array) -> Callable[[], np.ndarray]:
+    def _fetched(self, array: jax.Array, **args: int) -> Callable[[], np.ndarray]:
         array.copy_to_host_async()
-        return lambda: np.asarray(array)
+        recorder = self._recorder
+        if recorder is None:
+            return lambda: np.asarray(array)
+
+        def fetch() -> np.ndarray:
+            # The copy has begun by itself; what can be seen of it is what is left when somebody asks.
+            array.block_until_ready()
+            begin = time.perf_counter_ns()
+            copy = np.asarray(array)
+            recorder.span("transfers", "to host", begin, time.perf_counter_ns(), rows=len(copy), **args)
+            return copy
+
+        return fetch
 
     def _no_ends(self, count: int) -> jax.Array:
         return jnp.zeros((count, self.config.hidden_size), jnp.float32, device=self.device)

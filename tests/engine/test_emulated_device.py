@@ -157,7 +157,8 @@ class TestByHand:
             start = end.at_ns
 
     def test_a_cohort_goes_to_the_host_and_waits_for_it(self, clock):
-        device, start = make(), clock.now
+        device, start, recorder = make(), clock.now, Recorder(label="emulated")
+        device.record(recorder)
         plan = steady_plan("layer_sync", num_layers=LAYERS, device_rows=1, host_rows=3, length=100)
         cohort = plan.cohorts[0].id
         begin_steps(device, plan)
@@ -168,6 +169,9 @@ class TestByHand:
         arrives = left + round(0.4 * MS)
         assert sent().shape == (4, 8, 16)
         assert arrives <= clock.now <= arrives + 1000
+        (leaving,) = (span for span in recorder.trace().spans if span.track == "transfers")
+        assert (leaving.name, leaving.begin_ns, leaving.end_ns) == ("to host", left, arrives)
+        assert leaving.args == {"layer": 0, "cohort": cohort, "rows": 4}
         device.attend(0)
         clock.now = start + 20 * MS
         back = device.deliver(np.zeros((4, 4, 16), ml_dtypes.bfloat16))

@@ -41,8 +41,19 @@ def test_one_recording_at_a_time(make, prompts):
         with pytest.raises(RuntimeError, match="while another recording is open"), llm.recording():
             pass
         llm.generate(prompts, PARAMS, use_tqdm=False)
-    tracks = {span.track for span in recorder.trace().spans}
-    assert {"device", "host", "waits", "python"} <= tracks
+    spans = recorder.trace().spans
+    assert {"device", "host", "waits", "python"} <= {span.track for span in spans}
+    # The host takes up in order what comes over, and each job has its input before it begins.
+    jobs = sorted((span for span in spans if span.track == "host"), key=lambda span: span.begin_ns)
+    jobs = [span for span in jobs if span.name != "fetch"]
+    inputs = sorted((span for span in spans if span.name == "to host"), key=lambda span: span.begin_ns)
+    assert {span.track for span in inputs} == {"transfers"}
+    assert {span.name for span in jobs} == {"attention", "evict"}
+    for came, job in zip(inputs, jobs, strict=True):
+        assert came.end_ns <= job.begin_ns
+        assert [came.args.get(key) for key in ("layer", "rows", "cohort")] == [
+            job.args.get(key) for key in ("layer", "rows", "cohort")
+        ]
 
 
 def test_closing_says_so(make, prompts):
