@@ -29,7 +29,7 @@ class Rehearsal:
         course: what is done.
 
     Attributes:
-        now: seconds since the start; infinity once that is later than somebody wants to know.
+        now: seconds since the start; infinity once that is later than somebody wants to know, or nothing moves.
     """
 
     def __init__(
@@ -41,9 +41,9 @@ class Rehearsal:
         self._moving_s = moving_s
         # Every request fits alone, or it would not have been taken.
         everybody = (*roster.device, *roster.host, *roster.waiting)
-        longest = max((context + left for context, left in everybody), default=1)
+        longest = max((context + left - 1 for context, left in everybody), default=1)
         machine = Machine(
-            device_kv_tokens=max(room.device_tokens, longest + room.page_size),
+            device_kv_tokens=max(room.device_tokens, -(-longest // room.page_size) * room.page_size),
             host_kv_tokens=room.host_tokens,
             page_size=room.page_size,
             max_prefill_tokens=room.prompt_tokens,
@@ -86,7 +86,8 @@ class Rehearsal:
         if tiers.moved_tokens:
             seconds = max(seconds, busy + self._moving_s * tiers.moved_tokens)
         serving.end(step, seconds, step.iterations)
-        self.now = serving.now
+        moves = load.device_rows or load.prefill_tokens or turn.pace or tiers.moved_tokens
+        self.now = serving.now if moves else math.inf
 
 
 def _requests(roster: Roster) -> list[list[SimRequest]]:

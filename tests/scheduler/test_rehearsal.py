@@ -69,6 +69,12 @@ class TestByHand:
     def test_nothing_takes_no_time(self):
         assert ahead(Roster()).seconds(ALONE) == 0.0
 
+    def test_a_course_on_which_nothing_moves_never_ends(self):
+        """A request that is said to be longer than it may be, and waits for pages that there are not."""
+        room = Room(device_tokens=32, host_tokens=0, page_size=16, device_requests=2, prompt_tokens=512)
+        look = ahead(Roster(waiting=[(33, 0)]), room=room)
+        assert look.seconds(ALONE) == float("inf")
+
     def test_many_are_followed_in_groups(self):
         assert not Lookahead(CostModel(machine()).costs, Roster(waiting=[(9, 9)] * (SINGLE + 1)), ROOM).is_single
 
