@@ -86,8 +86,15 @@ def steady_rates(setups: Sequence[Setup]) -> list[Steady]:
 
 
 def steady_gains(setups: Sequence[Setup]) -> list[Gain]:
-    """Return the gains of the set-ups, and over host bandwidths for every amount of KV on the device."""
-    return [gain for steady in (*map(steady_at, setups), *steady_rates(setups)) for gain in _gains(steady)]
+    """Return the gains of the set-ups, and at other host bandwidths for every amount of KV on the device."""
+    own = [steady_at(setup) for setup in setups]
+    known = {_machine(each) for each in own}
+    others = [each for each in steady_rates(setups) if _machine(each) not in known]
+    return [gain for each in (*own, *others) for gain in _gains(each)]
+
+
+def _machine(steady: Steady) -> tuple[str, int, float]:
+    return steady.machine, steady.device_kv_tokens, steady.host_gb_per_s
 
 
 def _gains(steady: Steady) -> Iterator[Gain]:

@@ -59,7 +59,7 @@ def claim_lines(found: Sequence[Comparison]) -> Iterator[str]:
     for comparison in found:
         claim = comparison.claim
         paper = f"to {claim.high:g}" if claim.low is None else f"{claim.low:g}..{claim.high:g}"
-        bands = (f"{low:.0f}..{high:.0f}" for low, high in (comparison.nominal, comparison.band))
+        bands = (f"{round(low)}..{round(high)}" for low, high in (comparison.nominal, comparison.band))
         counted = f"{len(comparison.inside)}/{len(comparison.gains)}"
         yield (
             f"{claim.text[:72]:<72} {paper:>9} {next(bands):>13} {next(bands):>13} {counted:>9}  {comparison.verdict}"

@@ -81,6 +81,7 @@ def test_what_lies_in_the_range_is_counted_and_named(tmp_path):
     assert (row["all_in_range"], row["all_simulated"]) == ("1", "5")
     assert row["in_range"] == "long on T4, nominal: 50.0"
     lines = list(claim_lines([found]))
+    assert " 3..50 " in lines[2]
     assert " 1/5  reproduced" in lines[2]
     assert len([line for line in lines if line.startswith("not simulated")]) == len(CLAIMS) - 1
 
@@ -131,3 +132,12 @@ def test_decoding_for_ever_on_a_t4():
     by_hand = 100 * (rates["async_overlap"] / rates["asymmetric_pipelining"] - 1)
     found = {gain.over: gain.percent for gain in steady_gains([setup]) if gain.setup == setup.label}
     assert found["overlap"] == pytest.approx(by_hand)
+
+
+def test_no_machine_counts_twice_in_steady_decoding():
+    """Each has 2 amounts of KV at 11 host bandwidths, 4 of these 22 in a set-up of their own: on the T4 120, 45, 20 and
+    45 GB/s, on the A10 190, 60, 30 and 60 GB/s."""
+    overlap = [gain for gain in steady_gains(setups()) if gain.over == "overlap"]
+    for machine in ("T4", "A10"):
+        assert len({gain.setup for gain in overlap if gain.machine == machine}) == 22
+    assert len(overlap) == 44
