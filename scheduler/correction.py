@@ -70,7 +70,7 @@ class Correction:
         self._logs = [0.0 for _ in TERMS]
         doubt = self._trust.profile**2
         self._covariance = [[doubt if i == j else 0.0 for j in TERMS] for i in TERMS]
-        self._surprises = {"device": 0, "host": 0, "iteration": 0}
+        self._surprises: dict[str, list[float]] = {"device": [], "host": [], "iteration": []}
 
     @property
     def factors(self) -> Terms:
@@ -113,7 +113,9 @@ class Correction:
         reached = [sum(row[j] * shares[j] for j in TERMS) for row in self._covariance]
         variance = sum(shares[i] * reached[i] for i in TERMS) + trust.noise**2
         most = trust.outlier * math.sqrt(variance)
-        if self._surprised(what, error, most):
+        believed = self._believed(what, error, most)
+        if believed is not None:
+            error = believed
             for i in TERMS:
                 self._covariance[i][i] += shares[i] * trust.profile**2
             reached = [sum(row[j] * shares[j] for j in TERMS) for row in self._covariance]
@@ -125,15 +127,17 @@ class Correction:
             for j in TERMS:
                 self._covariance[i][j] -= reached[i] * reached[j] / variance
 
-    def _surprised(self, what: str, error: float, most: float) -> bool:
-        """Whether a measurement beyond `most` has to be believed, since those before it said the same."""
+    def _believed(self, what: str, error: float, most: float) -> float | None:
+        """Return the least of the last errors where so many were beyond `most` to the same side; None otherwise."""
         before = self._surprises[what]
         if abs(error) <= most:
-            self._surprises[what] = 0
-            return False
-        sign = 1 if error > 0 else -1
-        self._surprises[what] = count = before + sign if before * sign > 0 else sign
-        if abs(count) < self._trust.patience:
-            return False
-        self._surprises[what] = 0
-        return True
+            before.clear()
+            return None
+        if before and before[-1] * error < 0:
+            before.clear()
+        before.append(error)
+        if len(before) < self._trust.patience:
+            return None
+        least = min(before, key=abs)
+        before.clear()
+        return least

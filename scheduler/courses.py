@@ -90,7 +90,9 @@ class Courses:
         self._factors: Terms | None = None
 
     def is_due(self, situation: Situation, factors: Terms) -> bool:
-        """Whether so much has changed since the last thought that another is worth it."""
+        """Whether so much has changed since the last thought that another is worth it; not before that has ended."""
+        if self._thought is not None:
+            return False
         work = situation.remaining_tokens + situation.waiting_output
         if self._factors is None or abs(work - self._work) > PROGRESS * self._work:
             return True

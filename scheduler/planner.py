@@ -152,7 +152,10 @@ class Planner:
 
     def _think(self, situation: Situation, *, begins: bool) -> None:
         """Begin to compare courses: every strategy with all requests on board, and with as many as the host keeps in
-        pace with. Where decisions take time, rates are compared in one and the requests are gathered in the next."""
+        pace with, alone there or in turns with the others.
+
+        Where decisions take time, rates are compared in one and the requests are gathered in the next.
+        """
         costs, limit = self.model.costs, self.options.max_host_requests
         if not self._weighed:
             self._basis = self.choose(situation, begins=begins)
@@ -174,6 +177,7 @@ class Planner:
                 courses.append(Course(strategy, limit, limit, cohorts, rests=True))
             if best is not None and 0 < best.riding < everybody:
                 courses.append(Course(strategy, best.riding, best.riding, cohorts))
+                courses.append(Course(strategy, limit, best.riding, cohorts))
         assert situation.roster is not None
         self._courses.begin(situation, costs, self._room(situation), courses)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -66,15 +67,25 @@ def decode(text: str) -> Profile:
     """
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ProfileError(f"this is not whole JSON: {error}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         found = values.get("format") if isinstance(values, dict) else type(values).__name__
         raise ProfileError(f"format is {found!r}; {FORMAT!r} is needed")
     values.pop("format")
+    _check_numbers(values)
     _check_names("a profile", values, {field.name for field in fields(Profile)})
     read = {name: _read(name, value, READERS.get(name)) for name, value in values.items()}
     return _make(Profile, "a profile", read)
+
+
+def _check_numbers(value: Any) -> None:
+    """Refuse whole numbers that no float holds, which everything else takes for granted."""
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            _check_numbers(part)
+    elif isinstance(value, int) and abs(value) > sys.float_info.max:
+        raise ProfileError(f"a number of {len(str(value))} digits is too large")
 
 
 def _plain(value: Any) -> Any:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from .candidates import FIRST_SHARES
 from .forecast import next_load
 from .journey import Course
 from .pacing import Pacing
 from .plan import Strategy
 from .policy import Decision, Situation
+
+FEWER = (1.0, 0.75, 0.5, 0.25)
+"""Parts of the host rows that may ride in an iteration in which not all of them have to."""
 
 
 def riding(course: Course, situation: Situation, pacing: Pacing, *, begins: bool) -> Decision:
@@ -26,7 +32,8 @@ def riding(course: Course, situation: Situation, pacing: Pacing, *, begins: bool
         return Decision(strategy=strategy, lanes=_spaced(course, rows, situation), max_host_requests=course.most)
     first = (rows + 1) // 2 if strategy == "asymmetric_pipelining" else rows
     if situation.device_rows and (course.rests or (situation.prefill_tokens and begins)):
-        strategy, first = _where_it_pays(strategy, situation, rows, pacing, begins=begins)
+        fewer = FEWER if course.rests else FEWER[:1]
+        strategy, rows, first = _where_it_pays(strategy, situation, rows, pacing, fewer=fewer, begins=begins)
     if strategy == "device_only":
         return Decision(strategy="device_only", max_host_requests=course.most)
     lanes = (first, rows - first) if first < rows else (rows,)
@@ -42,9 +49,10 @@ def _spaced(course: Course, rows: int, situation: Situation) -> tuple[int, ...]:
 
 
 def _where_it_pays(
-    strategy: Strategy, situation: Situation, riding: int, pacing: Pacing, *, begins: bool
-) -> tuple[Strategy, int]:
-    """Return whether host rows that go through all layers ride in this iteration, and the rows of the first cohort.
+    strategy: Strategy, situation: Situation, most: int, pacing: Pacing, *, fewer: Sequence[float], begins: bool
+) -> tuple[Strategy, int, int]:
+    """Return whether host rows that go through all layers ride in this iteration, how many, and of them in the first
+    cohort.
 
     Time for prompts counts as the tokens that the device would make in it, see `Candidate`.
     """
@@ -57,7 +65,10 @@ def _where_it_pays(
     shares = (1.0,)
     if strategy == "asymmetric_pipelining":
         shares = FIRST_SHARES if load.prefill_tokens else FIRST_SHARES[:1]
-    seconds, share = min((pacing.seconds(strategy, rows, kv, riding, length, prompt, each)[0], each) for each in shares)
-    if (tokens + riding) / seconds < tokens / alone:
-        return "device_only", 0
-    return strategy, max(1, round(riding * share))
+    best, riding, first = tokens / alone, 0, 0
+    for count in dict.fromkeys(math.ceil(most * part) for part in fewer):
+        for share in shares:
+            seconds = pacing.seconds(strategy, rows, kv, count, length, prompt, share)[0]
+            if (tokens + count) / seconds >= best:
+                best, riding, first = (tokens + count) / seconds, count, max(1, round(count * share))
+    return (strategy, riding, first) if riding else ("device_only", 0, 0)

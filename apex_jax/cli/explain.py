@@ -93,6 +93,7 @@ def _situation(args: argparse.Namespace, num_layers: int) -> Situation:
         waiting=args.waiting,
         waiting_tokens=args.waiting * args.context,
         waiting_first=args.context,
+        waiting_output=args.waiting * args.remaining,
         remaining_tokens=running * args.remaining,
         host_remaining_tokens=args.host_requests * args.remaining,
         free_device_tokens=args.free_device_tokens,
