@@ -7,10 +7,10 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-MOST = 10
+MOST = 48
 """Groups of requests on one side at most."""
 
-MOST_WAITING = 24
+MOST_WAITING = 128
 """Groups of waiting requests at most."""
 
 Lengths = Sequence[tuple[int, int]]
