@@ -66,8 +66,8 @@ def decode_attention(
     Raises:
         TypeError, ValueError: types or shapes that do not fit, at trace time.
         jax.errors.JaxRuntimeError: from the native kernel when a length exceeds the page table or a visible page id is
-            out of range; nothing has been written then. JAX makes it a ValueError where it runs a program at once. The
-            "jax" implementation gives NaN for such a row.
+            out of range; nothing has been written then, but a donated cache is gone. JAX makes it a ValueError where it
+            runs a program at once. The "jax" implementation gives NaN for such a row.
     """
     _check(q, kv, page_table, lengths, new_kv)
     _check_options(scale, sliding_window, logit_softcap, max_threads)

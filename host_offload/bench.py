@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import os
 import statistics
 import time
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import native_library
-from .attention import Implementation, decode_attention
+from .attention import NATIVE_MAX_WIDTH, NATIVE_WIDTH_UNIT, Implementation, decode_attention
 from .cache import advise_huge_pages
 
 SHAPES = ((32, 32, 128), (32, 8, 128), (32, 8, 64), (9, 3, 64))
@@ -33,10 +34,13 @@ class AttentionBenchmark:
     """What to measure.
 
     The pool is read in turn from one end to the other, so it must be several times the last-level cache: a decode step
-    finds every layer's KV cold.
+    finds every layer's KV cold. Implementations are those that are there if None; those that are named must be.
+
+    Raises:
+        ValueError: something does not exist, is not installed, or does not fit into the pool.
     """
 
-    implementations: Sequence[str] = IMPLEMENTATIONS
+    implementations: Sequence[str] | None = None
     shapes: Sequence[tuple[int, int, int]] = SHAPES
     cases: Sequence[str] = tuple(CASES)
     dtypes: Sequence[str] = ("bfloat16", "float32", "float16")
@@ -46,7 +50,7 @@ class AttentionBenchmark:
 
     def __post_init__(self):
         for name, allowed in (
-            ("implementations", IMPLEMENTATIONS),
+            *((("implementations", IMPLEMENTATIONS),) if self.implementations is not None else ()),
             ("cases", CASES),
             ("dtypes", ("bfloat16", "float32", "float16")),
         ):
@@ -57,6 +61,23 @@ class AttentionBenchmark:
             raise ValueError(
                 f"repeats is {self.repeats}, pool_bytes {self.pool_bytes}: at least 1 and 1 MiB are needed"
             )
+        absent = [name for name in self.implementations or () if not _is_available(name)]
+        if absent:
+            raise ValueError(f"{', '.join(absent)} cannot be measured, it is not installed here")
+        for heads, kv_heads, width in self.shapes:
+            if width % NATIVE_WIDTH_UNIT or width > NATIVE_MAX_WIDTH:
+                raise ValueError(
+                    f"head width {width} of {heads}/{kv_heads}/{width} cannot be compared: the native kernel takes "
+                    f"multiples of {NATIVE_WIDTH_UNIT} up to {NATIVE_MAX_WIDTH}"
+                )
+            for case, dtype in itertools.product(self.cases, self.dtypes):
+                page = kv_heads * 2 * PAGE_SIZE * width * jnp.dtype(dtype).itemsize
+                needed = page * sum(-(-length // PAGE_SIZE) for length in CASES[case])
+                if needed > self.pool_bytes:
+                    raise ValueError(
+                        f"case {case} of {heads}/{kv_heads}/{width} in {dtype} reads {needed / 1e6:.0f} MB of KV, more "
+                        f"than the {self.pool_bytes / 1e6:.0f} MB that are measured on"
+                    )
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads is {self.threads}, it must be at least 1, or None")
 
@@ -68,7 +89,8 @@ def run(benchmark: AttentionBenchmark) -> Iterator[dict[str, Any]]:
     median of the quotients. `max_error` is the largest error against float64 on the same rounded inputs, relative to
     the largest output.
     """
-    available = [name for name in benchmark.implementations if _is_available(name)]
+    named = benchmark.implementations
+    available = [name for name in IMPLEMENTATIONS if _is_available(name)] if named is None else named
     for heads, kv_heads, width in benchmark.shapes:
         for dtype in benchmark.dtypes:
             pool = random_pool(benchmark.pool_bytes, kv_heads, width, dtype)
@@ -99,8 +121,10 @@ def print_rows(rows: Iterator[dict[str, Any]], write: Callable[[str], object]) -
 
 def print_latencies(shapes: Sequence[tuple[int, int, int]], write: Callable[[str], object]) -> None:
     """Write the time of the smallest call for each shape."""
+    name = "native" if native_library.load() is not None else "jax"
     for shape in shapes:
-        write(f"smallest call (1 row, 64 tokens, appended) {'/'.join(map(str, shape))}: {latency_us(shape):.1f} us")
+        label = "/".join(map(str, shape))
+        write(f"smallest call ({name}, 1 row, 64 tokens, appended) {label}: {latency_us(shape):.1f} us")
 
 
 def latency_us(shape: tuple[int, int, int] = SHAPES[-1], repeats: int = 2000) -> float:

@@ -127,7 +127,8 @@ def read_pages(kv: jax.Array, pages: jax.Array, into: jax.Array | None = None) -
 
     Args:
         kv: one layer [P, K, 2, S, H].
-        pages: int32 [M]; negative ids give zeros, so that M can be a fixed bucket.
+        pages: int32 [M]; negative ids give zeros, so that M can be a fixed bucket. Ids from P on make the native
+            kernel raise; plain JAX, which cannot look at them, gives zeros.
         into: an array like the result, whose memory is used for it: donate it to the jitted caller. A new result's
             memory has to be cleared by the system page by page before it can be written, which takes several times as
             long as the copy.
@@ -153,7 +154,9 @@ def write_pages(kv: jax.Array, pages: jax.Array, tiles: jax.Array) -> jax.Array:
 
     Args:
         kv: one layer [P, K, 2, S, H].
-        pages: int32 [M], no id twice; negative ids drop the tile.
+        pages: int32 [M], no id twice; negative ids drop the tile. Ids from P on make the native kernel raise, before
+            anything is written; plain JAX, which cannot look at them, drops the tile. A donated `kv` is gone after an
+            error.
         tiles: [M, K, 2, S, H] in the type of `kv`.
 
     Returns:

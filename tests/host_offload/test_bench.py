@@ -25,3 +25,22 @@ def test_rows_name_what_was_measured():
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="implementations has"):
         bench.AttentionBenchmark(implementations=("numpy",))
+
+
+def test_what_is_not_installed_is_refused_where_it_is_named(monkeypatch):
+    monkeypatch.setattr(bench.native_library, "load", lambda: None)
+    with pytest.raises(ValueError, match="native cannot be measured, it is not installed here"):
+        bench.AttentionBenchmark(implementations=("native", "jax"))
+    assert bench.AttentionBenchmark().implementations is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((8, 8, 40), "head width 40 of 8/8/40 cannot be compared"),
+        ((512, 512, 256), "case 8x2048 of 512/512/256 in float32 reads 17180 MB of KV, more than the 537 MB"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is(shape, message):
+    with pytest.raises(ValueError, match=message):
+        bench.AttentionBenchmark(shapes=(shape,), cases=("8x2048",), dtypes=("float32",))
