@@ -31,7 +31,8 @@ class RunSummary:
         strategy: as it was asked for.
         device_tokens, host_tokens: output tokens by the side on which their attention was computed.
         evictions, landings: times a request's KV moved to the host, and back.
-        wait_seconds: time in which the device is known to have had nothing to do until a result of the host came.
+        device_utilisation, host_utilisation, wait_seconds, host_seconds, move_seconds: as in `EngineStats`, since the
+            engine was made.
     """
 
     requests: int
@@ -52,7 +53,11 @@ class RunSummary:
     host_tokens: int
     evictions: int
     landings: int
+    device_utilisation: float | None
+    host_utilisation: float | None
     wait_seconds: float
+    host_seconds: float
+    move_seconds: float
 
     @property
     def tokens_per_s(self) -> float:
@@ -93,6 +98,7 @@ def summarise(llm: LLM, served: Served, *, load_seconds: float) -> RunSummary:
     """
     every = [output.metrics for output in served.outputs if output.metrics is not None]
     times = [metrics.time_to_first_token for metrics in every]
+    stats = llm.stats()
     first_token_times = [seconds for seconds in times if seconds is not None]
     return RunSummary(
         requests=len(served.outputs),
@@ -101,7 +107,7 @@ def summarise(llm: LLM, served: Served, *, load_seconds: float) -> RunSummary:
         seconds=served.seconds,
         load_seconds=load_seconds,
         time_to_first_token=median(first_token_times) if first_token_times else None,
-        preemptions=llm.stats().preemptions,
+        preemptions=stats.preemptions,
         device=f"{llm.device.platform}:{llm.device.id}",
         device_kind=llm.device.device_kind,
         attention=llm.attention_name,
@@ -113,7 +119,11 @@ def summarise(llm: LLM, served: Served, *, load_seconds: float) -> RunSummary:
         host_tokens=sum(metrics.host_tokens for metrics in every),
         evictions=sum(metrics.evictions for metrics in every),
         landings=sum(metrics.landings for metrics in every),
-        wait_seconds=llm.stats().wait_seconds,
+        device_utilisation=stats.device_utilisation,
+        host_utilisation=stats.host_utilisation,
+        wait_seconds=stats.wait_seconds,
+        host_seconds=stats.host_seconds,
+        move_seconds=stats.move_seconds,
     )
 
 

@@ -47,6 +47,20 @@ def test_json_says_everything(generate, stories):
     assert summary["device"].startswith(("cpu:", "gpu:", "cuda:"))
 
 
+def test_json_says_what_the_sides_did(generate, stories):
+    options = ("--model", stories, "--max-tokens=12", "--ignore-eos", "--temperature=0", "--max-num-seqs=1")
+    prompts = ("Once upon a time", "The dog", "Tom")
+    hosted = generate(*options, "--host-kv-bytes=1M", "--max-host-seqs=2", "--strategy=layer_sync", *prompts)["summary"]
+    assert hosted["device_tokens"] + hosted["host_tokens"] == hosted["output_tokens"]
+    assert min(hosted["host_tokens"], hosted["evictions"], hosted["host_seconds"], hosted["move_seconds"]) > 0
+    assert hosted["host_seconds"] + hosted["move_seconds"] < hosted["seconds"]
+    for side in ("device", "host"):
+        assert 0 < hosted[f"{side}_utilisation"] <= 1
+    alone = generate(*options, *prompts)["summary"]
+    assert [alone[name] for name in ("host_seconds", "move_seconds", "wait_seconds")] == [0, 0, 0]
+    assert (alone["device_utilisation"], alone["host_utilisation"]) == (1, 0)
+
+
 def test_text_is_the_same_streamed_or_not(command, generate, stories):
     arguments = ("--model", stories, "--seed=9", "--max-tokens=20", "--stop=.", "Once upon a time", "The dog")
     texts = [request["outputs"][0]["text"] for request in generate(*arguments)["requests"]]
