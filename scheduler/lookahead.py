@@ -19,7 +19,7 @@ from .roster import MOST, MOST_WAITING, Roster, grouped
 PHASES = 24
 """Phases of a course that take less than half a millisecond."""
 
-SINGLE = 256
+SINGLE = 512
 """Requests up to which each is followed by itself."""
 
 
