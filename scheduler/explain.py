@@ -23,9 +23,9 @@ SHOWN = 5
 
 def explain(planner: Planner) -> str:
     """Return the last decision and what led to it, as text of one screen."""
-    if not planner.choices:
+    choice = planner.latest()
+    if choice is None:
         return "No decision has been made yet."
-    choice = planner.choices[-1]
     lines = [*_machine(planner.model), "", _requests(choice.situation), ""]
     rows = choice.situation.host_rows
     title = f"with the {rows} host requests that exist" if rows else "no request is on the host"

@@ -83,6 +83,19 @@ class Planner:
         self._basis: Choice | None = None
         self._weighed = False
         self._pacing = Pacing(model.costs)
+        self._asked: tuple[Situation, Decision, bool] | None = None
+
+    def latest(self) -> Choice | None:
+        """Return the last decision with predictions for what there was then; None if there has been none.
+
+        While a course is kept to, predictions are made only when it is thought over: they are made anew here.
+        """
+        if self._asked is None or not self.choices:
+            return None
+        situation, decision, begins = self._asked
+        last = self.choices[-1]
+        fresh = self.choose(situation, begins=begins)
+        return replace(fresh, decision=decision, reason=last.reason, courses=last.courses)
 
     def decide(self, situation: Situation) -> Decision:
         """Return the decision for the next plan, the last one again if nothing has changed much since."""
@@ -104,6 +117,7 @@ class Planner:
             if self.choices and self.choices[-1].decision.strategy == choice.decision.strategy:
                 self.choices.pop()
             self.choices.append(choice)
+        self._asked = situation, self._last, begins
         return self._last
 
     def _keep_course(self, situation: Situation) -> Decision:
@@ -114,6 +128,7 @@ class Planner:
         self._prompts = self._prompts.after(next_load(situation, begins=begins), situation, first=self._basis is None)
         if self._starving(situation):
             self.choices.append(self.choose(situation, begins=begins))
+            self._asked = situation, self._last, begins
             return self._last
         if self._fits(situation):
             self._courses.forget()
@@ -126,6 +141,7 @@ class Planner:
         course = self._courses.present or ALONE
         decision = riding(course, situation, self._pacing, begins=begins)
         self._record(situation, course, decision, begins=begins)
+        self._asked = situation, decision, begins
         return decision
 
     def _record(self, situation: Situation, course: Course, decision: Decision, *, begins: bool) -> None:

@@ -90,9 +90,21 @@ class TestDecisions:
         assert "until the last request ends" in text
         assert "times sooner than on the device alone" in text
 
+    def test_it_tells_of_the_requests_there_are_now(self):
+        """Not of those that there were when courses were last compared."""
+        got = planner(phases_at_once=10**6)
+        got.decide(FULL)
+        got.decide(replace(FULL, device_kv_tokens=171, host_rows=3, host_kv_tokens=57))
+        latest = got.latest()
+        assert latest is not None
+        assert (latest.situation.device_kv_tokens, latest.situation.host_rows) == (171, 3)
+        assert latest.courses == got.choices[-1].courses != {}
+        assert max(each.riding for each in latest.candidates.values()) == 3
+        assert "10 with 171 tokens of KV" in explain(got)
+
     def test_prompts_that_find_no_room_on_the_host_do_not_begin(self):
-        """Host memory is full, so nothing makes room for who waits: rows ride in halves, as without prompts, and as many
-        of the 20 as the host keeps in pace with."""
+        """Host memory is full, so nothing makes room for who waits: rows ride in halves, as without prompts, as many of
+        the 20 as the host keeps in pace with."""
         profile = machine(layers=4, device_token=0.02, host_token=0.0115, pair=3.0)
         full = replace(
             FULL,
