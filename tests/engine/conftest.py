@@ -33,6 +33,8 @@ def shared_programs():
     original, first, sized = functools.cache(apex_jax.jax_device.build_programs), {}, {}
 
     def build(config, attention, page_size):
+        # They take layers as arguments, so that models of any depth share them.
+        config = config.replace(num_hidden_layers=1)
         built = original(config, attention, page_size)
         of_model, of_size = first.setdefault(config, built), sized.setdefault((config, page_size), built)
         return dataclasses.replace(
