@@ -25,14 +25,14 @@ DOUBT = 0.03
 """Gain over the present course below which it is kept: what looking ahead with groups is often off by. Also the change
 of a factor of the cost model that is worth a thought."""
 
+LITTLE = 0.005
+"""The gain below which the present course is kept where every request was followed by itself."""
+
 SOON = 48
 """Decisions over which a thought may be spread: what it is about changes meanwhile."""
 
 PHASES_A_REQUEST = 18
 """Phases that a thought takes for each request that is followed by itself, in all courses together."""
-
-LITTLE = 0.005
-"""The same where every request was followed by itself."""
 
 
 @dataclass(slots=True)

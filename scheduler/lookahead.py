@@ -9,6 +9,7 @@ requests in place of each of them where there are many (see `journey`).
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 from .costs import Costs
 from .journey import Course, Journey, Room, Start
@@ -37,24 +38,30 @@ class Lookahead:
     """
 
     def __init__(self, costs: Costs, roster: Roster, room: Room, *, single: int = SINGLE) -> None:
-        self._roster = roster
         self.is_single = roster.requests <= single
-        self._start = Start(
-            pacing=Pacing(costs),
-            num_layers=costs.num_layers,
-            moving_s=costs.migration(1),
-            room=room,
-            device=grouped(roster.device, MOST),
-            host=grouped(roster.host, MOST),
-            waiting=grouped(roster.waiting, MOST_WAITING),
-        )
+        self._roster = roster
+        self._room = room
+        self._pacing = Pacing(costs)
+        self._num_layers = costs.num_layers
+        self._moving_s = costs.migration(1)
 
     def begin(self, course: Course) -> Journey | Rehearsal:
         """Return a course to follow step by step."""
         if self.is_single:
-            start = self._start
-            return Rehearsal(start.pacing, start.num_layers, start.moving_s, start.room, self._roster, course)
+            return Rehearsal(self._pacing, self._num_layers, self._moving_s, self._room, self._roster, course)
         return Journey(self._start, course)
+
+    @cached_property
+    def _start(self) -> Start:
+        return Start(
+            pacing=self._pacing,
+            num_layers=self._num_layers,
+            moving_s=self._moving_s,
+            room=self._room,
+            device=grouped(self._roster.device, MOST),
+            host=grouped(self._roster.host, MOST),
+            waiting=grouped(self._roster.waiting, MOST_WAITING),
+        )
 
     def seconds(self, course: Course, within: float = math.inf) -> float:
         """Return when the last request ends; infinity if that is later than `within`."""

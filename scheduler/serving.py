@@ -82,18 +82,16 @@ class Serving:
     Args:
         machine: the memory there is.
         num_layers: L.
-        longest: iterations taken in one step at most.
 
     Attributes:
         now: seconds since the start.
         tiers: the requests that have arrived.
     """
 
-    def __init__(self, machine: Machine, num_layers: int, *, longest: int = LONGEST_STEP) -> None:
+    def __init__(self, machine: Machine, num_layers: int) -> None:
         self.now = 0.0
         self.tiers = Tiers(machine)
         self._layers = num_layers
-        self._longest = longest
         self._last_pace = 1.0
         self._undecided = 0
 
@@ -150,7 +148,7 @@ class Serving:
         tiers = self.tiers
         if tiers.prefill_tokens or tiers.prefilling or tiers.landing or tiers.moved_tokens:
             return 1
-        count = self._longest
+        count = LONGEST_STEP
         if decoding:
             count = min(count, int(tiers.device.next_end - tiers.device.clock))
             count = min(count, tiers.device.growth_within(count, tiers.free))
