@@ -199,8 +199,6 @@ class _Problem:
             for row, run_of_ids in enumerate(np.split(layer, np.cumsum(pages)[:-1])):
                 table[row, : len(run_of_ids)] = run_of_ids
             tables.append(jnp.asarray(table))
-        if not tables:
-            raise ValueError(f"{sum(pages)} pages are needed, the pool has {len(pool)}: make pool_bytes larger")
         q = jax.random.normal(jax.random.key(1), (len(lengths), heads, pool.shape[-1]), pool.dtype)
         token_bytes = pool.nbytes // (len(pool) * PAGE_SIZE)
         return _Problem(

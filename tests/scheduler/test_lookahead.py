@@ -10,7 +10,7 @@ from apex_jax.scheduler.candidates import even
 from apex_jax.scheduler.catalogue import Catalogue
 from apex_jax.scheduler.experiment import Experiment
 from apex_jax.scheduler.journey import ALONE, Course, Room
-from apex_jax.scheduler.lookahead import Lookahead
+from apex_jax.scheduler.lookahead import SINGLE, Lookahead
 from apex_jax.scheduler.pacing import Pacing
 from apex_jax.scheduler.plan import STRATEGIES
 from apex_jax.scheduler.roster import grouped
@@ -29,18 +29,20 @@ class TestByHand:
     def test_one_request(self):
         assert ahead(Roster(device=[(10, 7)])).seconds(ALONE) == pytest.approx(7 * 4)
 
-    def test_a_prompt_gives_the_first_token(self):
-        assert ahead(Roster(waiting=[(10, 7)])).seconds(ALONE) == pytest.approx(7 * 4)
+    @pytest.mark.parametrize("single", [0, SINGLE])
+    def test_a_prompt_gives_the_first_token(self, single):
+        assert ahead(Roster(waiting=[(10, 7)]), single=single).seconds(ALONE) == pytest.approx(7 * 4)
 
     def test_attention_grows_with_the_context(self):
         """0.1 s a token; the middle of 20 contexts from 10 on, to which a step's half is added, is 20."""
         seconds = ahead(Roster(device=[(10, 20)]), device_token=0.1).seconds(ALONE)
         assert seconds == pytest.approx(20 * (4 + 0.1 * 20))
 
-    def test_those_that_do_not_fit_take_another_wave(self):
+    @pytest.mark.parametrize("single", [0, SINGLE])
+    def test_those_that_do_not_fit_take_another_wave(self, single):
         """Pages for two of four: 30 iterations after a prompt's, twice."""
         room = Room(device_tokens=160, host_tokens=1600, page_size=16, device_requests=2, prompt_tokens=512)
-        look = ahead(Roster(waiting=[(16, 31)] * 4), room=room)
+        look = ahead(Roster(waiting=[(16, 31)] * 4), room=room, single=single)
         assert look.seconds(ALONE) == pytest.approx(2 * 31 * 4)
 
     def test_with_a_host_one_wave_is_enough(self):
@@ -66,8 +68,9 @@ class TestByHand:
         assert look.seconds(ALONE, within=27) == float("inf")
         assert look.seconds(ALONE, within=29) == pytest.approx(28)
 
-    def test_nothing_takes_no_time(self):
-        assert ahead(Roster()).seconds(ALONE) == 0.0
+    @pytest.mark.parametrize("single", [0, SINGLE])
+    def test_nothing_takes_no_time(self, single):
+        assert ahead(Roster(), single=single).seconds(ALONE) == 0.0
 
 
 class TestGroups:

@@ -30,19 +30,10 @@ def ahead(roster, *, room=ROOM, **times):
 
 
 class TestByHand:
-    def test_a_prompt_gives_the_first_token(self):
-        assert ahead(Roster(waiting=[(10, 7)])).seconds(ALONE) == pytest.approx(7 * 4)
-
     def test_attention_grows_with_the_context(self):
         """0.1 s a token, 20 contexts from 10 to 29."""
         seconds = ahead(Roster(device=[(10, 20)]), device_token=0.1).seconds(ALONE)
         assert seconds == pytest.approx(20 * 4 + 0.1 * sum(range(10, 30)))
-
-    def test_those_that_do_not_fit_take_another_wave(self):
-        """Slots for two of four: 30 iterations after a prompt's, twice."""
-        room = Room(device_tokens=160, host_tokens=1600, page_size=16, device_requests=2, prompt_tokens=512)
-        look = ahead(Roster(waiting=[(16, 31)] * 4), room=room)
-        assert look.seconds(ALONE) == pytest.approx(2 * 31 * 4)
 
     def test_a_longest_request_fits_whatever_the_room(self):
         """Nothing could be followed to its end otherwise."""
@@ -65,9 +56,6 @@ class TestByHand:
         assert course.go_on(6, 1000) == 4
         assert (course.now, course.is_over) == (pytest.approx(7 * 4), True)
         assert look.seconds(ALONE, within=27) == float("inf")
-
-    def test_nothing_takes_no_time(self):
-        assert ahead(Roster()).seconds(ALONE) == 0.0
 
     def test_a_course_on_which_nothing_moves_never_ends(self):
         """A request that is said to be longer than it may be, and waits for pages that there are not."""
