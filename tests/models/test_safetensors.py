@@ -258,8 +258,12 @@ print(status("VmHWM") - before, sum(leaf.nbytes for leaf in jax.tree.leaves(weig
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's peak memory counter")
 def test_loading_holds_one_copy_of_the_model(tmp_path):
-    """Peak resident memory, mapped file pages included: the model, plus a fused matrix and what it is made of."""
-    settings = SETTINGS | {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4}
+    """Peak resident memory, mapped file pages included, stays well below a second copy of the model.
+
+    A fused matrix, what it is made of and its sources account for three times its size; compiling and buffers that the
+    runtime frees a moment later for up to another 120 MiB.
+    """
+    settings = SETTINGS | {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8}
     small = write_sharded(tmp_path / "small", draw(SETTINGS))
     shapes = checkpoint_shapes(LlamaConfig.from_hf(settings))
     large = write(tmp_path / "large", {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, settings)
@@ -268,5 +272,6 @@ def test_loading_holds_one_copy_of_the_model(tmp_path):
     )
     peak, model = (int(value) for value in outcome.stdout.split())
     gate_up = 2 * 4096 * 1024 * jnp.dtype("float32").itemsize
-    assert model < peak < model + 3 * gate_up + (32 << 20)
-    assert 3 * gate_up + (32 << 20) < 0.7 * model
+    beside = 3 * gate_up + (128 << 20)
+    assert model < peak < model + beside
+    assert beside < 0.5 * model
