@@ -37,7 +37,11 @@ class EngineOptions:
             iteration. Without a host tier there is only "device_only", and "auto" means that.
         num_cohorts: groups in which the host requests of "async_overlap" advance, each at another layer; with "auto"
             the cost model chooses.
-        max_time_per_token: with "auto", seconds above which a strategy's predicted time per token rules it out.
+        max_time_per_token: with "auto" and a host tier, seconds that no running request should wait longer for a token,
+            in the mean. Plans that are predicted to break it are ruled out; so is leaving requests on the host without
+            tokens. As many requests go there as keep it. Where no plan keeps it the least late is taken, and
+            `LLM.explain` says so. It bounds neither how long a request waits for its first token nor how many run on
+            the device: that is what `max_num_seqs` is for.
         auto_profile: with "auto", measure this machine and model at the start if no profile of them is kept, which
             takes a minute; otherwise assumed rates are corrected as iterations run.
         device: where the model runs; JAX's default device if None.
@@ -108,6 +112,11 @@ class EngineOptions:
                 raise ValueError(f"strategy={self.strategy!r} needs a host KV cache: give host_kv_bytes")
             if self.max_host_seqs is not None:
                 raise ValueError(f"max_host_seqs={self.max_host_seqs} needs a host KV cache: give host_kv_bytes")
+        if limit is not None and (self.strategy != "auto" or self.host_kv_bytes is None):
+            raise ValueError(
+                f"max_time_per_token={limit} chooses among plans: it needs strategy 'auto' and host_kv_bytes, "
+                f"got strategy={self.strategy!r}, host_kv_bytes={self.host_kv_bytes}"
+            )
 
     def _check_integer(self, name: str, least: int, wanted: str) -> None:
         value = getattr(self, name)

@@ -27,27 +27,53 @@ class Candidate:
     Attributes:
         strategy, lanes: see `Decision`.
         under_way: rows of each cohort that is under way at once; lanes may be one more.
-        rate: tokens a second; time that prompts take counts as the tokens that the device would make in it.
-        device_token_s, host_token_s: time per token of a request on either side, 0 where there is none.
+        rate: what it is worth a second: its tokens, of which a host request's count less the closer the end, and the
+            tokens that the device would make in the time that prompts take.
+        tokens_per_s: output tokens a second.
+        iteration_s, device_busy_s, host_busy_s: of an iteration, in the mean where prompts ride in some.
+        device_token_s, host_token_s: time per token of a request on either side, 0 where there is none; infinite for
+            host requests that get none.
         prediction: of an iteration, the most frequent kind if prompts ride in some.
+        beyond: what of it the profile does not cover, in words.
     """
 
     strategy: Strategy
     lanes: tuple[int, ...]
     under_way: tuple[int, ...]
     rate: float
+    tokens_per_s: float
+    iteration_s: float
+    device_busy_s: float
+    host_busy_s: float
     device_token_s: float
     host_token_s: float
     prediction: Prediction
+    beyond: tuple[str, ...] = ()
 
     @property
     def riding(self) -> int:
         """Host rows that are under way at once."""
         return sum(self.under_way)
 
+    @property
+    def token_s(self) -> float:
+        """Time per token of the requests that wait longest for theirs."""
+        return max(self.device_token_s, self.host_token_s)
+
     def keeps(self, limit_s: float) -> bool:
         """Whether no request waits longer than the limit for a token."""
-        return max(self.device_token_s, self.host_token_s) <= limit_s
+        return self.token_s <= limit_s
+
+
+def best_within(candidates: Iterable[Candidate], limit_s: float) -> Candidate:
+    """Return the one that is worth most among those that keep a limit on time per token, or the least late of all if
+    none does; the first of several as good."""
+
+    def value(candidate: Candidate) -> tuple[bool, float]:
+        keeps = candidate.keeps(limit_s)
+        return keeps, candidate.rate if keeps else -candidate.token_s
+
+    return max(candidates, key=value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +86,11 @@ class Outlook:
         device_rate: tokens a second of the device alone, which time for prompts is worth.
         horizon_s: time until the last request has ended; a host request's token that takes longer comes too late.
         moving_s: seconds of the host for moving a request there and back, for each of its tokens.
-        limit_s: time per token that no request should exceed.
+        limit_s: time per token that no request should exceed. With a limit host rows ride in every iteration, whether
+            that pays or not.
+        resting: whether the host requests exist, so that those that do not ride wait for a token; otherwise only those
+            that ride come to exist.
+        beyond: what of a request's way to the host the profile does not cover, in words.
     """
 
     loads: tuple[tuple[float, Load], ...]
@@ -70,6 +100,8 @@ class Outlook:
     horizon_s: float = math.inf
     moving_s: float = 0.0
     limit_s: float = math.inf
+    resting: bool = False
+    beyond: tuple[str, ...] = ()
 
 
 class Valuation:
@@ -129,22 +161,39 @@ class Valuation:
 
     def _counts(self, value: Callable[[int], Candidate]) -> list[Candidate]:
         """Value all rows, and as many as keep the host in pace with the device, or the limit."""
-        found = [value(self.outlook.host_rows)]
-        for _ in range(3):
-            fewer = min(self._in_limit(found[-1]), self._in_pace(found))
-            if not 0 < fewer < found[-1].riding:
-                break
-            found.append(value(fewer))
+        everybody = value(self.outlook.host_rows)
+        found = self._fewer(everybody, value, self._in_pace)
         if len(found) > 1 and (some_more := math.ceil(1.25 * found[-1].riding)) < self.outlook.host_rows:
             # A host that is a little late can be worth it, since more rows share the passes.
             found.append(value(some_more))
+        return found + self._fewer(everybody, value, self._in_limit)[1:]
+
+    def _fewer(
+        self,
+        everybody: Candidate,
+        value: Callable[[int], Candidate],
+        wanted: Callable[[Sequence[Candidate]], int],
+    ) -> list[Candidate]:
+        """Value all rows, and then up to three times as many as are `wanted` in view of those valued before."""
+        found = [everybody]
+        for _ in range(3):
+            fewer = wanted(found)
+            if not 0 < fewer < found[-1].riding:
+                break
+            found.append(value(fewer))
         return found
 
-    def _in_limit(self, candidate: Candidate) -> int:
-        """Return how many rows would keep the limit, were time per token in proportion to them."""
-        late = max(candidate.device_token_s, candidate.host_token_s)
-        limit = self.outlook.limit_s
-        return candidate.riding if late <= limit else int(candidate.riding * limit / late)
+    def _in_limit(self, tried: Sequence[Candidate]) -> int:
+        """Return how many rows would keep the limit: on a straight line through what was tried, or in proportion."""
+        last = tried[-1]
+        excess = last.token_s - self.outlook.limit_s
+        if not 0 < excess < math.inf:
+            return last.riding
+        if len(tried) > 1 and tried[-2].riding > last.riding:
+            slope = (tried[-2].token_s - last.token_s) / (tried[-2].riding - last.riding)
+        else:
+            slope = last.token_s / last.riding
+        return int(last.riding - excess / slope) if slope > 0 else last.riding
 
     def _in_pace(self, tried: Sequence[Candidate]) -> int:
         """Return how many rows would leave nobody waiting for the host, on a straight line through what was tried."""
@@ -169,45 +218,61 @@ class Valuation:
         return busy * (1 - least) / (rows - cohorts)
 
     def _better(self, candidates: Iterable[Candidate]) -> Candidate:
-        return max(candidates, key=lambda candidate: (candidate.keeps(self.outlook.limit_s), candidate.rate))
+        return best_within(candidates, self.outlook.limit_s)
 
     def _pays(self, side: DeviceSide, riding: Prediction) -> bool:
         """Whether host rows that go through in an iteration make up for the time by which they lengthen it."""
         longer = riding.iteration_s - side.steady("device_only").iteration_s
         return riding.host_tokens > self.outlook.device_rate * longer
 
+    def _rides(self, strategy: Strategy, side: DeviceSide, riding: Prediction) -> bool:
+        """Whether host rows ride in iterations of this kind."""
+        if strategy not in THROUGH or len(self._sides) == 1 or math.isfinite(self.outlook.limit_s):
+            return True
+        return self._pays(side, riding)
+
     def _value(self, strategy: Strategy, lanes: tuple[int, ...], decided: tuple[int, ...] | None = None) -> Candidate:
         outlook = self.outlook
-        seconds = device_tokens = host_tokens = host_busy = 0.0
-        main, most = None, (False, False, 0.0)
+        seconds = device_tokens = host_tokens = device_busy = host_busy = 0.0
+        main, most, beyond = None, (False, False, 0.0), []
         for weight, side in self._sides:
             prediction = riding = side.steady(strategy, lanes, outlook.row_tokens)
-            pays = strategy not in THROUGH or len(self._sides) == 1 or self._pays(side, riding)
-            if not pays:
+            rides = self._rides(strategy, side, riding)
+            if not rides:
                 prediction = side.steady("device_only")
             seconds += weight * prediction.iteration_s
             device_tokens += weight * prediction.device_tokens
             host_tokens += weight * prediction.host_tokens
+            device_busy += weight * prediction.device_busy_s
             host_busy += weight * prediction.host_busy_s
+            if prediction.extrapolated:
+                beyond += side.beyond(prediction.strategy, lanes if rides else (), outlook.row_tokens)
             # Where riding pays in no kind of iteration, fewer rows may pay beside prompts.
-            if (likely := (pays, not pays and side.load.prefill_tokens > 0, weight)) > most:
+            if (likely := (rides, not rides and side.load.prefill_tokens > 0, weight)) > most:
                 main, most = riding, likely
         assert main is not None
         rows = sum(lanes)
-        host_token_s = 0.0
-        if host_tokens:
-            host_token_s = seconds * rows / host_tokens * max(1.0, outlook.host_rows / rows)
-        in_time = max(0.0, 1.0 - host_token_s / outlook.horizon_s)
+        turn = rows / host_tokens if host_tokens else 0.0
+        rounds = max(1.0, outlook.host_rows / rows) if rows else 1.0
+        in_time = max(0.0, 1.0 - seconds * turn * rounds / outlook.horizon_s)
         seconds = max(seconds, host_busy + outlook.moving_s * host_tokens)
         value = device_tokens + host_tokens * in_time + self._prompt_value
+        host_token_s = seconds * turn * (rounds if outlook.resting else 1.0)
+        if not host_tokens and (rows or (outlook.resting and outlook.host_rows)):
+            host_token_s = math.inf
         return Candidate(
             strategy=strategy,
             lanes=lanes if decided is None else decided,
             under_way=lanes,
             rate=value / seconds if seconds else 0.0,
+            tokens_per_s=(device_tokens + host_tokens) / seconds if seconds else 0.0,
+            iteration_s=seconds,
+            device_busy_s=device_busy,
+            host_busy_s=host_busy,
             device_token_s=seconds if device_tokens else 0.0,
             host_token_s=host_token_s,
             prediction=main,
+            beyond=tuple(dict.fromkeys((*beyond, *(outlook.beyond if rows else ())))),
         )
 
 

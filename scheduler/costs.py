@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .prediction import CohortLoad, Load, Terms
+from .curve import Curve
+from .prediction import Load, Terms
 from .profile import Padding, Profile
 
 NO_CORRECTION = Terms(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
@@ -115,7 +117,9 @@ class Costs:
                 self.host_attention(rows, tokens),
                 self.hop(width),
                 self.boarding(width),
-                profile.host_attention.covers(rows, tokens) and profile.hop.covers(width),
+                profile.host_attention.covers(rows, tokens)
+                and profile.hop.covers(width)
+                and profile.boarding.covers(width),
             )
         return self._cohorts[key]
 
@@ -125,13 +129,46 @@ class Costs:
 
     def covers(self, load: Load) -> bool:
         """Whether the profile covers all counts of an iteration."""
-        profile, width = self.profile, self.device_width(load)
-        alone = width == 0 or profile.layer.covers(width)
-        prompts = not load.prefill_tokens or profile.prefill_attention.covers(load.prefill_pairs)
-        decode = profile.device_attention.covers(load.device_rows, load.device_kv_tokens)
-        return alone and prompts and decode and all(self._covers(cohort, width) for cohort in load.cohorts)
+        return all(curve.covers(count) for _, curve, count in self._reads(load))
 
-    def _covers(self, cohort: CohortLoad, beside: int) -> bool:
-        profile, width = self.profile, self.host_width(cohort.width or cohort.rows)
-        attention = profile.host_attention.covers(cohort.rows, cohort.kv_tokens)
-        return attention and profile.layer.covers(beside + width) and profile.hop.covers(width)
+    def beyond(self, load: Load) -> tuple[str, ...]:
+        """Return the counts of an iteration that lie outside of what the profile covers, in words."""
+        return tuple(
+            _outside(name, curve, count) for name, curve, count in self._reads(load) if not curve.covers(count)
+        )
+
+    def moving_beyond(self, tokens: float) -> tuple[str, ...]:
+        """Return the same of moving a request with so many tokens."""
+        curve = self.profile.migration
+        return () if tokens <= 0 or curve.covers(tokens) else (_outside("tokens that move", curve, tokens),)
+
+    def _reads(self, load: Load) -> Iterator[tuple[str, Curve, float]]:
+        """Yield what an iteration's times are read from: what is counted, the curve, the count."""
+        profile, width = self.profile, self.device_width(load)
+        attention, host = profile.device_attention, profile.host_attention
+        if load.device_rows:
+            yield "device rows", attention.rows, load.device_rows
+            yield "cached tokens on the device", attention.tokens, load.device_kv_tokens
+        if load.prefill_tokens:
+            yield "pairs of prompt tokens", profile.prefill_attention, load.prefill_pairs
+        if width:
+            yield "rows of a pass", profile.layer, width
+        for cohort in load.cohorts:
+            own = self.host_width(cohort.width or cohort.rows)
+            yield "rows of a pass", profile.layer, width + own
+            yield "rows of a cohort", host.rows, cohort.rows
+            yield "cached tokens of a cohort", host.tokens, cohort.kv_tokens
+            yield "rows of a handover", profile.hop, own
+            yield "rows that board", profile.boarding, own
+        arriving = sum(cohort.rows for cohort in load.cohorts if cohort.last == self.num_layers)
+        if sampled := load.device_tokens + arriving:
+            yield "rows that sample", profile.head, sampled
+        if load.evicted_tokens:
+            yield "tokens that move", profile.migration, load.evicted_tokens
+        if load.fetched_tokens:
+            yield "tokens that move", profile.migration, load.fetched_tokens
+
+
+def _outside(name: str, curve: Curve, count: float) -> str:
+    first, last = curve.points[0][0], curve.points[-1][0]
+    return f"{count:,.0f} {name} (measured: {first:,.0f} to {last:,.0f})"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from textwrap import wrap
 
 from .candidates import Candidate
 from .correction import Measured
@@ -16,9 +17,16 @@ from .plan import Strategy
 from .planner import Choice, Planner
 from .policy import Situation
 from .prediction import Prediction
+from .reasons import milliseconds
 
 SHOWN = 5
-"""Iterations whose prediction is printed beside what they took, and earlier decisions."""
+"""Iterations whose prediction is printed beside what they took."""
+
+EARLIER = 2
+"""Decisions before the last one that are printed."""
+
+WIDTH = 120
+"""Columns of a screen."""
 
 
 def explain(planner: Planner) -> str:
@@ -26,7 +34,10 @@ def explain(planner: Planner) -> str:
     choice = planner.latest()
     if choice is None:
         return "No decision has been made yet."
-    lines = [*_machine(planner.model), "", _requests(choice.situation), ""]
+    lines = [*_machine(planner.model), "", _requests(choice.situation)]
+    if (limit := planner.options.max_time_per_token) is not None:
+        lines.append(f"limit       {milliseconds(limit)} ms a token")
+    lines.append("")
     rows = choice.situation.host_rows
     title = f"with the {rows} host requests that exist" if rows else "no request is on the host"
     lines += _table(title, choice.candidates)
@@ -36,8 +47,8 @@ def explain(planner: Planner) -> str:
     if choice.courses:
         lines += ["", *_courses(choice.courses)]
     lines += ["", *_rule(choice.rule), "", *_decision(choice)]
-    before = [f"{old.decision.strategy} ({old.reason})" for old in list(planner.choices)[-1 - SHOWN : -1]]
-    lines += [f"before      {text}" for text in before[-2:]]
+    for old in list(planner.choices)[-1 - EARLIER : -1]:
+        lines += _wrapped("before", f"{old.decision.strategy} ({old.reason})")
     return "\n".join([*lines, "", *_record(planner.model.recent)])
 
 
@@ -67,20 +78,39 @@ def _requests(situation: Situation) -> str:
 def _table(title: str, candidates: Mapping[Strategy, Candidate]) -> Iterator[str]:
     yield title
     yield (
-        f"  {'':21} {'cohorts':>9} {'iteration':>9} {'device':>8} {'host':>8} {'device':>8} "
-        f"{'tokens/s':>9} {'ms a token':>17}"
+        f"  {'':21} {'cohorts':>11} {'iteration':>9} {'device':>8} {'host':>8} {'device':>8} {'tokens':>9} "
+        f"{'compared':>9} {'ms a token on':>17}"
     )
-    yield (f"  {'':21} {'':>9} {'ms':>9} {'busy ms':>8} {'busy ms':>8} {'waits':>8} {'':>9} {'device':>8} {'host':>8}")
-    for strategy, candidate in candidates.items():
-        prediction = candidate.prediction
-        size = max(candidate.lanes, default=0)
-        cohorts = f"{len(candidate.lanes)} x {size}" if size else "-"
+    yield (
+        f"  {'':21} {'':>11} {'ms':>9} {'busy ms':>8} {'busy ms':>8} {'waits ms':>8} {'a second':>9} {'':>9} "
+        f"{'device':>8} {'host':>8}"
+    )
+    for strategy, each in candidates.items():
+        host_token = "none" if math.isinf(each.host_token_s) else milliseconds(each.host_token_s)
         yield (
-            f"  {strategy:21} {cohorts:>9} {_ms(prediction.iteration_s):>9} {_ms(prediction.device_busy_s):>8} "
-            f"{_ms(prediction.host_busy_s):>8} {_ms(prediction.device_wait_s):>8} {candidate.rate:9,.1f} "
-            f"{_ms(candidate.device_token_s):>8} {_ms(candidate.host_token_s):>8}"
-            f"{' beyond what the profile covers' if prediction.extrapolated else ''}"
+            f"  {strategy:21} {_cohorts(each.under_way):>11} {milliseconds(each.iteration_s):>9} "
+            f"{milliseconds(each.device_busy_s):>8} {milliseconds(each.host_busy_s):>8} "
+            f"{milliseconds(max(0.0, each.iteration_s - each.device_busy_s)):>8} {each.tokens_per_s:9,.1f} "
+            f"{each.rate:9,.1f} {milliseconds(each.device_token_s):>8} {host_token:>8}{' *' if each.beyond else ''}"
         )
+    if any(abs(each.rate - each.tokens_per_s) > 0.005 * each.tokens_per_s for each in candidates.values()):
+        yield "  compared: time for prompts counts as the tokens that the device would make in it, and host requests'"
+        yield "  tokens less the closer the last request's end"
+    if beyond := dict.fromkeys(text for each in candidates.values() for text in each.beyond):
+        yield from wrap(
+            f"* beyond what the profile covers, where its last lines go on: {'; '.join(beyond)}",
+            width=WIDTH,
+            initial_indent="  ",
+            subsequent_indent="    ",
+        )
+
+
+def _cohorts(rows: Sequence[int]) -> str:
+    """Return how many are under way, and their sizes."""
+    if not rows:
+        return "-"
+    sizes = f"{min(rows)}" if min(rows) == max(rows) else f"{min(rows)}-{max(rows)}"
+    return f"{len(rows)} x {sizes}"
 
 
 def _courses(courses: Mapping[Course, float]) -> Iterator[str]:
@@ -94,7 +124,7 @@ def _rule(rule: PaperRule | None) -> Iterator[str]:
     if rule is None:
         yield "paper's rule (eq. 6): says nothing without decode attention on either side"
         return
-    linear, attention = _ms(rule.linear_s), _ms(rule.attention_s)
+    linear, attention = milliseconds(rule.linear_s), milliseconds(rule.attention_s)
     yield "paper's rule (eq. 6): pipelining beats device_only in decode if N_G/N_C < 2 T_lin/T_att + 3 + T_att/T_lin"
     decode = rule.decode_bound
     yield (
@@ -102,16 +132,21 @@ def _rule(rule: PaperRule | None) -> Iterator[str]:
         f"{'holds' if rule.rate_ratio < decode else 'does not hold'}"
     )
     if rule.prompt_s > 0:
+        prompt = milliseconds(rule.prompt_s)
         yield (
-            f"  with prompts of T_pre = {_ms(rule.prompt_s)} ms, (2 T_lin + T_att + T_pre) (T_lin + T_att + T_pre) / "
+            f"  with prompts of T_pre = {prompt} ms, (2 T_lin + T_att + T_pre) (T_lin + T_att + T_pre) / "
             f"(T_lin T_att) = {rule.bound:.2f}: {'holds' if rule.holds else 'does not hold'}"
         )
 
 
 def _decision(choice: Choice) -> Iterator[str]:
     decision = choice.decision
-    yield f"chosen      {decision.strategy}: {choice.reason}"
+    yield from _wrapped("chosen", f"{decision.strategy}: {choice.reason}")
     yield f"            up to {decision.max_host_requests:,} requests may live on the host"
+
+
+def _wrapped(title: str, text: str) -> list[str]:
+    return wrap(text, width=WIDTH, initial_indent=f"{title:12}", subsequent_indent=" " * 12)
 
 
 def _record(recent: Sequence[tuple[Prediction, Measured]]) -> Iterator[str]:
@@ -125,16 +160,8 @@ def _record(recent: Sequence[tuple[Prediction, Measured]]) -> Iterator[str]:
         f"in the median, {worst:.1%} at the 90th percentile"
     )
     for prediction, measured in list(recent)[-SHOWN:]:
-        busy = "" if measured.host_busy_s is None else f", host busy {_ms(measured.host_busy_s)} ms"
+        busy = "" if measured.host_busy_s is None else f", host busy {milliseconds(measured.host_busy_s)} ms"
         yield (
-            f"  {prediction.strategy:21} predicted {_ms(prediction.iteration_s):>7} ms, host busy "
-            f"{_ms(prediction.host_busy_s)} ms; measured {_ms(measured.iteration_s):>7} ms{busy}"
+            f"  {prediction.strategy:21} predicted {milliseconds(prediction.iteration_s):>7} ms, host busy "
+            f"{milliseconds(prediction.host_busy_s)} ms; measured {milliseconds(measured.iteration_s):>7} ms{busy}"
         )
-
-
-def _ms(seconds: float) -> str:
-    """Milliseconds in three or four figures."""
-    milliseconds = 1e3 * seconds
-    if milliseconds == 0:
-        return "-"
-    return f"{milliseconds:,.0f}" if milliseconds >= 1000 else f"{milliseconds:.{1 if milliseconds >= 10 else 3}f}"

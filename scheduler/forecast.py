@@ -128,6 +128,7 @@ def outlooks(costs: Costs, situation: Situation, prompts: Prompts, limits: Limit
         device_rate=device_rate,
         horizon_s=horizon,
         limit_s=limits.token_s,
+        resting=True,
     )
     then = Outlook(
         loads=full,
@@ -137,6 +138,7 @@ def outlooks(costs: Costs, situation: Situation, prompts: Prompts, limits: Limit
         horizon_s=horizon,
         moving_s=2 * costs.migration(context) / max(1.0, remaining),
         limit_s=limits.token_s,
+        beyond=costs.moving_beyond(context),
     )
     return now, then
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from .candidates import THROUGH, Candidate, Outlook, Valuation
+from .candidates import THROUGH, Candidate, Outlook, Valuation, best_within
 from .cost_model import CostModel
 from .courses import Courses
 from .forecast import Limits, Prompts, next_load, outlooks, prompts_begin
@@ -19,6 +19,7 @@ from .plan import STRATEGIES, Strategy
 from .planner_options import PlannerOptions
 from .policy import Decision, Situation
 from .prediction import Load, Terms
+from .reasons import reason
 from .riding import riding
 
 KEPT = 16
@@ -244,8 +245,7 @@ class Planner:
         candidates = self._candidates(now)
         starving = self._starving(situation)
         if starving:
-            riding = {strategy: each for strategy, each in candidates.items() if each.riding}
-            chosen = max(riding.values(), key=lambda candidate: candidate.rate)
+            chosen = best_within((each for each in candidates.values() if each.riding), self._limits.token_s)
         else:
             chosen = self._pick(candidates, 0.0 if admits else self.options.margin)
             chosen = self._here(chosen, now, next_load(situation, begins=begins))
@@ -259,21 +259,29 @@ class Planner:
             candidates=candidates,
             target=target,
             rule=PaperRule.of(self.model.costs, then.loads[0][1], then.host_rows, then.row_tokens),
-            reason=self._reason(chosen, goal, candidates, starving=starving),
+            reason=reason(
+                chosen,
+                goal,
+                candidates,
+                target,
+                limit_s=self._limits.token_s,
+                margin=self.options.margin,
+                starving=self.options.patience if starving else None,
+            ),
         )
 
     def _here(self, picked: Candidate, outlook: Outlook, load: Load) -> Candidate:
-        """Return what to do in the very next iteration: with prompts or without, where that is free to differ."""
+        """Return what to do in the very next iteration: with prompts or without, where that is free to differ.
+
+        With a limit on time per token it is not: host rows that rested would have to catch up.
+        """
         through: list[Strategy] = [strategy for strategy in THROUGH if strategy in self.options.strategies]
-        if not outlook.host_rows or len(outlook.loads) == 1 or picked.strategy == "async_overlap":
+        free = not math.isfinite(self._limits.token_s) and picked.strategy != "async_overlap"
+        if not (outlook.host_rows and free) or len(outlook.loads) == 1:
             return picked
         valuation = Valuation(self.model.costs, replace(outlook, loads=((1.0, load),)))
         candidates = [valuation.device_only(), *(valuation.best(strategy) for strategy in through)]
-        return max(
-            (each for each in candidates if each.keeps(self._limits.token_s)),
-            key=lambda each: each.rate,
-            default=picked,
-        )
+        return max(candidates, key=lambda each: each.rate)
 
     def _candidates(self, outlook: Outlook) -> dict[Strategy, Candidate]:
         valuation = Valuation(self.model.costs, outlook)
@@ -283,15 +291,14 @@ class Planner:
         return {strategy: valuation.best(strategy) for strategy in STRATEGIES if strategy in allowed}
 
     def _pick(self, candidates: Mapping[Strategy, Candidate], margin: float) -> Candidate:
-        alone = candidates["device_only"]
-        eligible = {name: each for name, each in candidates.items() if each.keeps(self._limits.token_s)}
-        if not eligible:
-            return alone
-        best = max(eligible.values(), key=lambda candidate: candidate.rate)
-        present = eligible.get(self.choices[-1].decision.strategy) if self.choices else None
-        if present is not None and best.rate <= present.rate * (1 + self.options.loyalty):
+        alone, limit = candidates["device_only"], self._limits.token_s
+        best = best_within(candidates.values(), limit)
+        if not best.keeps(limit):
+            return best
+        present = candidates.get(self.choices[-1].decision.strategy) if self.choices else None
+        if present is not None and present.keeps(limit) and best.rate <= present.rate * (1 + self.options.loyalty):
             best = present
-        return alone if "device_only" in eligible and best.rate <= alone.rate * (1 + margin) else best
+        return alone if alone.keeps(limit) and best.rate <= alone.rate * (1 + margin) else best
 
     def _starving(self, situation: Situation) -> bool:
         wait = self.options.patience * (situation.num_layers + 1)
@@ -320,24 +327,6 @@ class Planner:
                 ),
             ),
         )
-
-    def _reason(
-        self, chosen: Candidate, goal: Candidate | None, candidates: Mapping[Strategy, Candidate], *, starving: bool
-    ) -> str:
-        alone = candidates["device_only"].rate
-        if starving:
-            return f"a host request has rested for {self.options.patience} tokens' worth of iterations, so they ride"
-        if chosen.strategy != "device_only":
-            gain = f"{chosen.rate / alone:.2f} times device_only's rate" if alone else "nothing is on the device"
-            return f"predicted best, {gain}"
-        late = [name for name, each in candidates.items() if not each.keeps(self._limits.token_s)]
-        if late:
-            return f"within {1e3 * self._limits.token_s:.0f} ms a token device_only is best; {', '.join(late)} break it"
-        if goal is not None and goal.strategy != "device_only":
-            return f"{goal.strategy} will pay once requests are on the host"
-        if goal is None:
-            return "all requests fit on the device"
-        return f"nothing gains more than {100 * self.options.margin:.0f} % over device_only"
 
 
 def _step(count: float) -> int:

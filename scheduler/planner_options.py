@@ -14,8 +14,9 @@ class PlannerOptions:
     """What somebody may ask of the planner.
 
     Attributes:
-        max_time_per_token: seconds that no request should wait longer for a token; plans that are predicted to break
-            it are ruled out as long as another keeps it.
+        max_time_per_token: seconds that no running request should wait longer for a token, in the mean, those included
+            that rest on the host; plans that are predicted to break it are ruled out as long as another keeps it, and
+            otherwise the least late is taken.
         margin: gain over device_only below which nothing leaves the device.
         loyalty: gain over the present strategy below which it stays.
         patience: tokens' worth of iterations after which a resting host request must be served.

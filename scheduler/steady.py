@@ -20,7 +20,7 @@ from functools import cached_property
 
 from .costs import CohortCost, Costs
 from .plan import Strategy
-from .prediction import Load, Prediction, Terms
+from .prediction import CohortLoad, Load, Prediction, Terms
 
 
 def most_lanes(strategy: Strategy, num_layers: int) -> int:
@@ -106,12 +106,29 @@ class DeviceSide:
             host_tokens=sum(rows) / iterations,
             device_token_s=iteration_s if self.load.device_tokens else None,
             host_token_s=iteration_s * iterations if rows else None,
-            extrapolated=not (self._covered and all(self._covers(kind) for kind in kinds.values())),
+            extrapolated=not (
+                self._covered and all(self._covers(each, strategy, sum(rows)) for each in kinds.values())
+            ),
             factors=self.costs.factors,
         )
 
-    def _covers(self, cohort: CohortCost) -> bool:
-        return cohort.covered and self.costs.profile.layer.covers(self._width + cohort.width)
+    def beyond(self, strategy: Strategy, lanes: Sequence[int] = (), row_tokens: float = 0.0) -> tuple[str, ...]:
+        """Return what of such an iteration the profile does not cover, in words."""
+        layers = self._layers
+        cohorts = [
+            CohortLoad(id=lane, rows=rows, kv_tokens=rows * row_tokens, first=0, last=layers)
+            for lane, rows in enumerate(lanes)
+            if rows > 0
+        ]
+        # Cohorts of async_overlap come to the head in iterations of their own.
+        together = [(cohort,) for cohort in cohorts] if strategy == "async_overlap" else [tuple(cohorts)]
+        found = [text for some in together or [()] for text in self.costs.beyond(replace(self.load, cohorts=some))]
+        return tuple(dict.fromkeys(found))
+
+    def _covers(self, cohort: CohortCost, strategy: Strategy, riding: int) -> bool:
+        profile, arriving = self.costs.profile, cohort.rows if strategy == "async_overlap" else riding
+        wide = profile.layer.covers(self._width + cohort.width)
+        return cohort.covered and wide and profile.head.covers(self.load.device_tokens + arriving)
 
     def _passes(self, width: int, sampled: int, boarding: float) -> Terms:
         """All passes of one batch, boundary 0 to L."""

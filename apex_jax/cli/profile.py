@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> int:
     if args.plot is not None:
         need_matplotlib()
     args.host_kv_bytes = getattr(args, "host_kv_bytes", HOST_KV_BYTES)
-    # A planner would want the profile that is about to be measured.
-    args.strategy = "device_only"
+    # A planner would want the profile that is about to be measured; what only a planner heeds is left out.
+    args.strategy, args.max_time_per_token, args.auto_profile = "device_only", None, False
     llm = open_llm(args)
     with as_user_errors(ValueError, OSError):
         profile = llm.profile(again=args.again, use_tqdm=True)

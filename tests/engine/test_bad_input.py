@@ -93,6 +93,16 @@ OPTIONS = [
     ({"memory_fraction": float("nan")}, "memory_fraction must be above 0 and at most 1, got nan"),
     ({"page_size": 48}, "page_size must be one of 16, 32, 64, 128, got 48"),
     ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
+    ({"max_time_per_token": 0}, "max_time_per_token must be seconds above 0, or None, got 0"),
+    ({"max_time_per_token": float("nan")}, "max_time_per_token must be seconds above 0, or None, got nan"),
+    (
+        {"max_time_per_token": 0.05},
+        "it needs strategy 'auto' and host_kv_bytes, got strategy='auto', host_kv_bytes=None",
+    ),
+    (
+        {"max_time_per_token": 0.05, "strategy": "layer_sync", "host_kv_bytes": 1 << 20},
+        "it needs strategy 'auto' and host_kv_bytes, got strategy='layer_sync', host_kv_bytes=1048576",
+    ),
 ]
 
 

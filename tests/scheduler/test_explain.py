@@ -1,18 +1,20 @@
 """What the explanation says, held against the numbers it was made from."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from machines import machine
 
-from apex_jax.scheduler import CostModel, Curve, Measured, Planner, PlannerOptions, Situation, explain
+from apex_jax.scheduler import AttentionTime, CostModel, Curve, Measured, Planner, PlannerOptions, Situation, explain
 
 DEVICE = {"num_layers": 4, "device_rows": 10, "device_kv_tokens": 100, "remaining_tokens": 10**10}
 
 
-def planner(**times):
+def planner(*, max_time_per_token=None, curves=(), **times):
     values = {"layers": 4, "device_token": 0.02, "host_token": 0.005, **times}
-    return Planner(CostModel(machine(**values)), PlannerOptions(max_device_requests=64, max_host_requests=512))
+    options = PlannerOptions(max_device_requests=64, max_host_requests=512, max_time_per_token=max_time_per_token)
+    return Planner(CostModel(replace(machine(**values), **dict(curves))), options)
 
 
 def situation(**changes):
@@ -33,12 +35,52 @@ def test_each_strategy_with_its_times_and_rate():
     got = planner()
     got.decide(situation(host_rows=10, free_host_tokens=0))
     text = explain(got)
-    assert line(text, "device_only").split() == ["device_only", "-", "6,000", "6,000", "-", "-", "1.7", "6,000", "-"]
-    assert line(text, "layer_sync").split()[-7:] == ["6,000", "6,000", "2,000", "-", "3.3", "6,000", "6,000"]
+    assert line(text, "device_only").split()[1:] == ["-", "6,000", "6,000", "-", "-", "1.7", "1.7", "6,000", "none"]
+    assert line(text, "layer_sync").split()[-8:] == ["6,000", "6,000", "2,000", "-", "3.3", "3.3", "6,000", "6,000"]
     assert line(text, "asymmetric_pipelining").split()[1:5] == ["2", "x", "5", "10,000"]
     assert line(text, "async_overlap").split()[-1] == "30,000"
     assert line(text, "chosen").startswith("chosen      layer_sync: predicted best, 2.00 times device_only's rate")
     assert line(text, "machine") == "machine     card, host cores; described by rates"
+
+
+def test_tokens_a_second_are_output_tokens():
+    """A prompt of 3 s lengthens 6 s to 9 s: 10 tokens in 9 s, which are worth the 15 that the device makes in them."""
+    got = planner(pair=3.0)
+    got.decide(situation(host_rows=10, prefill_tokens=1))
+    text = explain(got)
+    assert line(text, "device_only").split()[-4:-2] == ["1.1", "1.7"]
+    assert "compared: time for prompts counts" in text
+
+
+def test_iterations_are_means_where_some_have_prompts():
+    """Every second iteration has a prompt of 3 s: 7.5 s in the mean, in which the device is always busy."""
+    got = planner(pair=3.0)
+    for turn in range(2000):
+        got.decide(situation(prefill_tokens=turn % 2))
+    row = line(explain(got), "device_only").split()
+    assert [float(row[index].replace(",", "")) for index in (2, 3)] == pytest.approx([7500, 7500], rel=0.01)
+    assert row[5:7] == ["-", "1.3"]
+
+
+def test_cohorts_are_those_under_way():
+    """150 rows fill 6 s of the host: 30 in each of the five that are under way. 28 rows are two cohorts of 14, 15 one
+    of 8 and one of 7."""
+    got = planner()
+    got.decide(situation(host_rows=200, free_host_tokens=0))
+    assert line(explain(got), "async_overlap").split()[1:4] == ["5", "x", "30"]
+    got.decide(situation(host_rows=15, free_host_tokens=0))
+    assert line(explain(got), "asymmetric_pipelining").split()[1:4] == ["2", "x", "7-8"]
+
+
+def test_a_limit_and_what_it_rules_out():
+    """15 rows take the host 24 s: async_overlap's tokens take 30 s, pipelining's 25."""
+    got = planner(host_token=0.04, max_time_per_token=26.0)
+    got.decide(situation(host_rows=15, free_host_tokens=0))
+    text = explain(got)
+    assert line(text, "limit") == "limit       26,000 ms a token"
+    chosen = " ".join(text[text.index("chosen") :].split())
+    assert "device_only (host requests get no tokens), layer_sync (28,000 ms), async_overlap (30,000 ms)" in chosen
+    assert "would break the limit of 26,000 ms a token" in chosen
 
 
 def test_it_fits_on_a_screen():
@@ -102,8 +144,31 @@ def test_corrections_are_shown():
     assert f"linear x {factors.linear:.2f}, device attention x {factors.device_attention:.2f}" in explain(got)
 
 
-@pytest.mark.parametrize("rows", [10, 17])
-def test_what_the_profile_does_not_cover_is_marked(rows):
-    got = planner(layer=Curve(points=((1, 1.0), (16, 1.0))))
-    got.decide(situation(device_rows=rows, free_host_tokens=0))
-    assert ("beyond what the profile covers" in line(explain(got), "device_only")) == (rows == 17)
+@pytest.mark.parametrize(
+    ("curves", "text"),
+    [
+        ({}, None),
+        ({"layer": Curve(points=((1, 1.0), (16, 1.0)))}, "20 rows of a pass (measured: 1 to 16)"),
+        ({"head": Curve(points=((1, 0.0), (16, 0.0)))}, "20 rows that sample (measured: 1 to 16)"),
+        ({"hop": Curve(points=((1, 0.0), (8, 0.0)))}, "10 rows of a handover (measured: 1 to 8)"),
+        ({"boarding": Curve(points=((1, 0.0), (8, 0.0)))}, "10 rows that board (measured: 1 to 8)"),
+        ({"migration": Curve(points=((0, 0.0), (9, 0.0)))}, "10 tokens that move (measured: 0 to 9)"),
+        (
+            {"host_attention": AttentionTime(rows=Curve.constant(0.0), tokens=Curve(points=((0, 0.0), (50, 0.25))))},
+            "100 cached tokens of a cohort (measured: 0 to 50)",
+        ),
+        (
+            {"host_attention": AttentionTime(rows=Curve(points=((1, 0.1), (8, 0.2))), tokens=Curve.constant(0.0))},
+            "10 rows of a cohort (measured: 1 to 8)",
+        ),
+    ],
+)
+def test_what_the_profile_does_not_cover_is_said(curves, text):
+    """10 device rows and 10 host rows of 10 tokens, all of which ride with layer_sync."""
+    got = planner(curves=curves)
+    got.decide(situation(host_rows=10, free_host_tokens=0))
+    shown = explain(got)
+    marked = [row for row in shown.splitlines() if row.strip().startswith("layer_sync") and row.endswith(" *")]
+    assert bool(marked) == (text is not None) == ("beyond what the profile covers" in shown)
+    assert text is None or text in " ".join(shown.split())
+    assert not line(shown, "device_only").endswith("*")

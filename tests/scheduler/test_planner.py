@@ -266,19 +266,6 @@ class TestEnds:
         assert planner(profile).decide(long).strategy == "async_overlap"
         assert planner(profile).decide(short).strategy != "async_overlap"
 
-    def test_a_time_limit_rules_strategies_out(self):
-        """Tokens take 30 s through async_overlap, 6 s on the device, and through layer_sync, for 10 rows."""
-        profile = machine(layers=4, device_token=0.02, host_token=0.04)
-        assert planner(profile).decide(situation(host_rows=15)).strategy == "async_overlap"
-        chosen = planner(profile, max_time_per_token=20.0).choose(situation(host_rows=15))
-        assert chosen.decision.strategy != "async_overlap"
-        assert chosen.candidates[chosen.decision.strategy].keeps(20.0)
-
-    def test_a_limit_that_nothing_keeps(self):
-        got = planner(max_time_per_token=1.0).choose(situation(host_rows=15))
-        assert got.decision.strategy == "device_only"
-        assert "within 1000 ms a token" in got.reason
-
     def test_nobody_starves(self):
         """A host that is of no use serves all the same once a request has rested for 8 tokens' worth of 5
         iterations."""
