@@ -9,6 +9,7 @@ Where no thread can be started, everything runs on the caller's: nothing overlap
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 import time
 from collections import deque
@@ -82,7 +83,7 @@ class HostJob:
     error: Exception | None = None
     _work: Callable[[HostJob], Any] | None = None
     _result: Any = None
-    _news: threading.Event = field(default_factory=threading.Event)
+    _news: queue.SimpleQueue[None] = field(default_factory=queue.SimpleQueue)
 
     @property
     def ended(self) -> bool:
@@ -91,7 +92,7 @@ class HostJob:
     def run(self) -> None:
         """Do the work and keep its error; what is no `Exception`, such as an interrupt, is raised as well."""
         assert self._work is not None
-        self.begun_ns = time.perf_counter_ns()
+        self.error, self.begun_ns = None, time.perf_counter_ns()
         try:
             self._result = self._work(self)
         except Exception as error:
@@ -102,8 +103,8 @@ class HostJob:
             self.error.__cause__ = error
             raise
         finally:
-            self._work = None
             self.ended_ns = time.perf_counter_ns()
+            self._work = None
 
 
 class HostWorker:
@@ -128,8 +129,9 @@ class HostWorker:
         self._programs = build_programs()
         self.on_end: Callable[[HostJob], None] | None = None
         self._queue: deque[HostJob] = deque()
-        self._turn = threading.RLock()
-        self._wake = threading.Semaphore(0)
+        self._turn = threading.Lock()
+        # Not a semaphore nor an event: those hold locks in Python code, where an exception from outside may leave them.
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._coming_and_going = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -192,7 +194,7 @@ class HostWorker:
 
         def work(job: HostJob) -> Any:
             job.fetched_ns = time.perf_counter_ns()
-            tiles = np.asarray(self._programs.read(self._layers[layer], pages))
+            tiles = np.asarray(self._programs.read(self._pages(layer), pages))
             job.computed_ns = time.perf_counter_ns()
             return deliver(tiles)
 
@@ -208,7 +210,8 @@ class HostWorker:
             if self._thread_runs:
                 # Not for its turn to end: who gives a lock back and takes it again is faster than who waits for it.
                 self._call_thread()
-                job._news.wait()
+                job._news.get()
+                job._news.put(None)
                 continue
             with self._turn:
                 if not job.ended and not self._run_next():
@@ -247,7 +250,7 @@ class HostWorker:
         if thread is not None and thread.is_alive():
             try:
                 self._stopping = True
-                self._wake.release()
+                self._wake.put(None)
                 thread.join()
             finally:
                 self._stopping = False
@@ -273,7 +276,7 @@ class HostWorker:
         with self._coming_and_going:
             if self._thread is None or not self._thread.is_alive():
                 self._start_thread()
-        self._wake.release()
+        self._wake.put(None)
 
     def _start_thread(self) -> None:
         self._thread = threading.Thread(target=self._serve, name="apex-jax-host", daemon=True)
@@ -289,38 +292,53 @@ class HostWorker:
             self._has_no_thread = False
 
     def _serve(self) -> None:
-        while True:
-            woken = self._wake.acquire(timeout=IDLE_SECONDS)
-            # Said before the turn is taken: until this thread has the interpreter again, others would wait for its turn
-            # to end, and it may take several in a row.
-            self._thread_runs = True
-            try:
-                with self._turn:
-                    self._run_next()
-            except BaseException:
-                # Nobody is left whom those could wait for that count on this thread.
-                for job in tuple(self._queue):
-                    job._news.set()
-                raise
-            finally:
-                self._thread_runs = False
-            with self._coming_and_going:
-                if not self._queue and (self._stopping or not woken):
-                    self._thread = None
-                    return
+        try:
+            while self._serve_next():
+                pass
+        except BaseException:
+            self._thread_runs = False
+            # Nobody is left whom those could wait for that count on this thread.
+            for job in tuple(self._queue):
+                job._news.put(None)
+            raise
+
+    def _serve_next(self) -> bool:
+        """Run a job on this thread; False where there is none left to stay for."""
+        try:
+            self._wake.get(timeout=IDLE_SECONDS)
+            woken = True
+        except queue.Empty:
+            woken = False
+        # Said before the turn is taken: until this thread has the interpreter again, others would wait for its turn to
+        # end, and it may take several in a row.
+        self._thread_runs = True
+        with self._turn:
+            self._run_next()
+        self._thread_runs = False
+        with self._coming_and_going:
+            if self._queue or (woken and not self._stopping):
+                return True
+            self._thread = None
+            return False
 
     def _run_next(self) -> bool:
-        """Run the first job of the queue, if there is one."""
+        """Run the first job of the queue, if there is one; it leaves the queue when it has ended.
+
+        A job at which an exception from outside struck before it ended is run again.
+        """
         try:
-            job = self._queue.popleft()
+            job = self._queue[0]
         except IndexError:
             return False
         try:
-            job.run()
-            if self.on_end is not None:
-                self.on_end(job)
+            if not job.ended:
+                job.run()
+                if self.on_end is not None:
+                    self.on_end(job)
         finally:
-            job._news.set()
+            if job.ended and self._queue and self._queue[0] is job:
+                self._queue.popleft()
+            job._news.put(None)
         return True
 
     def _attend_to_nothing(self, rows: int, width: int) -> None:
@@ -336,12 +354,15 @@ class HostWorker:
     def _change(self, layer: int, change: Callable[[jax.Array], tuple[Any, jax.Array]]) -> Any:
         try:
             # Errors of a compiled call may come late; they must not be stored with its result.
-            result, kv = jax.block_until_ready(change(self._layers[layer]))
+            result, self._layers[layer] = jax.block_until_ready(change(self._pages(layer)))
         except BaseException as error:
             self._replace_lost(layer, error)
             raise
-        self._layers[layer] = kv
         return result
+
+    def _pages(self, layer: int) -> jax.Array:
+        self._replace_lost(layer, None)
+        return self._layers[layer]
 
     def _replace_lost(self, layer: int, error: BaseException | None) -> None:
         lost = self._layers[layer]

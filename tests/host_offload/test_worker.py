@@ -1,5 +1,7 @@
 """The host worker: jobs in order on whichever thread comes first, errors that stay with their jobs, lost pages."""
 
+import contextlib
+import ctypes
 import itertools
 import sys
 import threading
@@ -232,7 +234,7 @@ class TestThread:
         last = worker.load(0, ONE_PAGE, np.copy)
         assert worker._thread is not None
         worker.catch_up()
-        assert behind._news.wait(60)
+        behind._news.get(timeout=60)
         np.testing.assert_array_equal(worker.wait(behind), contents[-1])
         np.testing.assert_array_equal(worker.wait(last), contents[-1])
 
@@ -337,6 +339,37 @@ class TestErrors:
         assert isinstance(caught.value.__cause__, SystemExit)
         assert died == [SystemExit]
         worker.wait(behind)
+        np.testing.assert_array_equal(worker.wait(worker.load(0, ONE_PAGE, np.copy)), content)
+
+    def test_from_outside_that_end_the_thread_anywhere(self, worker, rng, monkeypatch):
+        """Exceptions sent to the thread, whatever it is doing, leave nobody waiting and no lock held."""
+        monkeypatch.setattr(threading, "excepthook", lambda args: None)
+        # One that strikes in a callback of the garbage collector is not raised.
+        monkeypatch.setattr(sys, "unraisablehook", lambda args: None)
+        content = tiles(rng)
+        send, struck, over = ctypes.pythonapi.PyThreadState_SetAsyncExc, itertools.count(), threading.Event()
+
+        def strike():
+            while not over.wait(rng.uniform(0, 2e-4)):
+                thread = worker._thread
+                if thread is not None and thread.is_alive():
+                    send(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+                    next(struck)
+
+        striker = threading.Thread(target=strike)
+        striker.start()
+        try:
+            for number in range(3000):
+                job = worker.store(0, lambda: content, ONE_PAGE) if number % 2 else worker.load(0, ONE_PAGE, np.copy)
+                with contextlib.suppress(RuntimeError):
+                    worker.wait(job)
+                assert job.error is None or isinstance(job.error.__cause__, SystemExit)
+        finally:
+            over.set()
+            striker.join()
+        assert next(struck) > 100
+        worker.stop()
+        worker.wait(worker.store(0, lambda: content, ONE_PAGE))
         np.testing.assert_array_equal(worker.wait(worker.load(0, ONE_PAGE, np.copy)), content)
 
     def test_an_interrupt_in_the_calling_thread_is_raised_there(self, worker, rng):
