@@ -252,6 +252,8 @@ class Valuation:
                 main, most = riding, likely
         assert main is not None
         rows = sum(lanes)
+        if rows:
+            beyond += outlook.beyond
         turn = rows / host_tokens if host_tokens else 0.0
         rounds = max(1.0, outlook.host_rows / rows) if rows else 1.0
         in_time = max(0.0, 1.0 - seconds * turn * rounds / outlook.horizon_s)
@@ -272,7 +274,7 @@ class Valuation:
             device_token_s=seconds if device_tokens else 0.0,
             host_token_s=host_token_s,
             prediction=main,
-            beyond=tuple(dict.fromkeys((*beyond, *(outlook.beyond if rows else ())))),
+            beyond=tuple(dict.fromkeys(beyond)) if beyond else (),
         )
 
 

@@ -42,9 +42,11 @@ class Experiment:
         host_kv_gb: KV on the host in 1e9 bytes; 90 % of its memory if None.
         page_size, max_prefill_tokens, max_num_seqs, prefill_alone: see `Machine`.
         iteration_overhead_s: what every iteration takes beside its work.
+        max_time_per_token: see `PlannerOptions`; None for no limit.
 
     Raises:
-        ValueError: a value is out of range, or the model leaves no room on the device.
+        ValueError: a value is out of range, there is a limit and nothing to choose, or the model leaves no room on the
+            device.
     """
 
     device: Device
@@ -58,11 +60,18 @@ class Experiment:
     max_num_seqs: int = 256
     prefill_alone: bool = False
     iteration_overhead_s: float = 0.0
+    max_time_per_token: float | None = None
 
     def __post_init__(self) -> None:
         if self.strategy != "auto" and self.strategy not in STRATEGIES:
             raise ValueError(f"strategy is {self.strategy!r}; allowed are auto, {', '.join(STRATEGIES)}")
-        for name, least in (("host_kv_gb", "above"), ("iteration_overhead_s", "of at least")):
+        if self.max_time_per_token is not None and self.strategy == "device_only":
+            raise ValueError(
+                f"max_time_per_token={self.max_time_per_token} chooses among plans; with strategy device_only there is "
+                "nothing to choose"
+            )
+        sizes = (("host_kv_gb", "above"), ("iteration_overhead_s", "of at least"), ("max_time_per_token", "above"))
+        for name, least in sizes:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and (value > 0 or (value == 0 and least != "above"))):
                 raise ValueError(f"{name} is {value!r}; a number {least} 0 is needed")
@@ -112,6 +121,7 @@ class Experiment:
             phases_at_once=10**9,
             max_prefill_tokens=self.max_prefill_tokens,
             strategies=strategies,
+            max_time_per_token=self.max_time_per_token,
         )
         return Planner(self.cost_model, options)
 
@@ -149,6 +159,7 @@ class Experiment:
             "max_prefill_tokens": self.max_prefill_tokens,
             "prefill_alone": self.prefill_alone,
             "iteration_overhead_ms": self.iteration_overhead_s * 1e3,
+            "max_time_per_token": self.max_time_per_token,
         }
 
     def _tokens(self, gigabytes: float) -> int:

@@ -54,6 +54,12 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(STRATEGIES)}; the three hybrid ones are used where they are predicted to gain "
         "(default: %(default)s)",
     )
+    group.add_argument(
+        "--max-time-per-token",
+        type=positive,
+        metavar="S",
+        help="seconds that no running request should wait longer for a token; rules out plans predicted to break it",
+    )
     group.add_argument("--device-kv-tokens", type=count, metavar="N", help="KV on the device (default: what fits)")
     group.add_argument(
         "--host-kv-gb", type=positive, metavar="GB", help="KV on the host (default: 90 %% of its memory)"
@@ -155,6 +161,7 @@ def _simulate(args: argparse.Namespace, catalogue: Catalogue, jobs: list[Job]) -
         max_num_seqs=args.max_num_seqs,
         prefill_alone=args.prefill_alone,
         iteration_overhead_s=args.iteration_overhead_ms * 1e-3,
+        max_time_per_token=args.max_time_per_token,
     )
     served = fitting(jobs, tokens=experiment.longest) if args.trace is not None else jobs
     if not served:
@@ -179,7 +186,9 @@ def _simulate(args: argparse.Namespace, catalogue: Catalogue, jobs: list[Job]) -
 
 def _print_row(row: dict[str, Any]) -> None:
     where = f"{row['model']} on {row['device']} with {row['host']}"
-    print(f"{where}, strategy {row['strategy']} (simulated)")
+    limit = row["max_time_per_token"]
+    within = "" if limit is None else f", at most {1e3 * limit:.4g} ms a token"
+    print(f"{where}, strategy {row['strategy']}{within} (simulated)")
     memory = f"{row['device_kv_tokens']:,} tokens on the device, {row['host_kv_gb']:g} GB on the host"
     print(f"KV             {memory}, whose attention reads {row['host_attention_gb_per_s']:g} GB/s")
     tokens = f"{row['prompt_tokens']:,} prompt and {row['output_tokens']:,} output tokens"

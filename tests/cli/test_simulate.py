@@ -186,6 +186,8 @@ def test_no_number_that_ships_is_without_a_source(command):
         ([*SIZES, "--host-kv-gb", "1e300"], "'1e300' is not a number above 0 and below 1e+09"),
         ([*SIZES, "--rate", "-2"], "'-2' is not a number above 0"),
         ([*SIZES, "--rate", "0"], "'0' is not a number above 0"),
+        ([*SIZES, "--max-time-per-token", "nan"], "'nan' is not a number above 0"),
+        ([*SIZES, "--max-time-per-token", "1", "--strategy", "device_only"], "max_time_per_token=1.0 chooses among"),
         ([*SIZES, "--rate", "nan"], "'nan' is not a number above 0"),
         ([*SIZES, "--rate", "often"], "'often' is not a number above 0"),
         ([*SIZES, "--iteration-overhead-ms", "-1"], "'-1' is not a number of at least 0"),
@@ -291,3 +293,19 @@ def test_reproduce_mistakes(command, tmp_path, arguments, message):
     status, _, err = command("reproduce", "--out", tmp_path, *arguments)
     assert status == 2
     assert message in err
+
+
+def test_a_limit_on_time_per_token(command):
+    """Llama-2-7B leaves a T4 room for one request of this size; of the others as many as keep the limit go to the
+    host."""
+    workload = ("--model", "llama-2-7b", "--input", "500", "--output", "300", "--requests", "40", "--seed", "0")
+    rows = {}
+    for limit in (None, 0.2):
+        given = () if limit is None else ("--max-time-per-token", str(limit))
+        status, out, err = command("simulate", *workload, *given, "--json")
+        assert status == 0, err
+        rows[limit] = json.loads(out)
+        assert rows[limit]["max_time_per_token"] == limit
+    assert rows[None]["tpot_host_ms"] > 250
+    assert max(rows[0.2]["tpot_host_ms"], rows[0.2]["tpot_device_ms"]) < 200
+    assert rows[0.2]["host_tokens"] > rows[0.2]["device_tokens"]
