@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -122,14 +123,21 @@ def choose(trace: Trace, numbers: tuple[int, int] | None = None) -> Window:
     else:
         chosen = tuple(iteration for iteration in iterations if numbers[0] <= iteration.number < numbers[1])
         if numbers[0] >= numbers[1] or len(chosen) < numbers[1] - numbers[0]:
-            first, last = iterations[0].number, iterations[-1].number
             dropped = f" (older events dropped: {trace.dropped:,})" if trace.dropped else ""
             raise ValueError(
-                f"iterations {numbers[0]}:{numbers[1]} are not in the trace, which has {first}:{last + 1}{dropped}"
+                f"iterations {numbers[0]}:{numbers[1]} are not in the trace, which has {_ranges(iterations)}{dropped}"
             )
     begin, end = chosen[0].begin_ns, chosen[-1].end_ns
     spans = tuple(s for s in trace.spans if s.begin_ns < end and s.end_ns > begin and s.name != ITERATION)
     return Window(iterations=chosen, spans=spans, recorded=(iterations[0].number, iterations[-1].number), trace=trace)
+
+
+def _ranges(iterations: Sequence[Iteration]) -> str:
+    """First and one after the last of each unbroken sequence of numbers."""
+    numbers = [iteration.number for iteration in iterations]
+    begins = [number for before, number in itertools.pairwise([numbers[0] - 2, *numbers]) if number != before + 1]
+    ends = [before + 1 for before, number in itertools.pairwise([*numbers, numbers[-1] + 2]) if number != before + 1]
+    return ", ".join(f"{begin}:{end}" for begin, end in zip(begins, ends, strict=True))
 
 
 def _from_the_middle(trace: Trace, iterations: Sequence[Iteration]) -> tuple[Iteration, ...]:
