@@ -84,7 +84,7 @@ class TestChoice:
             for track in ("device", "host"):
                 recorder.span(track, "attention", 100 * number, 100 * number + 50)
         assert [i.number for i in choose(recorder.trace()).iterations] == [21, 22, 23]
-        with pytest.raises(ValueError, match="iterations 14:17 are not in the trace, which has 11:15, 21:26$"):
+        with pytest.raises(ValueError, match=r"iterations 14:17 are not in the trace, which has 11:15, 21:26$"):
             choose(recorder.trace(), (14, 17))
 
     def test_fewer_than_three(self):
