@@ -22,9 +22,15 @@ struct Avx2 {
   static inline F Add(F a, F b) { return _mm256_add_ps(a, b); }
   static inline F Sub(F a, F b) { return _mm256_sub_ps(a, b); }
   static inline F Mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static inline F Div(F a, F b) { return _mm256_div_ps(a, b); }
   static inline F MulAdd(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   // The second operand wins where either is NaN.
   static inline F Max(F a, F b) { return _mm256_max_ps(a, b); }
+  static inline F Abs(F x) { return _mm256_andnot_ps(Set(-0.0f), x); }
+  // `magnitude`, which is not negative, with the sign of x.
+  static inline F WithSign(F magnitude, F x) { return _mm256_or_ps(magnitude, _mm256_and_ps(Set(-0.0f), x)); }
+  // x where a < b, else y.
+  static inline F WhereLess(F a, F b, F x, F y) { return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
   static inline F Round(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   // Below the smallest normal number the result is zero.
   static inline F ScaleByPowerOfTwo(F x, F n) {

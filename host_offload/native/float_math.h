@@ -52,6 +52,26 @@ inline typename V::F Exp2(typename V::F x) {
   return V::ScaleByPowerOfTwo(p, n);
 }
 
+// cap * tanh(x / cap), relative error below 4e-7 however small or large x is; NaN stays NaN, infinity becomes the cap.
+template <class V>
+inline typename V::F SoftCap(typename V::F x, float cap) {
+  using F = typename V::F;
+  const F ratio = V::Mul(x, V::Set(1.0f / cap)), magnitude = V::Abs(ratio);
+  // Small ones by the odd polynomial of Cephes' tanhf, as x times a factor near 1: the quotient below would cancel, and
+  // however small the ratio is, x itself keeps its digits.
+  const F square = V::Mul(ratio, ratio);
+  F p = V::Set(-5.70498872745e-3f);
+  p = V::MulAdd(p, square, V::Set(2.06390887954e-2f));
+  p = V::MulAdd(p, square, V::Set(-5.37397155531e-2f));
+  p = V::MulAdd(p, square, V::Set(1.33314422036e-1f));
+  p = V::MulAdd(p, square, V::Set(-3.33332819422e-1f));
+  const F small = V::MulAdd(V::Mul(p, square), x, x);
+  // tanh(z) = 1 - 2 e / (1 + e) with e = exp(-2 z), z >= 0.
+  const F e = Exp2<V>(V::Mul(magnitude, V::Set(-2.885390082f)));
+  const F large = V::MulAdd(V::Set(-2.0f * cap), V::Div(e, V::Add(e, V::Set(1.0f))), V::Set(cap));
+  return V::WhereLess(magnitude, V::Set(0.625f), small, V::WithSign(large, x));
+}
+
 // Arithmetic in float32 on a cache of any type T.
 template <class V, class T>
 struct FloatMath {

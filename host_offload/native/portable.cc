@@ -22,9 +22,15 @@ struct Portable {
   static inline F Add(F a, F b) { return a + b; }
   static inline F Sub(F a, F b) { return a - b; }
   static inline F Mul(F a, F b) { return a * b; }
+  static inline F Div(F a, F b) { return a / b; }
   static inline F MulAdd(F a, F b, F c) { return a * b + c; }
   // The second operand wins where either is NaN.
   static inline F Max(F a, F b) { return a > b ? a : b; }
+  static inline F Abs(F x) { return (F)((U)x & 0x7fffffffu); }
+  // `magnitude`, which is not negative, with the sign of x.
+  static inline F WithSign(F magnitude, F x) { return (F)((U)magnitude | ((U)x & 0x80000000u)); }
+  // x where a < b, else y.
+  static inline F WhereLess(F a, F b, F x, F y) { return a < b ? x : y; }
   // Adding and taking away 1.5 * 2^23 leaves a rounded integer for |x| below 2^22.
   static inline F Round(F x) { return (x + Set(12582912.0f)) - Set(12582912.0f); }
   // Below the smallest normal number the result is zero.

@@ -132,8 +132,9 @@ struct TileKernel {
     }
   }
 
-  static inline void Cap(float* scores, int begin, int end, float cap) {
-    for (int i = begin; i < end; ++i) scores[i] = cap * __builtin_tanhf(scores[i] / cap);
+  // Takes whole vectors: what lies in them beside the scores of the tile's tokens is masked afterwards.
+  static inline void Cap(float* scores, int first, int last, float cap) {
+    for (int i = first; i < last; i += V::kLanes) V::Store(scores + i, SoftCap<V>(V::Load(scores + i), cap));
   }
 
   // Places of tokens that are not seen, up to whole vectors on both sides, get -inf.
@@ -153,7 +154,7 @@ struct TileKernel {
     Scores<kHeads, kWidth, kFeed>(tile, width, query, scaling.score, scores);
     const int begin = tile.begin * kSlots, end = tile.end * kSlots;
     const int first = begin / kGrain * kGrain, last = (end + kGrain - 1) / kGrain * kGrain;
-    if (scaling.softcap != 0.0f) Cap(scores, begin, end, scaling.softcap);
+    if (scaling.softcap != 0.0f) Cap(scores, first, last, scaling.softcap);
     Mask(scores, first, begin, end, last);
     Softmax<kHeads, kSlots>(scores, first, last, width, state.max + head, state.denominator + head, sum);
     Values<kHeads, kWidth, kFeed>(tile, width, scores, sum);

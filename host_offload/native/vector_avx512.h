@@ -20,9 +20,17 @@ struct Avx512 {
   static inline F Add(F a, F b) { return _mm512_add_ps(a, b); }
   static inline F Sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static inline F Mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static inline F Div(F a, F b) { return _mm512_div_ps(a, b); }
   static inline F MulAdd(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   // The second operand wins where either is NaN.
   static inline F Max(F a, F b) { return _mm512_max_ps(a, b); }
+  static inline F Abs(F x) { return _mm512_andnot_ps(Set(-0.0f), x); }
+  // `magnitude`, which is not negative, with the sign of x.
+  static inline F WithSign(F magnitude, F x) { return _mm512_or_ps(magnitude, _mm512_and_ps(Set(-0.0f), x)); }
+  // x where a < b, else y.
+  static inline F WhereLess(F a, F b, F x, F y) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+  }
   static inline F Round(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static inline F ScaleByPowerOfTwo(F x, F n) { return _mm512_scalef_ps(x, n); }
   // Keeps the compiler from loading what `next` points to before `done` is computed.

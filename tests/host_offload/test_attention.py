@@ -86,6 +86,19 @@ def test_plain_jax_matches_float64(q_type, kv_type):
 
 
 @needs_native
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize(("q_type", "kv_type"), [("float32", "float32"), ("float16", "float16"), ("bfloat16",) * 2])
+def test_soft_cap_is_exact_for_tiny_and_huge_scores(q_type, kv_type, instructions):
+    if INSTRUCTIONS.index(instructions) > INSTRUCTIONS.index(machine_instructions()):
+        pytest.skip(f"this machine has no {instructions}")
+    problem = make(lengths=[90, 1], heads=8, kv_heads=2, width=64, q_type=q_type, kv_type=kv_type)
+    # Scores from 1e-30 of the cap to 1e20 times it, and around 0.625 of it, where two formulas meet.
+    for cap in (1e-30, 1e-3, 0.5, 20.0, 1e30):
+        for scale in (1e-25, 0.01, 0.3, 1.6, 40.0 if cap < 1e30 else 1.0):
+            check(problem, implementation="native", instructions=instructions, softcap=cap, scale=scale)
+
+
+@needs_native
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_problem_matches_float64(data):
