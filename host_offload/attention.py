@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import native_library, reference
+from .arguments import check_array, check_attention, check_options
 
 Implementation = Literal["auto", "native", "jax"]
 Instructions = Literal["auto", "portable", "avx2", "avx512", "avx512_bf16"]
 
-FLOAT_TYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
-PAGE_SIZES = (16, 32, 64, 128)
 # The narrowest vectors of the kernel hold this many columns at a time.
 NATIVE_WIDTH_UNIT = 16
 NATIVE_MAX_WIDTH = 256
@@ -35,7 +34,8 @@ def decode_attention(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Attend from one query token of each row to that row's pages, after appending its new key and value if given.
 
-    Works under `jax.jit` on the CPU backend. Donate `kv` to the jitted function when `new_kv` is given: then the append
+    Works under `jax.jit` on the CPU backend, and under `jax.vmap`, where the native kernel takes the examples one after
+    the other: give it rows instead. Donate `kv` to the jitted function when `new_kv` is given: then the append
     happens in place and the returned cache is the same memory; without donation XLA copies the cache first.
 
     Arithmetic follows the type of `q`: every product, weight and sum is float32, whatever the type of the cache, unless
@@ -52,9 +52,9 @@ def decode_attention(
             appended, its output is 0 and its log-sum-exp -inf.
         new_kv: keys and values [B, K, H] of the last token of each row, in the type of `kv`. No two rows may write to
             the same place.
-        scale: multiplies q.k; 1 / sqrt(H) if None.
-        sliding_window: only the last so many tokens are attended to.
-        logit_softcap: scaled scores x become cap * tanh(x / cap).
+        scale: multiplies q.k; 0 or from 1e-30 to 1e30 in size; 1 / sqrt(H) if None.
+        sliding_window: only the last so many tokens are attended to; at most 2**31 - 1.
+        logit_softcap: scaled scores x become cap * tanh(x / cap); from 1e-30 to 1e30.
         implementation: "native", "jax" (plain JAX, any head width, any backend), or "auto": native where it was built
             and supports the head width (a multiple of 16 up to 256).
         max_threads: at most so many threads work on the call (native only); all of the CPU backend's if None.
@@ -64,13 +64,15 @@ def decode_attention(
         Output float32 [B, N, H], natural log-sum-exp of the scores float32 [B, N], and the cache.
 
     Raises:
-        TypeError, ValueError: types or shapes that do not fit, at trace time.
+        TypeError, ValueError: types, shapes or options that do not fit, at trace time.
+        NotImplementedError: the native kernel is differentiated; plain JAX can be.
         jax.errors.JaxRuntimeError: from the native kernel when a length exceeds the page table or a visible page id is
             out of range; nothing has been written then, but a donated cache is gone. JAX makes it a ValueError where it
             runs a program at once. The "jax" implementation gives NaN for such a row.
     """
-    _check(q, kv, page_table, lengths, new_kv)
-    _check_options(scale, sliding_window, logit_softcap, max_threads)
+    check_attention(q, kv, page_table, lengths, new_kv)
+    check_options(scale, sliding_window, logit_softcap, max_threads)
+    q, kv, page_table, lengths = map(jnp.asarray, (q, kv, page_table, lengths))
     scale = 1.0 / math.sqrt(q.shape[2]) if scale is None else scale
     rows, heads, width = q.shape
     if rows == 0:
@@ -108,21 +110,22 @@ def decode_attention_packed(
 
     The other arguments, the results and the errors are those of `decode_attention`.
     """
+    check_array("qkv", qkv)
+    check_array("kv", kv)
     if qkv.ndim != 3 or kv.ndim != 5 or qkv.shape[1] <= 2 * kv.shape[1]:
         raise ValueError(
             f"qkv and kv have shapes {qkv.shape} and {kv.shape}, they must be [B, N + 2K, H] and [P, K, 2, S, H]"
         )
     rows, width, kv_heads = qkv.shape[0], qkv.shape[2], kv.shape[1]
     heads = qkv.shape[1] - 2 * kv_heads
-    _check(jax.ShapeDtypeStruct((rows, heads, width), qkv.dtype), kv, page_table, lengths, None)
+    check_attention(jax.ShapeDtypeStruct((rows, heads, width), qkv.dtype), kv, page_table, lengths, None)
+    check_options(scale, sliding_window, logit_softcap, max_threads)
+    qkv, kv = jnp.asarray(qkv), jnp.asarray(kv)
     if rows > 0 and _use_native(implementation, width):
-        _check_options(scale, sliding_window, logit_softcap, max_threads)
         scale = 1.0 / math.sqrt(width) if scale is None else scale
         attributes = _attributes(scale, sliding_window, logit_softcap, max_threads, "auto")
-        call = jax.ffi.ffi_call(
-            native_library.PACKED_ATTEND, _results((rows, heads, width), kv), input_output_aliases={1: 2}
-        )
-        out, lse, kv = call(qkv, kv, page_table, lengths, **attributes)
+        results = _results((rows, heads, width), kv)
+        out, lse, kv = _call(native_library.PACKED_ATTEND, results, attributes, qkv, kv, page_table, lengths)
         return out, lse, kv
     new = tuple(part.astype(kv.dtype) for part in (qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]))
     return decode_attention(
@@ -147,11 +150,28 @@ def native_attention_available(head_dim: int) -> bool:
 def _native(q, kv, page_table, lengths, new_kv, attributes) -> tuple[jax.Array, jax.Array, jax.Array]:
     results = _results(q.shape, kv)
     if new_kv is None:
-        out, lse = jax.ffi.ffi_call(native_library.ATTEND, results[:2])(q, kv, page_table, lengths, **attributes)
+        out, lse = _call(native_library.ATTEND, results[:2], attributes, q, kv, page_table, lengths)
         return out, lse, kv
-    call = jax.ffi.ffi_call(native_library.APPEND_ATTEND, results, input_output_aliases={1: 2})
-    out, lse, kv = call(q, kv, page_table, lengths, *new_kv, **attributes)
+    out, lse, kv = _call(native_library.APPEND_ATTEND, results, attributes, q, kv, page_table, lengths, *new_kv)
     return out, lse, kv
+
+
+def _call(target: str, results: tuple[jax.ShapeDtypeStruct, ...], attributes: dict[str, np.generic], *arguments):
+    """Call the native kernel; where it returns the cache, that is the memory of the second argument."""
+    aliases = {1: 2} if len(results) == 3 else {}
+    kernel = jax.ffi.ffi_call(target, results, vmap_method="sequential", input_output_aliases=aliases)
+
+    @jax.custom_jvp
+    def call(*arguments):
+        return kernel(*arguments, **attributes)
+
+    @call.defjvp
+    def refuse(primals, tangents):
+        raise NotImplementedError(
+            "the native decode attention cannot be differentiated: pass implementation='jax', which can"
+        )
+
+    return call(*arguments)
 
 
 def _results(shape: tuple[int, int, int], kv: jax.Array) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -186,7 +206,10 @@ def _use_native(implementation: str, width: int) -> bool:
                 f"{NATIVE_WIDTH_UNIT} up to {NATIVE_MAX_WIDTH}; implementation='jax' takes any"
             )
         if native_library.load() is None:
-            raise ValueError("implementation is 'native', but apex_jax was installed without its native host attention")
+            raise ValueError(
+                "implementation is 'native', but apex_jax runs without its native host attention: "
+                f"{native_library.absence()}"
+            )
         return True
     return supported and native_library.load() is not None
 
@@ -196,45 +219,3 @@ def _instruction_level(instructions: str) -> int:
         allowed = ", ".join(map(repr, ("auto", *native_library.INSTRUCTIONS)))
         raise ValueError(f"instructions is {instructions!r}, allowed are {allowed}")
     return native_library.INSTRUCTIONS.index(instructions)
-
-
-def _check(q, kv, page_table, lengths, new_kv) -> None:
-    for name, array in (("q", q), ("kv", kv)):
-        if array.dtype not in FLOAT_TYPES:
-            raise TypeError(f"{name} has type {array.dtype}, allowed are float32, bfloat16 and float16")
-    for name, array in (("page_table", page_table), ("lengths", lengths)):
-        if array.dtype != jnp.int32:
-            raise TypeError(f"{name} has type {array.dtype}, it must be int32")
-    if q.ndim != 3 or kv.ndim != 5 or page_table.ndim != 2:
-        raise ValueError(
-            f"q, kv and page_table have shapes {q.shape}, {kv.shape} and {page_table.shape}, "
-            "they must be [B, N, H], [P, K, 2, S, H] and [B, W]"
-        )
-    rows, heads, width = q.shape
-    pages, kv_heads, two, page_size, kv_width = kv.shape
-    if two != 2 or kv_width != width or pages == 0:
-        raise ValueError(f"kv has shape {kv.shape}, it must be [P, K, 2, S, {width}] with at least one page")
-    if page_size not in PAGE_SIZES:
-        raise ValueError(f"the page size of kv is {page_size}, allowed are {PAGE_SIZES}")
-    if kv_heads == 0 or heads == 0 or heads % kv_heads != 0:
-        raise ValueError(f"q has {heads} heads, which is not a positive multiple of the {kv_heads} heads of kv")
-    if page_table.shape[0] != rows or page_table.shape[1] == 0 or lengths.shape != (rows,):
-        raise ValueError(
-            f"page_table has shape {page_table.shape} and lengths {lengths.shape}, "
-            f"they must be [{rows}, W] with W > 0 and [{rows}]"
-        )
-    for array in new_kv or ():
-        if array.dtype != kv.dtype:
-            raise TypeError(f"new keys and values have type {array.dtype}, they must have that of kv, {kv.dtype}")
-        if array.shape != (rows, kv_heads, width):
-            raise ValueError(f"new keys and values have shape {array.shape}, it must be {(rows, kv_heads, width)}")
-
-
-def _check_options(scale, sliding_window, logit_softcap, max_threads) -> None:
-    if scale is not None and not math.isfinite(scale):
-        raise ValueError(f"scale is {scale}, it must be finite")
-    if logit_softcap is not None and not 0 < logit_softcap < math.inf:
-        raise ValueError(f"logit_softcap is {logit_softcap}, it must be positive and finite, or None")
-    for name, value in (("sliding_window", sliding_window), ("max_threads", max_threads)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}, it must be at least 1, or None")

@@ -3,14 +3,15 @@
 import ctypes
 import dataclasses
 import mmap
-from pathlib import Path
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from . import native_library
-from .attention import FLOAT_TYPES, PAGE_SIZES
+from .arguments import FLOAT_TYPES, PAGE_SIZES, check_array, whole_number
+from .memory import available_memory
 
 MADV_COLLAPSE = 25
 HUGE_PAGE_BYTES = 2 << 20
@@ -32,8 +33,7 @@ class HostKVConfig:
 
     def __post_init__(self):
         for name in ("num_layers", "num_kv_heads", "head_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
+            whole_number(name, getattr(self, name))
         if self.page_size not in PAGE_SIZES:
             raise ValueError(f"page_size is {self.page_size}, allowed are {PAGE_SIZES}")
         if jnp.dtype(self.dtype) not in FLOAT_TYPES:
@@ -67,16 +67,19 @@ class HostKVCache:
         return self.layers[0].shape[0]
 
     def with_layer(self, layer: int, kv: jax.Array) -> "HostKVCache":
-        """Return the cache with the array of one layer replaced."""
+        """Return the cache with the array of one layer replaced.
+
+        Raises:
+            ValueError, TypeError: there is no such layer, or `kv` is no array of its shape and type.
+        """
+        layer = whole_number("layer", layer, 0, len(self.layers) - 1)
+        check_array("kv", kv)
+        old = self.layers[layer]
+        if kv.shape != old.shape or kv.dtype != old.dtype:
+            raise ValueError(
+                f"kv is {kv.dtype}{list(kv.shape)}, it must be as the layer it replaces, {old.dtype}{list(old.shape)}"
+            )
         return HostKVCache(layers=(*self.layers[:layer], kv, *self.layers[layer + 1 :]))
-
-
-def available_memory() -> int:
-    """Return the bytes that this machine can give to new allocations without swapping (Linux's MemAvailable)."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/meminfo has no line MemAvailable")
 
 
 def allocate(config: HostKVConfig, budget_bytes: int, device: jax.Device | None = None) -> HostKVCache:
@@ -88,13 +91,15 @@ def allocate(config: HostKVConfig, budget_bytes: int, device: jax.Device | None 
         device: a CPU device; the first if None.
 
     Raises:
+        TypeError: the budget is no whole number of bytes.
         ValueError: the budget is below one page, or the device is no CPU.
-        MemoryError: the machine does not have the memory. Nothing has been allocated then.
+        MemoryError: the machine does not have the memory, or this process may not have it. Nothing has been
+            allocated then.
     """
     target = jax.devices("cpu")[0] if device is None else device
     if target.platform != "cpu":
         raise ValueError(f"host pages need a CPU device, not {target}")
-    pages = budget_bytes // config.page_bytes
+    pages = whole_number("budget_bytes", budget_bytes, 0, sys.maxsize) // config.page_bytes
     if pages < 1:
         raise ValueError(f"a budget of {budget_bytes} bytes is less than one page of {config.page_bytes} bytes")
     needed, available = pages * config.page_bytes, available_memory()
@@ -137,7 +142,10 @@ def read_pages(kv: jax.Array, pages: jax.Array, into: jax.Array | None = None) -
         [M, K, 2, S, H].
     """
     _check_pages(kv, pages)
+    kv, pages = jnp.asarray(kv), jnp.asarray(pages)
     shape = jax.ShapeDtypeStruct((pages.shape[0], *kv.shape[1:]), kv.dtype)
+    if into is not None:
+        check_array("into", into)
     if into is not None and (into.shape != shape.shape or into.dtype != shape.dtype):
         raise ValueError(
             f"into is {into.dtype}{list(into.shape)}, it must be as the result, {shape.dtype}{list(shape.shape)}"
@@ -163,10 +171,12 @@ def write_pages(kv: jax.Array, pages: jax.Array, tiles: jax.Array) -> jax.Array:
         The updated layer.
     """
     _check_pages(kv, pages)
+    check_array("tiles", tiles)
     if tiles.shape != (pages.shape[0], *kv.shape[1:]) or tiles.dtype != kv.dtype:
         raise ValueError(
             f"tiles are {tiles.dtype}{list(tiles.shape)}, they must be {kv.dtype}{[pages.shape[0], *kv.shape[1:]]}"
         )
+    kv, pages = jnp.asarray(kv), jnp.asarray(pages)
     if native_library.load() is not None and pages.shape[0] > 0:
         result = jax.ShapeDtypeStruct(kv.shape, kv.dtype)
         return jax.ffi.ffi_call(native_library.WRITE_PAGES, result, input_output_aliases={0: 0})(kv, pages, tiles)
@@ -174,6 +184,8 @@ def write_pages(kv: jax.Array, pages: jax.Array, tiles: jax.Array) -> jax.Array:
 
 
 def _check_pages(kv: jax.Array, pages: jax.Array) -> None:
+    check_array("kv", kv)
+    check_array("pages", pages)
     if kv.ndim != 5 or pages.ndim != 1 or pages.dtype != np.int32:
         raise ValueError(
             f"kv and pages are {kv.dtype}{list(kv.shape)} and {pages.dtype}{list(pages.shape)}, "

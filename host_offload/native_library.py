@@ -5,6 +5,7 @@ import functools
 import importlib.machinery
 import logging
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -29,24 +30,8 @@ def _library_path() -> Path | None:
     return None
 
 
-@functools.cache
-def load() -> ctypes.CDLL | None:
-    """Return the native library with its functions registered for the CPU platform, or None where it was not built.
-
-    Says once, as a warning of this module's logger, that the pure-JAX attention is used instead.
-
-    Raises:
-        OSError: the library is there but cannot be loaded.
-    """
-    path = _library_path()
-    if path is None:
-        _logger.warning(
-            "apex_jax was installed without its native host attention (no C++17 compiler was found): "
-            "the pure-JAX attention is used, which is several times slower"
-        )
-        return None
-    library = ctypes.CDLL(str(path))
-    handlers = {
+def _handlers(library: ctypes.CDLL) -> dict[str, Any]:
+    return {
         ATTEND: library.ApexDecodeAttention,
         APPEND_ATTEND: library.ApexAppendDecodeAttention,
         PACKED_ATTEND: library.ApexPackedDecodeAttention,
@@ -55,9 +40,46 @@ def load() -> ctypes.CDLL | None:
         READ_PAGES_INTO: library.ApexReadPagesInto,
         WRITE_PAGES: library.ApexWritePages,
     }
+
+
+@functools.cache
+def _open() -> tuple[ctypes.CDLL | None, dict[str, Any], str]:
+    """Return the library, its handlers, and why there are none."""
+    path = _library_path()
+    if path is None:
+        others = sorted(file.name for file in Path(__file__).parent.glob("_native*") if file.suffix in (".so", ".pyd"))
+        if others:
+            expected = importlib.machinery.EXTENSION_SUFFIXES[0]
+            return None, {}, f"{', '.join(others)} was built for another Python than this one (_native{expected})"
+        return None, {}, "it was not built, because no C++17 compiler was found when apex_jax was installed"
+    try:
+        library = ctypes.CDLL(str(path))
+        return library, _handlers(library), ""
+    except (OSError, AttributeError) as error:
+        return None, {}, f"{path} cannot be loaded ({error}); install apex_jax again"
+
+
+@functools.cache
+def load() -> ctypes.CDLL | None:
+    """Return the native library with its functions registered for the CPU platform, or None where it cannot be used.
+
+    Says once, as a warning of this module's logger, that the pure-JAX attention is used instead, and why.
+    """
+    library, handlers, why = _open()
+    if library is None:
+        _logger.warning(
+            "apex_jax runs without its native host attention: %s. "
+            "The pure-JAX attention is used, which is several times slower",
+            why,
+        )
     for name, handler in handlers.items():
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
     return library
+
+
+def absence() -> str:
+    """Return why the native library cannot be used, or an empty string where it can."""
+    return _open()[2]
 
 
 def machine_instructions() -> str | None:

@@ -12,6 +12,8 @@
 namespace apex {
 namespace {
 
+ffi::Error Refuse(const std::string& message) { return Invalid("decode_attention", message); }
+
 bool TypeOf(ffi::DataType dtype, Type* type) {
   if (dtype == ffi::DataType::F32) *type = Type::kFloat32;
   else if (dtype == ffi::DataType::BF16) *type = Type::kBFloat16;
@@ -38,7 +40,7 @@ int Workers(const Problem& problem, const Options& options, int64_t threads) {
 
 ffi::Error Run(ffi::ThreadPool& pool, Problem& problem, const Options& options) {
   std::string wrong = CheckRows(problem);
-  if (!wrong.empty()) return Invalid(wrong);
+  if (!wrong.empty()) return Refuse(wrong);
   for (int64_t row = 0; row < problem.B; ++row)
     if (problem.lengths[row] == 0) WriteEmptyRow(problem, row);
   const int workers = Workers(problem, options, pool.num_threads());
@@ -58,16 +60,16 @@ ffi::Error Run(ffi::ThreadPool& pool, Problem& problem, const Options& options) 
 ffi::Error Describe(Problem* problem, ffi::AnyBuffer query, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> table,
                     ffi::Buffer<ffi::S32> lengths, const Options& options, bool packed = false) {
   const auto q = query.dimensions(), kv = cache.dimensions(), pages = table.dimensions();
-  if (q.size() != 3 || kv.size() != 5 || pages.size() != 2) return Invalid("wrong rank of q, kv or page_table");
+  if (q.size() != 3 || kv.size() != 5 || pages.size() != 2) return Refuse("wrong rank of q, kv or page_table");
   if (!TypeOf(query.element_type(), &problem->query_type) || !TypeOf(cache.element_type(), &problem->cache_type))
-    return Invalid("q and kv must be float32, bfloat16 or float16");
+    return Refuse("q and kv must be float32, bfloat16 or float16");
   problem->P = kv[0], problem->K = kv[1], problem->S = kv[3], problem->W = pages[1];
   problem->B = q[0], problem->N = packed ? q[1] - 2 * kv[1] : q[1], problem->H = q[2];
   problem->query_stride = q[1] * q[2];
   if (kv[2] != 2 || kv[4] != q[2] || problem->K == 0 || problem->N < 1 || problem->N % kv[1] != 0 || pages[0] != q[0] ||
       lengths.dimensions().size() != 1 || lengths.dimensions()[0] != q[0] || problem->S > kMaxPageSize ||
       problem->S % 16 != 0 || problem->H > kMaxHeadWidth)
-    return Invalid("shapes of q, kv, page_table and lengths do not fit together");
+    return Refuse("shapes of q, kv, page_table and lengths do not fit together");
   problem->query = static_cast<const char*>(query.untyped_data());
   problem->cache = static_cast<char*>(cache.untyped_data());
   problem->table = table.typed_data();
@@ -79,7 +81,7 @@ ffi::Error Describe(Problem* problem, ffi::AnyBuffer query, ffi::AnyBuffer cache
   const int width = static_cast<int>(problem->H);
   problem->kernel = SelectKernel(problem->cache_type, width, exact, limit);
   problem->float_kernel = SelectKernel(Type::kFloat32, width, true, limit);
-  if (problem->kernel == nullptr) return Invalid("no kernel for head width " + std::to_string(problem->H));
+  if (problem->kernel == nullptr) return Refuse("no kernel for head width " + std::to_string(problem->H));
   return ffi::Error::Success();
 }
 
@@ -103,11 +105,11 @@ ffi::Error AppendAttend(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuff
   Problem problem{};
   if (ffi::Error error = Describe(&problem, query, cache, table, lengths, options); error.failure()) return error;
   if (cache.untyped_data() != cache_out->untyped_data())
-    return Invalid("the updated cache does not share the memory of the old one");
+    return Refuse("the updated cache does not share the memory of the old one");
   const size_t appended = problem.B * problem.K * problem.H;
   if (new_key.element_type() != cache.element_type() || new_value.element_type() != cache.element_type() ||
       new_key.element_count() != appended || new_value.element_count() != appended)
-    return Invalid("new keys and values must be [B, K, H] in the type of the cache");
+    return Refuse("new keys and values must be [B, K, H] in the type of the cache");
   problem.new_type = problem.cache_type;
   problem.new_stride = problem.K * problem.H;
   problem.new_key = static_cast<const char*>(new_key.untyped_data());
@@ -125,7 +127,7 @@ ffi::Error PackedAttend(ffi::ThreadPool pool, ffi::AnyBuffer qkv, ffi::AnyBuffer
   Problem problem{};
   if (ffi::Error error = Describe(&problem, qkv, cache, table, lengths, options, true); error.failure()) return error;
   if (cache.untyped_data() != cache_out->untyped_data())
-    return Invalid("the updated cache does not share the memory of the old one");
+    return Refuse("the updated cache does not share the memory of the old one");
   problem.new_type = problem.query_type;
   problem.new_stride = problem.query_stride;
   problem.new_key = problem.query + problem.N * problem.H * BytesOf(problem.query_type);
@@ -148,7 +150,7 @@ ffi::Error ReadStream(ffi::ThreadPool pool, ffi::AnyBuffer data, ffi::ResultBuff
         total.fetch_xor(XorBytes(from + begin, std::min(kPieceBytes, bytes - begin)), std::memory_order_relaxed);
       },
       [&](auto&& task) { pool.Schedule(std::forward<decltype(task)>(task)); });
-  if (checksum->element_count() != 2) return Invalid("the checksum has two halves");
+  if (checksum->element_count() != 2) return Invalid("read_stream", "the checksum has two halves");
   checksum->typed_data()[0] = static_cast<uint32_t>(total.load());
   checksum->typed_data()[1] = static_cast<uint32_t>(total.load() >> 32);
   return ffi::Error::Success();

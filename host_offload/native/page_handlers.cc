@@ -13,17 +13,22 @@
 namespace apex {
 namespace {
 
-// Checks kv [P, ...], ids [M], tiles [M, ...] and returns the bytes of one page through `page_bytes`.
-ffi::Error CheckPages(ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> ids, ffi::AnyBuffer tiles, int64_t* page_bytes) {
+constexpr char kRead[] = "read_pages", kWrite[] = "write_pages";
+
+// Checks kv [P, ...], ids [M], tiles [M, ...] for `function` and returns the bytes of one page through `page_bytes`.
+ffi::Error CheckPages(const char* function, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> ids, ffi::AnyBuffer tiles,
+                      int64_t* page_bytes) {
   const int64_t pages = cache.dimensions()[0], moved = ids.dimensions()[0];
-  if (pages == 0 || tiles.dimensions()[0] != moved) return Invalid("shapes of kv, pages and tiles do not fit together");
+  if (pages == 0 || tiles.dimensions()[0] != moved)
+    return Invalid(function, "shapes of kv, pages and tiles do not fit together");
   *page_bytes = static_cast<int64_t>(cache.size_bytes()) / pages;
   if (static_cast<int64_t>(tiles.size_bytes()) != *page_bytes * moved || tiles.element_type() != cache.element_type())
-    return Invalid("tiles must be pages of the type and size of those in kv");
+    return Invalid(function, "tiles must be pages of the type and size of those in kv");
   for (int64_t i = 0; i < moved; ++i) {
     if (ids.typed_data()[i] >= pages)
-      return Invalid("page id " + std::to_string(ids.typed_data()[i]) + " is out of range, allowed are ids below " +
-                     std::to_string(pages) + ", and negative ones for none");
+      return Invalid(function, "page id " + std::to_string(ids.typed_data()[i]) +
+                                   " is out of range, allowed are ids below " + std::to_string(pages) +
+                                   ", and negative ones for none");
   }
   return ffi::Error::Success();
 }
@@ -57,7 +62,7 @@ void AdviseHugePages(char* data, int64_t bytes) {
 ffi::Error Read(ffi::ThreadPool& pool, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> ids, ffi::AnyBuffer tiles,
                 bool fresh) {
   int64_t page_bytes = 0;
-  if (ffi::Error error = CheckPages(cache, ids, tiles, &page_bytes); error.failure()) return error;
+  if (ffi::Error error = CheckPages(kRead, cache, ids, tiles, &page_bytes); error.failure()) return error;
   char* to = static_cast<char*>(tiles.untyped_data());
   if (fresh) AdviseHugePages(to, static_cast<int64_t>(tiles.size_bytes()));
   CopyPages(pool, static_cast<char*>(cache.untyped_data()), ids.typed_data(), to, ids.dimensions()[0], page_bytes,
@@ -73,16 +78,16 @@ ffi::Error ReadPages(ffi::ThreadPool pool, ffi::AnyBuffer cache, ffi::Buffer<ffi
 ffi::Error ReadPagesInto(ffi::ThreadPool pool, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> ids, ffi::AnyBuffer into,
                          ffi::Result<ffi::AnyBuffer> tiles) {
   if (into.untyped_data() != tiles->untyped_data())
-    return Invalid("the pages read do not share the memory that was given for them");
+    return Invalid(kRead, "the pages read do not share the memory that was given for them");
   return Read(pool, cache, ids, *tiles, false);
 }
 
 ffi::Error WritePages(ffi::ThreadPool pool, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> ids, ffi::AnyBuffer tiles,
                       ffi::Result<ffi::AnyBuffer> cache_out) {
   int64_t page_bytes = 0;
-  if (ffi::Error error = CheckPages(cache, ids, tiles, &page_bytes); error.failure()) return error;
+  if (ffi::Error error = CheckPages(kWrite, cache, ids, tiles, &page_bytes); error.failure()) return error;
   if (cache.untyped_data() != cache_out->untyped_data())
-    return Invalid("the updated cache does not share the memory of the old one");
+    return Invalid(kWrite, "the updated cache does not share the memory of the old one");
   CopyPages(pool, static_cast<char*>(cache.untyped_data()), ids.typed_data(), static_cast<char*>(tiles.untyped_data()),
             ids.dimensions()[0], page_bytes, true);
   return ffi::Error::Success();

@@ -1,12 +1,21 @@
 """Each bad input is refused, by name and value."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from host_problems import make
+from host_problems import exact, make, tolerance
 
-from apex_jax.host_offload import decode_attention, native_library
+from apex_jax.host_offload import (
+    HostKVCache,
+    decode_attention,
+    decode_attention_packed,
+    native_library,
+    read_pages,
+    write_pages,
+)
 
 needs_native = pytest.mark.skipif(native_library.load() is None, reason="apex_jax was installed without a compiler")
 
@@ -77,16 +86,91 @@ def test_types_and_shapes_are_checked_when_traced(change, error, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scale": float("nan")}, "scale is nan"),
-        ({"logit_softcap": 0.0}, "logit_softcap is 0.0"),
-        ({"sliding_window": 0}, "sliding_window is 0"),
+        ({"scale": float("nan")}, "scale is nan, it must be 0, or from 1e-30 to 1e"),
+        ({"scale": 1e39}, r"scale is 1e\+39"),
+        ({"scale": -1e-46}, "scale is -1e-46"),
+        ({"logit_softcap": 0.0}, "logit_softcap is 0.0, it must be from 1e-30 to 1e"),
+        ({"logit_softcap": 1e-46}, "logit_softcap is 1e-46"),
+        ({"logit_softcap": 3e38}, r"logit_softcap is 3e\+38"),
+        ({"logit_softcap": float("nan")}, "logit_softcap is nan"),
+        ({"sliding_window": 0}, "sliding_window is 0, it must be from 1 to 2147483647"),
+        ({"sliding_window": 2**40}, "sliding_window is 1099511627776"),
         ({"max_threads": 0}, "max_threads is 0"),
         ({"implementation": "fast"}, "implementation is 'fast'"),
     ],
 )
 def test_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
-        decode_attention(*problem().arguments(), **options)
+        jax.eval_shape(functools.partial(decode_attention, **options), *problem().arguments())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sliding_window": 8.5}, "sliding_window is 8.5, it must be a whole number"),
+        ({"max_threads": True}, "max_threads is True, it must be a whole number"),
+        ({"scale": "0.5"}, "scale is '0.5', it must be a number"),
+        ({"logit_softcap": [50.0]}, r"logit_softcap is \[50.0\], it must be a number"),
+    ],
+)
+def test_options_are_numbers(options, message):
+    with pytest.raises(TypeError, match=message):
+        jax.eval_shape(functools.partial(decode_attention, **options), *problem().arguments())
+
+
+def test_options_are_known_when_traced():
+    arguments = problem().arguments()
+    with pytest.raises(TypeError, match=r"scale is .*, it must be a number known when the program is traced"):
+        jax.jit(lambda scale: decode_attention(*arguments, scale=scale))(0.5)
+
+
+@pytest.mark.parametrize("implementation", [pytest.param("native", marks=needs_native), "jax"])
+def test_options_at_their_limits_are_finite(implementation):
+    for options in ({"scale": 0}, {"scale": np.float32(1e30)}, {"logit_softcap": 1e-30}, {"logit_softcap": 1e30}):
+        small = problem()
+        small.q[...] = 1e-3
+        out, lse, _ = decode_attention(*small.arguments(), implementation=implementation, **options)
+        assert np.isfinite(out).all()
+        assert np.isfinite(lse).all()
+    out, _, _ = decode_attention(*problem().arguments(), implementation=implementation, sliding_window=2**31 - 1)
+    expected, _, _ = decode_attention(*problem().arguments(), implementation=implementation)
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_what_is_no_array_is_refused():
+    q, kv, table, lengths = problem().arguments()
+    cache = HostKVCache(layers=(kv,))
+    with pytest.raises(
+        TypeError, match=r"kv is a HostKVCache, it must be the array of one layer, as cache.layers\[0\]"
+    ):
+        decode_attention(q, cache, table, lengths)
+    with pytest.raises(TypeError, match="kv is a HostKVCache"):
+        decode_attention_packed(q, cache, table, lengths)
+    with pytest.raises(TypeError, match="kv is a HostKVCache"):
+        read_pages(cache, lengths)
+    with pytest.raises(TypeError, match="page_table is a list, it must be a JAX or numpy array"):
+        decode_attention(q, kv, table.tolist(), lengths)
+    with pytest.raises(TypeError, match="lengths is a list"):
+        decode_attention(q, kv, table, lengths.tolist())
+    with pytest.raises(TypeError, match="tiles is a list"):
+        write_pages(kv, lengths, [kv])
+    with pytest.raises(TypeError, match="new_kv is a ArrayImpl, it must be a pair of arrays"):
+        decode_attention(q, kv, table, lengths, new_kv=problem().new_kv()[0])
+
+
+@pytest.mark.parametrize("implementation", [pytest.param("native", marks=needs_native), "jax"])
+def test_numpy_arrays_are_taken(implementation):
+    p = problem()
+    out, lse, kv = decode_attention(
+        p.q, p.kv, p.table, p.lengths, new_kv=(p.key, p.value), implementation=implementation
+    )
+    expected, expected_lse = exact(p, p.appended())
+    assert np.abs(np.asarray(out) - expected).max() <= tolerance(p) * np.abs(expected).max()
+    np.testing.assert_allclose(lse, expected_lse, rtol=2e-6)
+    np.testing.assert_array_equal(kv, p.appended())
+    packed = np.concatenate([p.q, p.key, p.value], axis=1)
+    out, _, _ = decode_attention_packed(packed, p.kv, p.table, p.lengths, implementation=implementation)
+    assert np.abs(np.asarray(out) - expected).max() <= tolerance(p) * np.abs(expected).max()
 
 
 def test_new_keys_must_fit_the_cache():

@@ -1,0 +1,120 @@
+"""What the functions of the host tier are given: refused, by name and value, before anything is traced or run."""
+
+import numbers
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+FLOAT_TYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+PAGE_SIZES = (16, 32, 64, 128)
+# Scales and caps are float32, multiplied and divided in float32: within these neither overflows nor vanishes.
+LEAST, MOST = 1e-30, 1e30
+MOST_WHOLE = 2**31 - 1
+
+
+def check_array(name: str, value: object) -> None:
+    """Refuse what is no array.
+
+    Raises:
+        TypeError: `value` is neither a JAX nor a numpy array.
+    """
+    if isinstance(value, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
+        return
+    wanted = "the array of one layer, as cache.layers[0]" if name == "kv" else "a JAX or numpy array"
+    raise TypeError(f"{name} is a {type(value).__name__}, it must be {wanted}")
+
+
+def whole_number(name: str, value: object, least: int = 1, most: int = MOST_WHOLE) -> int:
+    """Return `value` as an int.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is out of range.
+    """
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}, it must be a whole number from {least} to {most}") from None
+    if not least <= number <= most:
+        raise ValueError(f"{name} is {number}, it must be from {least} to {most}")
+    return number
+
+
+def _check_real(name: str, value: object, allowed: str, *, zero: bool) -> None:
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} is {value!r}, it must be a number known when the program is traced: {allowed}")
+    with np.errstate(over="ignore", under="ignore"):
+        size = abs(np.float32(float(value))) if zero else np.float32(float(value))
+    if not np.float32(LEAST) <= size <= np.float32(MOST) and not (zero and value == 0):
+        raise ValueError(f"{name} is {value}, it must be {allowed}, or None")
+
+
+def check_options(
+    scale: float | None, sliding_window: int | None, logit_softcap: float | None, max_threads: int | None
+) -> None:
+    """Refuse options of attention that no float32 or int32 arithmetic could follow.
+
+    Raises:
+        TypeError: one is no number, or no whole number.
+        ValueError: one is out of range.
+    """
+    if scale is not None:
+        _check_real("scale", scale, f"0, or from {LEAST} to {MOST} in size", zero=True)
+    if logit_softcap is not None:
+        _check_real("logit_softcap", logit_softcap, f"from {LEAST} to {MOST}", zero=False)
+    if sliding_window is not None:
+        whole_number("sliding_window", sliding_window)
+    if max_threads is not None:
+        whole_number("max_threads", max_threads)
+
+
+def check_attention(q, kv, page_table, lengths, new_kv) -> None:
+    """Refuse arrays of `decode_attention` whose types or shapes do not fit.
+
+    Raises:
+        TypeError: something is no array, or of a type that is not allowed.
+        ValueError: shapes do not fit.
+    """
+    for name, array in (("q", q), ("kv", kv), ("page_table", page_table), ("lengths", lengths)):
+        check_array(name, array)
+    for name, array in (("q", q), ("kv", kv)):
+        if array.dtype not in FLOAT_TYPES:
+            raise TypeError(f"{name} has type {array.dtype}, allowed are float32, bfloat16 and float16")
+    for name, array in (("page_table", page_table), ("lengths", lengths)):
+        if array.dtype != jnp.int32:
+            raise TypeError(f"{name} has type {array.dtype}, it must be int32")
+    if q.ndim != 3 or kv.ndim != 5 or page_table.ndim != 2:
+        raise ValueError(
+            f"q, kv and page_table have shapes {q.shape}, {kv.shape} and {page_table.shape}, "
+            "they must be [B, N, H], [P, K, 2, S, H] and [B, W]"
+        )
+    rows, heads, width = q.shape
+    pages, kv_heads, two, page_size, kv_width = kv.shape
+    if two != 2 or kv_width != width or pages == 0:
+        raise ValueError(f"kv has shape {kv.shape}, it must be [P, K, 2, S, {width}] with at least one page")
+    if page_size not in PAGE_SIZES:
+        raise ValueError(f"the page size of kv is {page_size}, allowed are {PAGE_SIZES}")
+    if kv_heads == 0 or heads == 0 or heads % kv_heads != 0:
+        raise ValueError(f"q has {heads} heads, which is not a positive multiple of the {kv_heads} heads of kv")
+    if page_table.shape[0] != rows or page_table.shape[1] == 0 or lengths.shape != (rows,):
+        raise ValueError(
+            f"page_table has shape {page_table.shape} and lengths {lengths.shape}, "
+            f"they must be [{rows}, W] with W > 0 and [{rows}]"
+        )
+    if new_kv is not None:
+        _check_new_kv(new_kv, kv, (rows, kv_heads, width))
+
+
+def _check_new_kv(new_kv, kv, shape: tuple[int, int, int]) -> None:
+    if not isinstance(new_kv, tuple | list) or len(new_kv) != 2:
+        raise TypeError(f"new_kv is a {type(new_kv).__name__}, it must be a pair of arrays: keys and values")
+    for array in new_kv:
+        check_array("new keys and values", array)
+        if array.dtype != kv.dtype:
+            raise TypeError(f"new keys and values have type {array.dtype}, they must have that of kv, {kv.dtype}")
+        if array.shape != shape:
+            raise ValueError(f"new keys and values have shape {array.shape}, it must be {shape}")
