@@ -1,5 +1,9 @@
 """The benchmark's rows have the documented columns and errors within the promised bounds."""
 
+import threading
+
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from apex_jax.host_offload import bench
@@ -20,6 +24,54 @@ def test_rows_name_what_was_measured():
     lines: list[str] = []
     bench.print_rows(iter(rows), lines.append)
     assert len(lines) == 2 + len(rows)
+
+
+@pytest.mark.parametrize("implementation", ["native", "jax"])
+def test_the_smallest_call_is_a_row_with_a_time(implementation):
+    if implementation == "native" and bench.native_library.load() is None:
+        pytest.skip("apex_jax was installed without a compiler")
+    options = bench.AttentionBenchmark(
+        implementations=(implementation,),
+        shapes=((8, 2, 64),),
+        cases=("1x64",),
+        dtypes=("float32",),
+        repeats=1,
+        pool_bytes=1 << 20,
+    )
+    (row,) = bench.run(options)
+    assert (row["implementation"], row["shape"], row["dtype"]) == (implementation, "8/2/64", "float32")
+    assert (row["rows"], row["length"]) == (1, 64)
+    # 64 tokens of 2 keys and 2 values of 64 float32.
+    assert row["gb_per_s"] == pytest.approx(64 * 2 * 2 * 64 * 4 / row["latency_us"] / 1e3)
+    assert row["fraction_of_stream"] == pytest.approx(row["gb_per_s"] / row["stream_gb_per_s"])
+    assert row["max_error"] <= 2e-6
+    lines: list[str] = []
+    bench.print_rows(iter([row]), lines.append)
+    assert lines[-1].endswith(f"{row['latency_us']:.1f} us")
+
+
+def test_every_case_has_the_smallest_call_among_them():
+    assert "1x64" in bench.AttentionBenchmark().cases
+
+
+def test_streaming_read_without_the_native_library_reads_everything_with_all_cores(monkeypatch):
+    threads = set()
+
+    def largest(piece):
+        threads.add(threading.get_ident())
+        both.wait(timeout=10)
+        return piece.max()
+
+    data = np.zeros(1001, np.uint8)
+    data[-1] = 7
+    both = threading.Barrier(2)
+    monkeypatch.setattr(bench.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(bench, "_largest", largest)
+    assert bench._read_with_numpy(data) == 7
+    assert len(threads) == 2
+    monkeypatch.undo()
+    monkeypatch.setattr(bench.native_library, "load", lambda: None)
+    assert bench.stream_rate(jnp.zeros((1, 2, 2, 64, 64), jnp.bfloat16)) > 0
 
 
 def test_unknown_names_are_refused():
