@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -12,6 +13,8 @@ from typing import Any
 import jax
 
 from .trace import ITERATION, Recorder
+
+_logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.2
 """How long the thread stays for another program."""
@@ -41,6 +44,7 @@ class DeviceClock:
         self._dispatched: queue.SimpleQueue[_Dispatched] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._has_no_thread = False
         self._last_end = 0
         self._left = 0
         self._iteration_begin: int | None = None
@@ -62,9 +66,10 @@ class DeviceClock:
             self._dispatched.put(
                 _Dispatched(name=name, result=result, at_ns=at_ns, ends_iteration=ends_iteration, args=args)
             )
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._follow, name="apex-jax-device-clock", daemon=True)
-                self._thread.start()
+            if self._thread is None and not self._has_no_thread:
+                self._start_thread()
+        if self._has_no_thread:
+            self._record(self._dispatched.get())
 
     def last_end(self) -> int | None:
         """Return when the last program was seen to have ended; None if one has not been."""
@@ -76,6 +81,16 @@ class DeviceClock:
         thread = self._thread
         if thread is not None:
             thread.join()
+
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._follow, name="apex-jax-device-clock", daemon=True)
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError) as error:
+            _logger.warning("No thread can be started for the trace; dispatch waits for each program: %r", error)
+            self._has_no_thread = True
+        else:
+            self._thread = thread
 
     def _follow(self) -> None:
         while True:
