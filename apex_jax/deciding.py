@@ -61,7 +61,7 @@ def make_policy(
     the options ask for it; otherwise rates are assumed, which the first iterations correct.
 
     Raises:
-        ProfileError: the kept profile cannot be used.
+        ProfileError: the kept profile cannot be used, and the options do not ask to measure it anew.
     """
     buckets = executor.buckets
     if executor.worker is None:
@@ -76,7 +76,8 @@ def make_policy(
     if options.auto_profile:
         profile = ready_profile(executor, config, dtype, key, repair=True, use_tqdm=True)
     else:
-        profile = find_profile(executor, key) or assumed_profile(executor, config, dtype, key, device=device)
+        kept = find_profile(executor, config, dtype, key)
+        profile = kept or assumed_profile(executor, config, dtype, key, device=device)
     return planner_of(profile, executor, options)
 
 

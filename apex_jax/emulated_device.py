@@ -159,6 +159,10 @@ class EmulatedDevice:
             linear = self._costs.share(reached) * self._costs.layer(self._width)
             self._run("layer", self._attention + linear, layer=reached - 1)
 
+    def head(self, rows: int) -> _End:
+        """Run the head for rows that belong to nobody."""
+        return _End(at_ns=self._run("head", self._costs.head(rows), rows=rows))
+
     def sample(self, plan: Plan) -> _End:
         """Run the head for all rows that rode to the end, and what an iteration takes beside its parts."""
         for cohort in plan.arriving:

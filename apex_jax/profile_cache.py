@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import sys
 from collections.abc import Callable
@@ -19,9 +20,14 @@ from .memory import kv_bytes_per_token
 from .models.config import LlamaConfig
 from .models.registry import cache_folder
 from .processor import processor_name, usable_cores
+from .profile_points import ProfileSizes
 from .profiling import Profiler
 from .progress_bar import Bar
 from .scheduler import Profile, ProfileError, ProfileKey, load_profile, save_profile
+
+AGAIN = "`apex-jax profile --again` with this engine's options, or LLM.profile(again=True), measures it anew"
+
+_logger = logging.getLogger(__name__)
 
 
 def profile_key(
@@ -83,27 +89,81 @@ def profiler(
     )
 
 
-def find_profile(executor: Executor, key: ProfileKey) -> Profile | None:
+def find_profile(
+    executor: Executor, config: LlamaConfig, dtype: jnp.dtype, key: ProfileKey, *, whole: bool = False
+) -> Profile | None:
     """Return the kept profile of a key with the batch sizes of an executor, or None if none is kept.
 
+    Says, as a warning of this module's logger, what the executor can hold and the profile does not cover.
+
+    Args:
+        executor: with a host tier.
+        config, dtype: its model.
+        key: what the profile must be valid for.
+        whole: refuse a profile that does not cover everything that would be measured now.
+
     Raises:
-        ProfileError: the one that is kept cannot be used, because it is no whole profile, or because the executor has
-            larger batches than were measured.
+        ProfileError: the one that is kept cannot be used: it is no whole profile, is not what its key says, was not
+            measured, or the executor has larger batches than were measured.
     """
     path = profile_path(key)
     if not path.is_file():
         return None
     try:
-        profile = replace(load_profile(path, key), padding=padding_of(executor.buckets))
+        profile = load_profile(path, key)
+        _check(profile, executor, kv_bytes_per_token(config, dtype), path)
+        beyond = _beyond(profile, executor)
+        if beyond and whole:
+            raise ProfileError(f"{path} covers less than this engine can hold: {'; '.join(beyond)}")
     except ProfileError as error:
-        raise ProfileError(f"{error}; `apex-jax profile --again` measures it anew") from error
-    rows, most = executor.buckets.decode_rows[-1], profile.layer.points[-1][0]
-    if not profile.layer.covers(rows):
-        raise ProfileError(
-            f"{path} covers batches of up to {most:.0f} rows; needed are {rows}; `apex-jax profile --again` measures "
-            "it anew"
+        raise ProfileError(f"{error}; {AGAIN}") from error
+    if beyond:
+        _logger.warning(
+            "%s covers less than this engine can hold, and goes on with its last lines: %s; %s",
+            path,
+            "; ".join(beyond),
+            AGAIN,
         )
-    return profile
+    return replace(profile, padding=padding_of(executor.buckets))
+
+
+def _check(profile: Profile, executor: Executor, kv_bytes: int, path: Path) -> None:
+    """Refuse a profile that is not this engine's, whatever its key says."""
+    if profile.described:
+        raise ProfileError(f"{path} is described by rates; a measured profile is needed")
+    sizes = (
+        ("num_layers", profile.num_layers, executor.device.num_layers),
+        ("page_size", profile.page_size, executor.buckets.page_size),
+        ("kv_bytes_per_token", profile.kv_bytes_per_token, kv_bytes),
+    )
+    if wrong := [f"{name} is {there}, needed is {here}" for name, there, here in sizes if there != here]:
+        raise ProfileError(f"{path} is not what its key says: {'; '.join(wrong)}")
+    rows = executor.buckets.decode_rows[-1]
+    if not profile.layer.covers(rows):
+        # Between rows there are steps, which no line continues.
+        most = profile.layer.points[-1][0]
+        raise ProfileError(f"{path} covers batches of up to {most:,.0f} rows; needed are {rows:,}")
+
+
+def _beyond(profile: Profile, executor: Executor) -> list[str]:
+    """Return what would be measured for an executor and the profile does not cover, in words."""
+    if executor.worker is None:
+        return []
+    buckets, page = executor.buckets, executor.buckets.page_size
+    sizes = ProfileSizes.of(buckets, num_pages=executor.device.num_pages, num_host_pages=executor.worker.num_pages)
+    device, host = profile.device_attention.tokens, profile.host_attention
+    reads = [
+        ("rows of a pass", profile.layer, sizes.prompts[-1] + buckets.mixed_rows[-1]),
+        ("rows that sample", profile.head, sizes.head_rows[-1]),
+        ("cached tokens on the device", device, sizes.attention_rows * sizes.attention_lengths[-1]),
+        ("pairs of prompt tokens", profile.prefill_attention, sizes.pairs),
+        ("rows of a cohort", host.rows, sizes.job_rows[-1]),
+        ("cached tokens of a cohort", host.tokens, sizes.length_rows * (page, *sizes.host_lengths)[-1]),
+        ("rows of a handover", profile.hop, sizes.host_rows[-1]),
+    ]
+    if sizes.moved_pages:
+        reads.append(("tokens that move", profile.migration, sizes.moved_pages[-1] * page))
+    return [curve.outside(count, name) for name, curve, count in reads if not curve.covers(count)]
 
 
 def keep_profile(profile: Profile) -> Path:
@@ -134,7 +194,7 @@ def ready_profile(
         config, dtype: its model.
         key: what the profile must be valid for.
         again: measure even if one is kept.
-        repair: measure if the one that is kept cannot be used.
+        repair: measure if the one that is kept cannot be used, or covers less than would be measured.
         use_tqdm: show a progress bar while measuring.
 
     Raises:
@@ -144,7 +204,7 @@ def ready_profile(
     """
     unusable = None
     try:
-        kept = None if again else find_profile(executor, key)
+        kept = None if again else find_profile(executor, config, dtype, key, whole=repair)
     except ProfileError as error:
         if not repair:
             raise

@@ -115,16 +115,15 @@ class Profiler:
         return self.plans.decode(rows, length or self.executor.buckets.page_size)
 
     def _head(self) -> Curve:
-        """Sampling after a batch that has run, several times in a row."""
+        """Sampling several times in a row."""
         points: Points = []
-        for rows in self.sizes.rows:
-            plan = self._alone(rows)
-            self.executor.fetch(self.executor.submit(plan))
+        device = self.executor.device
+        for rows in self.sizes.head_rows:
 
-            def several(count: int, plan: Plan = plan) -> float:
+            def several(count: int, rows: int = rows) -> float:
                 begin = self.clock()
-                ends = [self.executor.device.sample(plan) for _ in range(count)]
-                self.executor.device.fetch(ends[-1], len(plan.decode))
+                ends = [device.head(rows) for _ in range(count)]
+                device.fetch(ends[-1], rows)
                 return self.clock() - begin
 
             several(1)
@@ -143,22 +142,24 @@ class Profiler:
 
     def _prompts(self, head: Curve) -> tuple[Points, Curve]:
         """Layers over prompt tokens, and attention over pairs, told apart by the same tokens at later starts."""
-        most, beside = self.sizes.prompts[-1], self.executor.buckets.mixed_rows[-1]
-        first = self._seconds(lambda turn: self.plans.prefill(most))
+        sizes = self.sizes
+        most, chunk, rows = sizes.prompts[-1], sizes.chunk, sizes.mixed_rows
+        seconds = {n: self._seconds(lambda turn, n=n: self.plans.prefill(n)) for n in sizes.prompts}
         later = [
-            (prompt_pairs(most, start), self._seconds(lambda turn, s=start: self.plans.prefill(most, s)))
-            for start in self.sizes.starts
+            (prompt_pairs(chunk, start), self._seconds(lambda turn, s=start: self.plans.prefill(chunk, s)))
+            for start in sizes.starts
         ]
-        pairs = beyond_first([(prompt_pairs(most, 0), first), *later])
-        seconds = {n: self._seconds(lambda turn, n=n: self.plans.prefill(n)) for n in self.sizes.prompts[:-1]}
-        seconds[most] = first
+        pairs = beyond_first([(prompt_pairs(chunk, 0), seconds[chunk]), *later]) if later else Curve.constant(0.0)
+        # Attention is a line over pairs, and what a whole prompt takes has been measured: layers get the difference.
+        pairs = Curve.fit(
+            [*(point for point in pairs.points if point[0] < sizes.pairs), (sizes.pairs, pairs(sizes.pairs))]
+        )
         points: Points = [
             (tokens, (taken - head(1) - pairs(prompt_pairs(tokens, 0))) / self.layers)
             for tokens, taken in seconds.items()
         ]
-        # The widest batch there can be, so that no prediction goes beyond what was measured.
-        rows = max(1, min(beside, self.executor.device.num_pages) - 1)
         widest = self._seconds(lambda turn: self.plans.prefill(most, rows=rows))
+        beside = self.executor.buckets.mixed_rows[-1]
         points.append((most + beside, (widest - head(1 + rows) - pairs(prompt_pairs(most, 0))) / self.layers))
         return points, pairs
 
@@ -168,13 +169,12 @@ class Profiler:
         Of one that goes from boundary to boundary there would be a job an iteration, and the cores would sleep in
         between and wake slowly, as they do not where the host has enough to do to be worth it.
         """
-        page, most = self.executor.buckets.page_size, self.sizes.host_rows[-1]
-        short = [(rows, self._job(rows, page)) for rows in self.sizes.job_rows]
+        page, most = self.executor.buckets.page_size, self.sizes.length_rows
+        short = {rows: self._job(rows, page) for rows in self.sizes.job_rows}
         longer = [(most * length, self._job(most, length)) for length in self.sizes.host_lengths]
-        tokens = beyond_first([(most * page, short[-1][1]), *longer])
-        return AttentionTime(
-            rows=Curve.fit(positive((rows, seconds - tokens(rows * page)) for rows, seconds in short)), tokens=tokens
-        )
+        tokens = beyond_first([(most * page, short[most]), *longer])
+        own = ((rows, seconds - tokens(rows * page)) for rows, seconds in short.items())
+        return AttentionTime(rows=Curve.fit(positive(own)), tokens=tokens)
 
     def _job(self, rows: int, length: int) -> float:
         """Return the median time that a job occupies the host, from its input's arrival to its result's leaving."""
@@ -232,14 +232,15 @@ class Profiler:
         page, counters, executor = self.executor.buckets.page_size, self.executor.host, self.executor
         points: Points = []
         for pages in self.sizes.moved_pages:
-            taken = []
-            for _ in range(3):
+            taken: list[float] = []
+            while len(taken) < 2 or (len(taken) < 3 and sum(taken) < POINT_SECONDS):
                 before = counters.store_ns + counters.load_ns
                 executor.fetch(executor.submit(self.plans.evict(self._alone(1), pages)))
                 executor.fetch(executor.submit(self.plans.fetch(self._alone(1), pages)))
                 executor.wait_for_fetch()
                 executor.fetch(executor.submit(self.plans.land(self._alone(1), pages)))
                 taken.append((counters.store_ns + counters.load_ns - before) / 2e9)
+            # The first one may have had to wait for a compilation.
             points.append((pages * page, min(taken[1:])))
             self.on_point()
         return Curve.fit([(0, 0.0), *points])

@@ -133,14 +133,12 @@ class Costs:
 
     def beyond(self, load: Load) -> tuple[str, ...]:
         """Return the counts of an iteration that lie outside of what the profile covers, in words."""
-        return tuple(
-            _outside(name, curve, count) for name, curve, count in self._reads(load) if not curve.covers(count)
-        )
+        return tuple(curve.outside(count, name) for name, curve, count in self._reads(load) if not curve.covers(count))
 
     def moving_beyond(self, tokens: float) -> tuple[str, ...]:
         """Return the same of moving a request with so many tokens."""
         curve = self.profile.migration
-        return () if tokens <= 0 or curve.covers(tokens) else (_outside("tokens that move", curve, tokens),)
+        return () if tokens <= 0 or curve.covers(tokens) else (curve.outside(tokens, "tokens that move"),)
 
     def _reads(self, load: Load) -> Iterator[tuple[str, Curve, float]]:
         """Yield what an iteration's times are read from: what is counted, the curve, the count."""
@@ -167,8 +165,3 @@ class Costs:
             yield "tokens that move", profile.migration, load.evicted_tokens
         if load.fetched_tokens:
             yield "tokens that move", profile.migration, load.fetched_tokens
-
-
-def _outside(name: str, curve: Curve, count: float) -> str:
-    first, last = curve.points[0][0], curve.points[-1][0]
-    return f"{count:,.0f} {name} (measured: {first:,.0f} to {last:,.0f})"

@@ -90,6 +90,10 @@ class Curve:
         """Whether the count lies within what was measured."""
         return self._counts[0] <= count <= self._counts[-1]
 
+    def outside(self, count: float, of: str) -> str:
+        """Return in words that so many `of` something lie outside of what was measured."""
+        return f"{count:,.0f} {of} (measured: {self._counts[0]:,.0f} to {self._counts[-1]:,.0f})"
+
 
 UNBOUNDED = 2.0**40
 """Last count of described curves: more rows or tokens than any memory holds."""

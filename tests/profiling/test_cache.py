@@ -1,6 +1,7 @@
 """Profiles that are kept and found again, on a real engine over a tiny model."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -91,9 +92,38 @@ def test_the_key_names_hardware_model_types_and_versions(kept):
 
 
 def test_other_batch_sizes_take_the_same_profile(llm, kept):
-    other = make(max_host_seqs=16)
-    assert other.profile().padding.host_rows == (4, 16)
+    other = make(max_host_seqs=3)
+    assert other.profile().padding.host_rows == (3,)
     assert other.profile().layer == kept.layer
+
+
+@pytest.mark.parametrize(
+    ("options", "beyond"),
+    [
+        ({"max_host_seqs": 16}, r"16 rows of a cohort \(measured: 1 to 4\)"),
+        ({"max_host_seqs": 16}, r"18 rows that sample \(measured: 1 to 6\)"),
+        ({"host_kv_bytes": 1 << 18}, r"512 cached tokens of a cohort \(measured: 0 to 256\)"),
+        ({"max_num_batched_tokens": 64}, r"66 rows of a pass \(measured: 1 to 34\)"),
+    ],
+)
+def test_a_profile_that_covers_less_is_taken_with_a_warning(options, beyond, kept, caplog):
+    other = make(**options)
+    assert other.profile().layer == kept.layer
+    message = caplog.records[-1].getMessage()
+    assert "covers less than this engine can hold, and goes on with its last lines" in message
+    assert re.search(beyond, message)
+    assert "`apex-jax profile --again` with this engine's options" in message
+
+
+def test_a_profile_that_covers_all_is_taken_silently(llm, kept, caplog):
+    make()
+    assert not caplog.records
+
+
+def test_automatic_profiling_measures_what_is_not_covered(kept, capsys):
+    make(max_host_seqs=16, auto_profile=True)
+    assert "16 rows of a cohort (measured: 1 to 4)" in capsys.readouterr().err
+    assert load_profile(profile_path(kept.key)).hop.covers(16)
 
 
 def test_larger_batches_than_were_measured_are_refused(kept):
@@ -102,11 +132,30 @@ def test_larger_batches_than_were_measured_are_refused(kept):
         make().profile()
 
 
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"described": True}, "is described by rates; a measured profile is needed; `apex-jax profile --again`"),
+        ({"num_layers": 3}, "is not what its key says: num_layers is 3, needed is 2; `apex-jax"),
+        ({"page_size": 64}, "is not what its key says: page_size is 64, needed is 16; `apex-jax"),
+        ({"kv_bytes_per_token": 8}, "is not what its key says: kv_bytes_per_token is 8, needed is 512; `apex-jax"),
+    ],
+)
+def test_what_is_not_this_engines_is_refused_and_measured_anew_if_automatic(change, match, kept, capsys):
+    keep_profile(replace(kept, **change))
+    with pytest.raises(ProfileError, match=match):
+        make()
+    make(auto_profile=True)
+    assert re.search(match, capsys.readouterr().err)
+    found = load_profile(profile_path(kept.key), kept.key)
+    assert {name: getattr(found, name) for name in change} == {name: getattr(kept, name) for name in change}
+
+
 def test_a_damaged_profile_is_refused(llm, kept):
     path = profile_path(kept.key)
     text = path.read_text(encoding="utf-8")
     path.write_text(text[: len(text) // 2], encoding="utf-8")
-    with pytest.raises(ProfileError, match=r"not whole JSON.*; `apex-jax profile --again` measures it anew"):
+    with pytest.raises(ProfileError, match=r"not whole JSON.*; `apex-jax profile --again` with this engine's options"):
         llm.profile()
     values = json.loads(text)
     values["key"]["software"] = "apex-jax 0.0.1"

@@ -92,6 +92,30 @@ def test_the_profile_is_found():
     assert found.migration(64) == pytest.approx(truth.migration(64))
 
 
+@pytest.mark.parametrize("tiles", [4, 8, 11, 16])
+def test_prompt_attention_is_found_even_if_a_chunk_fills_the_context(tiles):
+    """Contexts have 16 pages of 16 tokens."""
+    truth = known()
+    found = measured(VirtualMachine(truth, tiles=tiles))
+    most = prompt_pairs(16 * tiles, 256 - 16 * tiles)
+    assert found.prefill_attention.covers(most)
+    for pairs in (2000, most / 2, most):
+        assert found.prefill_attention(pairs) == pytest.approx(truth.prefill_attention(pairs), rel=1e-6)
+
+
+def test_all_that_an_engine_can_hold_is_covered():
+    """8 device rows and 256 on the host; contexts of 16 pages of 16 tokens."""
+    machine = VirtualMachine(known(), max_host_seqs=256, host_pages=2048)
+    found = measured(machine)
+    assert found.head(264) == pytest.approx(known().head(264))
+    assert found.head.covers(264)
+    assert found.hop.covers(256)
+    assert found.host_attention.covers(256, 2048 * 16)
+    assert found.host_attention(256, 2048 * 16) == pytest.approx(known().host_attention(256, 2048 * 16), rel=1e-6)
+    assert found.migration.covers(256)
+    assert found.migration(256) == pytest.approx(known().migration(256))
+
+
 def test_iterations_of_all_strategies_are_predicted():
     truth = known()
     right, ours, rng = CostModel(truth), CostModel(measured(VirtualMachine(truth))), random.Random(1)
@@ -120,6 +144,7 @@ def test_a_device_that_never_waits_hides_the_hop():
         {"pages": 4, "host_pages": 3, "max_num_seqs": 2, "max_host_seqs": 2},
         {"pages": 5, "host_pages": 400, "max_num_seqs": 16, "max_host_seqs": 64},
         {"pages": 400, "host_pages": 5, "max_num_seqs": 64, "max_host_seqs": 256},
+        {"pages": 4000, "host_pages": 4000, "max_num_seqs": 512, "max_host_seqs": 2048, "tiles": 16},
     ],
 )
 def test_small_and_large_engines(sizes):

@@ -15,9 +15,10 @@ class VirtualMachine:
     Args:
         profile: what everything takes.
         max_num_seqs, max_host_seqs, pages, host_pages: sizes of the engine.
+        tiles: pages of prompt tokens in an iteration; a context has 16 pages at most.
     """
 
-    def __init__(self, profile, *, max_num_seqs=8, max_host_seqs=32, pages=PAGES, host_pages=PAGES):
+    def __init__(self, profile, *, max_num_seqs=8, max_host_seqs=32, pages=PAGES, host_pages=PAGES, tiles=4):
         self.model = CostModel(profile)
         self.now = 0.0
         self.end = 0.0
@@ -27,7 +28,7 @@ class VirtualMachine:
         self.buckets = Buckets(
             max_num_seqs=max_num_seqs,
             max_host_seqs=max_host_seqs,
-            max_prefill_pages=4,
+            max_prefill_pages=tiles,
             page_size=profile.page_size,
             table_width=16,
             ragged_attention=True,
@@ -36,7 +37,7 @@ class VirtualMachine:
             num_layers=profile.num_layers,
             num_pages=pages,
             assign_slot=lambda *args: None,
-            sample=self.sample,
+            head=self.head,
             fetch=lambda end, count: self.fetch(end),
         )
         self.slots = set()
@@ -66,8 +67,9 @@ class VirtualMachine:
     def fetch(self, submitted):
         self.now = max(self.now, submitted)
 
-    def sample(self, plan):
-        self.end = max(self.end, self.now) + self.model.costs.head(len(plan.decode))
+    def head(self, rows):
+        assert rows in self.buckets.samples
+        self.end = max(self.end, self.now) + self.model.costs.head(rows)
         return self.end
 
     def wait_for_fetch(self):
