@@ -4,6 +4,7 @@ from .correction import Measured
 from .cost_model import CostModel
 from .curve import AttentionTime, Curve
 from .explain import explain
+from .explain_values import explain_values
 from .follow import Follower
 from .page_table import OutOfPages, PageTable
 from .paper_rule import PaperRule, pipelining_bound
@@ -77,6 +78,7 @@ __all__ = [
     "Terms",
     "describe",
     "explain",
+    "explain_values",
     "load_profile",
     "pipelining_bound",
     "prompt_pairs",

@@ -56,6 +56,11 @@ class Candidate:
         return sum(self.under_way)
 
     @property
+    def device_wait_s(self) -> float:
+        """Seconds of an iteration in which the device waits for the host."""
+        return max(0.0, self.iteration_s - self.device_busy_s)
+
+    @property
     def token_s(self) -> float:
         """Time per token of the requests that wait longest for theirs."""
         return max(self.device_token_s, self.host_token_s)

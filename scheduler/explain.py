@@ -90,7 +90,7 @@ def _table(title: str, candidates: Mapping[Strategy, Candidate]) -> Iterator[str
         yield (
             f"  {strategy:21} {_cohorts(each.under_way):>11} {milliseconds(each.iteration_s):>9} "
             f"{milliseconds(each.device_busy_s):>8} {milliseconds(each.host_busy_s):>8} "
-            f"{milliseconds(max(0.0, each.iteration_s - each.device_busy_s)):>8} {each.tokens_per_s:9,.1f} "
+            f"{milliseconds(each.device_wait_s):>8} {each.tokens_per_s:9,.1f} "
             f"{each.rate:9,.1f} {milliseconds(each.device_token_s):>8} {host_token:>8}{' *' if each.beyond else ''}"
         )
     if any(abs(each.rate - each.tokens_per_s) > 0.005 * each.tokens_per_s for each in candidates.values()):

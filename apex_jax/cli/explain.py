@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,12 +47,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--free-host-tokens", type=_whole, default=0, metavar="N", help="that free host pages hold (default: 0)"
     )
     requests.add_argument("--max-time-per-token", type=float, metavar="S", help="seconds; rules out slower plans")
+    parser.add_argument("--json", action="store_true", help="print a JSON object, in seconds, instead of text")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from ..scheduler import CostModel, Planner, PlannerOptions, explain
+    from ..scheduler import CostModel, Planner, PlannerOptions, explain, explain_values
 
     if not args.device_requests + args.host_requests + args.waiting:
         raise UserError("there are no requests: give --device-requests, --host-requests or --waiting")
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         )
         planner = Planner(CostModel(profile), options)
         planner.decide(_situation(args, profile.num_layers))
-    print(explain(planner))
+    print(json.dumps(explain_values(planner), indent=2) if args.json else explain(planner))
     return 0
 
 

@@ -1,5 +1,7 @@
 """`apex-jax explain` on described machines and on a profile in a file."""
 
+import json
+
 import pytest
 
 from apex_jax.cli import main
@@ -27,6 +29,25 @@ def test_a_limit_on_time_per_token_changes_it(capsys):
     """A token through async_overlap takes 33 iterations of 60 ms or more."""
     assert main([*MANY, "--max-time-per-token", "1.0"]) == 0
     assert chosen(capsys) != "async_overlap:"
+
+
+def test_json(capsys):
+    """The numbers of the text: what is chosen, and times in seconds."""
+    assert main([*MANY, "--max-time-per-token", "1.0"]) == 0
+    text = capsys.readouterr().out
+    assert main([*MANY, "--max-time-per-token", "1.0", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["machine"]["device"] == "t4"
+    assert values["max_time_per_token"] == 1.0
+    assert (values["situation"]["device_rows"], values["situation"]["host_kv_tokens"]) == (4, 180_000)
+    assert f"chosen      {values['decision']['strategy']}: " in text
+    alone = values["candidates"]["device_only"]
+    assert (alone["cohorts"], alone["host_token_s"]) == ([], None)
+    assert alone["device_token_s"] == alone["iteration_s"] == pytest.approx(0.063, abs=5e-5)
+    assert alone["tokens_per_s"] == pytest.approx(4 / alone["iteration_s"])
+    assert f"= {values['rule']['decode_bound']:.2f}: holds" in text
+    assert values["rule"]["decode_holds"] is True
+    assert values["recent"] == values["before"] == []
 
 
 def test_a_profile_from_a_file(tmp_path, capsys):

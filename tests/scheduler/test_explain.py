@@ -1,12 +1,23 @@
 """What the explanation says, held against the numbers it was made from."""
 
+import json
 import re
 from dataclasses import replace
 
 import pytest
 from machines import machine
 
-from apex_jax.scheduler import AttentionTime, CostModel, Curve, Measured, Planner, PlannerOptions, Situation, explain
+from apex_jax.scheduler import (
+    AttentionTime,
+    CostModel,
+    Curve,
+    Measured,
+    Planner,
+    PlannerOptions,
+    Situation,
+    explain,
+    explain_values,
+)
 
 DEVICE = {"num_layers": 4, "device_rows": 10, "device_kv_tokens": 100, "remaining_tokens": 10**10}
 
@@ -172,3 +183,20 @@ def test_what_the_profile_does_not_cover_is_said(curves, text):
     assert bool(marked) == (text is not None) == ("beyond what the profile covers" in shown)
     assert text is None or text in " ".join(shown.split())
     assert not line(shown, "device_only").endswith("*")
+
+
+def test_values_for_programs():
+    """Before a decision there is no more than the machine; after it everything that the text says, and nothing that
+    JSON does not have."""
+    got = planner(max_time_per_token=26.0, host_token=0.04)
+    assert set(explain_values(got)) == {"machine", "corrections", "max_time_per_token", "recent"}
+    got.decide(situation(host_rows=15, free_host_tokens=0))
+    prediction = got.choices[-1].candidates["layer_sync"].prediction
+    got.model.observe(prediction, Measured(iteration_s=28.0, host_busy_s=24.0))
+    values = json.loads(json.dumps(explain_values(got), allow_nan=False))
+    assert values["decision"]["strategy"] == "asymmetric_pipelining"
+    assert values["decision"]["reason"] in " ".join(explain(got).split())
+    assert values["candidates"]["device_only"]["host_token_s"] is None
+    assert values["candidates"]["layer_sync"]["host_token_s"] == pytest.approx(28)
+    assert values["candidates"]["layer_sync"]["device_wait_s"] == pytest.approx(22)
+    assert values["recent"][0]["measured_s"] == 28.0
