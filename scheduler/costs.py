@@ -46,6 +46,9 @@ class Costs:
         self.factors = factors
         self.num_layers = profile.num_layers
         self._layers: dict[float, float] = {}
+        self._heads: dict[float, float] = {}
+        self._hops: dict[float, float] = {}
+        self._boardings: dict[float, float] = {}
         self._cohorts: dict[tuple[int, float], CohortCost] = {}
 
     def overhead(self, *, cohorts: bool) -> float:
@@ -75,7 +78,9 @@ class Costs:
 
     def head(self, rows: float) -> float:
         """Return the time of embedding, head and sampling."""
-        return self.profile.head(rows) * self.factors.linear if rows > 0 else 0.0
+        if rows not in self._heads:
+            self._heads[rows] = self.profile.head(rows) * self.factors.linear if rows > 0 else 0.0
+        return self._heads[rows]
 
     def share(self, boundary: int) -> float:
         """Return how much of a layer's linear time a boundary's pass takes, the head aside."""
@@ -100,11 +105,15 @@ class Costs:
 
     def hop(self, width: float) -> float:
         """Return the delay of handing a cohort to the host and back."""
-        return self.profile.hop(width) * self.factors.transfer
+        if width not in self._hops:
+            self._hops[width] = self.profile.hop(width) * self.factors.transfer
+        return self._hops[width]
 
     def boarding(self, width: float) -> float:
         """Return what a cohort adds to a pass beyond its rows."""
-        return self.profile.boarding(width) * self.factors.transfer
+        if width not in self._boardings:
+            self._boardings[width] = self.profile.boarding(width) * self.factors.transfer
+        return self._boardings[width]
 
     def cohort(self, rows: int, row_tokens: float) -> CohortCost:
         """Return what a cohort of equal rows takes."""

@@ -17,6 +17,9 @@ from .rehearsal import Rehearsal
 PROGRESS = 0.2
 """Fraction of all output tokens to come, by which they change before a course is thought over again."""
 
+FORESEEN = 0.5
+"""The same where every request was followed by itself: what has passed since was foreseen."""
+
 ALIKE = 0.01
 """Difference below which the one that comes first among two courses is taken: strategies that bind requests for longer
 stand later."""
@@ -87,6 +90,7 @@ class Courses:
         self._phases = phases
         self._thought: Thought | None = None
         self._work = 0
+        self._progress = PROGRESS
         self._factors: Terms | None = None
 
     def is_due(self, situation: Situation, factors: Terms) -> bool:
@@ -94,7 +98,7 @@ class Courses:
         if self._thought is not None:
             return False
         work = situation.remaining_tokens + situation.waiting_output
-        if self._factors is None or abs(work - self._work) > PROGRESS * self._work:
+        if self._factors is None or abs(work - self._work) > self._progress * self._work:
             return True
         return any(abs(now - then) > DOUBT * then for now, then in zip(factors, self._factors, strict=True))
 
@@ -105,6 +109,7 @@ class Courses:
         self._factors = costs.factors
         single = min(SINGLE, SOON * self._phases // PHASES_A_REQUEST)
         look = Lookahead(costs, situation.roster(), room, single=single)
+        self._progress = FORESEEN if look.is_single else PROGRESS
         others = [each for each in courses if each != self.present and each != ALONE]
         first = [ALONE] if self.present in (None, ALONE) else [ALONE, self.present]
         self._thought = Thought(look, [*others[::-1], *first])

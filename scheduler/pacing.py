@@ -7,6 +7,7 @@ and last layer lack.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from .costs import Costs
 from .plan import Strategy
@@ -51,35 +52,35 @@ class Pacing:
             share: of the host rows in pipelining's first cohort.
             cohorts: of async_overlap that are under way at once; L + 1 if 0.
         """
+        return self.beside(rows, kv_tokens, prompt).seconds(strategy, host_rows, row_tokens, share, cohorts)
+
+    def beside(self, rows: int, kv_tokens: float, prompt: tuple[int, float] = (0, 0.0)) -> DevicePace:
+        """Return the device's side of an iteration, to which host rows can be added in turn; arguments as above."""
         costs = self._costs
         width = costs.width(rows, prompt[0])
         attention = self._attention(rows, kv_tokens) * self._attention_factor if rows else 0.0
         if prompt[0]:
             attention += self._prompts(prompt[1]) * self._prompts_factor
-        if not host_rows or strategy == "device_only":
-            return self._layers * costs.layer(width) + costs.head(rows) + attention + self._overhead, 0.0
-        if strategy == "async_overlap":
-            return self._async_overlap(width, rows, attention, (host_rows, cohorts), row_tokens)
-        first = max(1, round(host_rows * share))
-        if strategy == "asymmetric_pipelining" and first < host_rows:
-            return self._pipelining(width, rows, attention, (first, host_rows - first), row_tokens)
-        return self._layer_sync(width, rows, attention, host_rows, row_tokens)
+        alone = self._layers * costs.layer(width) + costs.head(rows) + attention + self._overhead
+        return DevicePace(self, width, rows, attention, alone)
 
     def _job(self, rows: float, row_tokens: float) -> float:
         return self._host(rows, rows * row_tokens) * self._host_factor
 
-    def _layer_sync(
+    def layer_sync(
         self, width: int, rows: int, attention: float, host_rows: int, row_tokens: float
     ) -> tuple[float, float]:
+        """Return what `seconds` does, for all host rows in one cohort; the first three arguments as in `DevicePace`."""
         costs, layers = self._costs, self._layers
         own = costs.host_width(host_rows)
         job = self._job(host_rows, row_tokens)
         passes = layers * costs.layer(width + own) + costs.head(rows + host_rows) + (layers + 1) * costs.boarding(own)
         return passes + self._stepwise + max(attention, layers * (job + costs.hop(own))), layers * job
 
-    def _pipelining(
+    def pipelining(
         self, width: int, rows: int, attention: float, cohorts: tuple[int, int], row_tokens: float
     ) -> tuple[float, float]:
+        """Return the same for two cohorts of so many rows."""
         costs, layers = self._costs, self._layers
         first, second = costs.host_width(cohorts[0]), costs.host_width(cohorts[1])
         one, other = self._job(cohorts[0], row_tokens), self._job(cohorts[1], row_tokens)
@@ -96,9 +97,10 @@ class Pacing:
         )
         return max(circles), jobs
 
-    def _async_overlap(
+    def async_overlap(
         self, width: int, rows: int, attention: float, lanes: tuple[int, int], row_tokens: float
     ) -> tuple[float, float]:
+        """Return the same for staggered cohorts: their rows together, and how many are under way."""
         costs, layers = self._costs, self._layers
         boundaries, host_rows = layers + 1, lanes[0]
         cohorts = min(host_rows, lanes[1] or boundaries)
@@ -110,3 +112,35 @@ class Pacing:
         work = alone + cohorts * ((riding - alone) / boundaries + boarding) + attention + self._stepwise
         way = (riding + layers * (job + costs.hop(own)) + self._stepwise) / boundaries + boarding
         return max(work, jobs, way), jobs
+
+
+class DevicePace(NamedTuple):
+    """The device's side of an iteration that repeats.
+
+    Attributes:
+        pacing: what takes how long.
+        width: rows of a pass.
+        rows: decoding device requests.
+        attention: seconds of theirs and of the prompts' through all layers.
+        alone: seconds without host rows.
+    """
+
+    pacing: Pacing
+    width: int
+    rows: int
+    attention: float
+    alone: float
+
+    def seconds(
+        self, strategy: Strategy, host_rows: int, row_tokens: float, share: float = 0.5, cohorts: int = 0
+    ) -> tuple[float, float]:
+        """Return what `Pacing.seconds` does."""
+        if not host_rows or strategy == "device_only":
+            return self.alone, 0.0
+        pacing, width, rows, attention, _ = self
+        if strategy == "async_overlap":
+            return pacing.async_overlap(width, rows, attention, (host_rows, cohorts), row_tokens)
+        first = max(1, round(host_rows * share))
+        if strategy == "asymmetric_pipelining" and first < host_rows:
+            return pacing.pipelining(width, rows, attention, (first, host_rows - first), row_tokens)
+        return pacing.layer_sync(width, rows, attention, host_rows, row_tokens)

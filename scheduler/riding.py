@@ -59,16 +59,16 @@ def _where_it_pays(
     rows, kv = situation.device_rows, situation.device_kv_tokens
     load = next_load(situation, begins=begins)
     prompt = (load.prefill_tokens, load.prefill_pairs)
-    alone = pacing.seconds("device_only", rows, kv, prompt=prompt)[0]
-    tokens = rows * alone / pacing.seconds("device_only", rows, kv)[0]
+    side = pacing.beside(rows, kv, prompt)
+    tokens = rows * (side.alone / pacing.beside(rows, kv).alone if load.prefill_tokens else 1.0)
     length = situation.host_kv_tokens / situation.host_rows
     shares = (1.0,)
     if strategy == "asymmetric_pipelining":
         shares = FIRST_SHARES if load.prefill_tokens else FIRST_SHARES[:1]
-    best, riding, first = tokens / alone, 0, 0
+    best, riding, first = tokens / side.alone, 0, 0
     for count in dict.fromkeys(math.ceil(most * part) for part in fewer):
         for share in shares:
-            seconds = pacing.seconds(strategy, rows, kv, count, length, prompt, share)[0]
+            seconds = side.seconds(strategy, count, length, share)[0]
             if (tokens + count) / seconds >= best:
                 best, riding, first = (tokens + count) / seconds, count, max(1, round(count * share))
     return (strategy, riding, first) if riding else ("device_only", 0, 0)

@@ -99,6 +99,7 @@ class Serving:
         """Return what a policy is told."""
         tiers = self.tiers
         device, host, machine = tiers.device, tiers.host, tiers.machine
+        between = sum(request.output - request.done for request in (*tiers.landing, *tiers.prefilling))
         return Situation(
             num_layers=self._layers,
             device_rows=device.rows + len(tiers.landing),
@@ -111,7 +112,7 @@ class Serving:
             waiting_tokens=tiers.waiting_tokens,
             waiting_first=tiers.waiting[0].length if tiers.waiting else 0,
             waiting_output=tiers.waiting_output,
-            remaining_tokens=int(device.remaining + host.remaining),
+            remaining_tokens=int(device.remaining + host.remaining) + between,
             host_remaining_tokens=int(host.remaining),
             free_device_tokens=tiers.free * machine.page_size,
             free_host_tokens=max(0, int(machine.host_kv_tokens - host.kv_tokens)),

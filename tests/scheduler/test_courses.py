@@ -66,10 +66,10 @@ class TestDecisions:
             got, "choose", lambda *args, **more: asked.append(args) or type(got).choose(got, *args, **more)
         )
         got.decide(FULL)
-        for left in range(1000, 700, -10):
+        for left in range(1000, 500, -10):
             got.decide(replace(FULL, remaining_tokens=left))
         assert len(asked) == 1
-        got.decide(replace(FULL, remaining_tokens=550))
+        got.decide(replace(FULL, remaining_tokens=450, waiting_output=450))
         assert len(asked) == 2
 
     def test_all_requests_fit(self):
