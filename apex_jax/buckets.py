@@ -7,6 +7,8 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property
 
+from .scheduler.profile import Padding
+
 
 @dataclass(frozen=True, kw_only=True)
 class Buckets:
@@ -72,6 +74,16 @@ class Buckets:
     def fit(sizes: tuple[int, ...], count: int) -> int:
         """Return the smallest of the sizes that holds `count`."""
         return sizes[bisect_left(sizes, count)]
+
+
+def padding_of(buckets: Buckets) -> Padding:
+    """Return the batch sizes that a cost model should count with."""
+    return Padding(
+        rows=buckets.decode_rows,
+        mixed_rows=buckets.mixed_rows,
+        prompt_tokens=tuple(tiles * buckets.page_size for tiles in buckets.tiles),
+        host_rows=buckets.host_rows,
+    )
 
 
 def _steps(largest: int, factor: int, start: int = 1) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 
-from .emulated_device import padding_of
+from .buckets import padding_of
 from .executor import Executor
 from .models.config import LlamaConfig
 from .options import EngineOptions

@@ -21,7 +21,7 @@ from .operation_queue import OperationQueue, wait_until
 from .packing import PageTables
 from .sampling import Sampled
 from .sampling_params import SamplingParams
-from .scheduler import Cohort, Load, ModelShape, Padding, Plan, Profile, prompt_pairs
+from .scheduler import Cohort, Load, ModelShape, Plan, Profile, prompt_pairs
 from .scheduler.costs import Costs
 from .trace import ITERATION, Recorder
 
@@ -249,16 +249,6 @@ class EmulatedDevice:
     def _copying(self, pages: int) -> float:
         """Return the time in which the device reads and writes one layer's pages: twice that of attending to them."""
         return 2 * self.profile.device_attention.tokens(pages * self.buckets.page_size) / self.num_layers
-
-
-def padding_of(buckets: Buckets) -> Padding:
-    """Return the batch sizes that a cost model should count with."""
-    return Padding(
-        rows=buckets.decode_rows,
-        mixed_rows=buckets.mixed_rows,
-        prompt_tokens=tuple(tiles * buckets.page_size for tiles in buckets.tiles),
-        host_rows=buckets.host_rows,
-    )
 
 
 def _received(at_ns: int, array: np.ndarray) -> np.ndarray:

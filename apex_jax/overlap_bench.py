@@ -13,8 +13,8 @@ from functools import cached_property
 import jax
 import jax.numpy as jnp
 
-from .buckets import Buckets
-from .emulated_device import EmulatedDevice, padding_of
+from .buckets import Buckets, padding_of
+from .emulated_device import EmulatedDevice
 from .host_offload import HostKVConfig, HostWorker, allocate
 from .overlap_calibration import Calibration, calibrate
 from .overlap_population import Population, Window

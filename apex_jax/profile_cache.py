@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from .emulated_device import padding_of
+from .buckets import padding_of
 from .executor import Executor
 from .memory import kv_bytes_per_token
 from .models.config import LlamaConfig

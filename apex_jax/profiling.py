@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from .emulated_device import padding_of
+from .buckets import padding_of
 from .executor import Executor, Submitted
 from .host_offload import HostJob
 from .profile_plans import ProfilePlans

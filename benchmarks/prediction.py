@@ -25,8 +25,8 @@ import jax
 import jax.numpy as jnp
 
 from apex_jax import LLM
-from apex_jax.buckets import Buckets
-from apex_jax.emulated_device import EmulatedDevice, padding_of
+from apex_jax.buckets import Buckets, padding_of
+from apex_jax.emulated_device import EmulatedDevice
 from apex_jax.executor import Executor
 from apex_jax.host_offload import HostKVConfig, HostWorker, allocate
 from apex_jax.processor import processor_name, usable_cores

@@ -15,6 +15,7 @@ from .plan import STRATEGIES, Strategy
 from .planner import Planner
 from .planner_options import PlannerOptions
 from .policy import FixedPolicy, Policy
+from .profile import Padding
 from .simulator import simulate
 from .tiers import Machine
 from .workload import Job
@@ -43,6 +44,7 @@ class Experiment:
         page_size, max_prefill_tokens, max_num_seqs, prefill_alone: see `Machine`.
         iteration_overhead_s: what every iteration takes beside its work.
         max_time_per_token: see `PlannerOptions`; None for no limit.
+        padding: the batch sizes that programs are compiled for; None where a batch costs what its own rows do.
 
     Raises:
         ValueError: a value is out of range, there is a limit and nothing to choose, or the model leaves no room on the
@@ -61,6 +63,7 @@ class Experiment:
     prefill_alone: bool = False
     iteration_overhead_s: float = 0.0
     max_time_per_token: float | None = None
+    padding: Padding | None = None
 
     def __post_init__(self) -> None:
         if self.strategy != "auto" and self.strategy not in STRATEGIES:
@@ -98,7 +101,7 @@ class Experiment:
     @cached_property
     def cost_model(self) -> CostModel:
         """What iterations take."""
-        profile = described_profile(self.device, self.host, self.model, page_size=self.page_size)
+        profile = described_profile(self.device, self.host, self.model, page_size=self.page_size, padding=self.padding)
         overhead = profile.iteration_overhead + self.iteration_overhead_s
         return CostModel(replace(profile, iteration_overhead=overhead))
 
@@ -160,6 +163,7 @@ class Experiment:
             "prefill_alone": self.prefill_alone,
             "iteration_overhead_ms": self.iteration_overhead_s * 1e3,
             "max_time_per_token": self.max_time_per_token,
+            "pad_batches": self.padding is not None,
         }
 
     def _tokens(self, gigabytes: float) -> int:

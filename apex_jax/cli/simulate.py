@@ -17,6 +17,7 @@ from .progress import Progress
 
 if TYPE_CHECKING:
     from ..scheduler.catalogue import Catalogue
+    from ..scheduler.profile import Padding
     from ..scheduler.workload import Job
 
 STRATEGIES = ("auto", "device_only", "layer_sync", "asymmetric_pipelining", "async_overlap")
@@ -80,6 +81,11 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         metavar="MS",
         help="what every iteration takes beside its work, as an engine that launches each operation by itself does",
+    )
+    group.add_argument(
+        "--pad-batches",
+        action="store_true",
+        help="batches cost what the next size does that this engine compiles programs for (default: their own rows)",
     )
 
 
@@ -162,6 +168,7 @@ def _simulate(args: argparse.Namespace, catalogue: Catalogue, jobs: list[Job]) -
         prefill_alone=args.prefill_alone,
         iteration_overhead_s=args.iteration_overhead_ms * 1e-3,
         max_time_per_token=args.max_time_per_token,
+        padding=_padding(args) if args.pad_batches else None,
     )
     served = fitting(jobs, tokens=experiment.longest) if args.trace is not None else jobs
     if not served:
@@ -182,6 +189,22 @@ def _simulate(args: argparse.Namespace, catalogue: Catalogue, jobs: list[Job]) -
         "requests_too_long": len(jobs) - len(served),
         **asdict(result),
     }
+
+
+def _padding(args: argparse.Namespace) -> Padding:
+    """Return the batch sizes of an engine with the same limits, and its default number of host requests."""
+    from ..buckets import Buckets, padding_of
+
+    return padding_of(
+        Buckets(
+            max_num_seqs=args.max_num_seqs,
+            max_host_seqs=4 * args.max_num_seqs,
+            max_prefill_pages=max(1, args.max_prefill_tokens // args.page_size),
+            page_size=args.page_size,
+            table_width=1,
+            ragged_attention=True,
+        )
+    )
 
 
 def _print_row(row: dict[str, Any]) -> None:

@@ -90,6 +90,16 @@ def test_more_memory_than_there_is(command, arguments, warning):
         assert err.count("\n") == 1
 
 
+def test_padded_batches_cost_more_and_never_less(command):
+    """Five requests of one page decode as eight."""
+    arguments = ("--model", "llama-2-7b", "--input", "16", "--output", "50", "--requests", "5", "--json")
+    arguments += ("--strategy", "device_only", "--device", "a10g", "--host", "g5.4xlarge")
+    exact, padded = (json.loads(command("simulate", *arguments, *more)[1]) for more in ((), ("--pad-batches",)))
+    assert (exact["pad_batches"], padded["pad_batches"]) == (False, True)
+    eight = json.loads(command("simulate", *arguments[:7], "8", *arguments[8:])[1])
+    assert exact["seconds"] < padded["seconds"] < eight["seconds"]
+
+
 def test_random_arrivals(command):
     """50 requests, 2 a second: about 25 s."""
     _, out, _ = command("simulate", *SMALL, *SIZES, "--rate", "2", "--json")

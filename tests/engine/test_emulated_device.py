@@ -11,8 +11,8 @@ import apex_jax.emulated_device
 import apex_jax.executor
 import apex_jax.operation_queue
 from apex_jax import SamplingParams
-from apex_jax.buckets import Buckets
-from apex_jax.emulated_device import EmulatedDevice, padding_of
+from apex_jax.buckets import Buckets, padding_of
+from apex_jax.emulated_device import EmulatedDevice
 from apex_jax.engine import Engine
 from apex_jax.executor import Executor
 from apex_jax.host_offload import HostJob, HostKVConfig, HostWorker, allocate

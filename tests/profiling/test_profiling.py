@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from virtual_machine import VirtualMachine
 
-from apex_jax.emulated_device import padding_of
+from apex_jax.buckets import padding_of
 from apex_jax.profiling import Profiler
 from apex_jax.scheduler import AttentionTime, CostModel, Curve, Load, Profile, ProfileKey, prompt_pairs
 
