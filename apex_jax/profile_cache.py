@@ -25,7 +25,10 @@ from .profiling import Profiler
 from .progress_bar import Bar
 from .scheduler import Profile, ProfileError, ProfileKey, load_profile, save_profile
 
-AGAIN = "`apex-jax profile --again` with this engine's options, or LLM.profile(again=True), measures it anew"
+AGAIN = (
+    "to measure anew: `apex-jax profile --again` with this engine's options, LLM(..., auto_profile=True), or "
+    "LLM.profile(again=True)"
+)
 
 _logger = logging.getLogger(__name__)
 

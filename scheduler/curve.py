@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+
+MOST = 1e18
+"""Largest count and longest time of a curve: what is worked out of them stays finite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +33,8 @@ class Curve:
             for name, value in (("count", count), ("time", seconds)):
                 if isinstance(value, bool) or not isinstance(value, int | float):
                     raise ValueError(f"a curve's {name} is {value!r}; a number is needed")
-                if not math.isfinite(value) or value < 0:
-                    raise ValueError(f"a curve's {name} is {value}; finite numbers of 0 and more are allowed")
+                if not 0 <= value <= MOST:
+                    raise ValueError(f"a curve's {name} is {value:g}; numbers from 0 to {MOST:g} are allowed")
         for (before, low), (count, seconds) in zip(self.points, self.points[1:], strict=False):
             if count <= before:
                 raise ValueError(f"a curve's counts must rise, but {count:g} follows {before:g}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,11 @@ def load_profile(path: str | os.PathLike[str], key: ProfileKey | None = None) ->
         OSError: it cannot be read.
     """
     try:
-        profile = decode(Path(path).read_text(encoding="utf-8"))
-    except (ProfileError, UnicodeDecodeError) as error:
+        # Some editors begin a file with a mark that JSON does not have.
+        profile = decode(Path(path).read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ProfileError(f"{path}: this is not text in UTF-8, let alone JSON: {error}") from error
+    except ProfileError as error:
         raise ProfileError(f"{path}: {error}") from error
     if key is not None and (differences := key.differences(profile.key)):
         raise ProfileError(f"{path} is a profile of something else: {'; '.join(differences)}")
@@ -66,7 +69,9 @@ def decode(text: str) -> Profile:
         ProfileError: the text is no such profile.
     """
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=_once)
+    except ProfileError:
+        raise
     except (ValueError, RecursionError) as error:
         raise ProfileError(f"this is not whole JSON: {error}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
@@ -77,6 +82,16 @@ def decode(text: str) -> Profile:
     _check_names("a profile", values, {field.name for field in fields(Profile)})
     read = {name: _read(name, value, READERS.get(name)) for name, value in values.items()}
     return _make(Profile, "a profile", read)
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a name that is there twice, of which JSON would take the last."""
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ProfileError(f"{name} is there twice")
+        values[name] = value
+    return values
 
 
 def _check_numbers(value: Any) -> None:
@@ -132,8 +147,9 @@ def _mapping(name: str, value: Any, allowed: set[str]) -> Mapping[str, Any]:
 
 def _check_names(name: str, values: Mapping[str, Any], allowed: set[str]) -> None:
     missing, unknown = sorted(allowed - values.keys()), sorted(values.keys() - allowed)
-    if missing or unknown:
-        raise ProfileError(f"{name} lacks {missing} and has unknown {unknown}")
+    found = ([f"lacks {missing}"] if missing else []) + ([f"has unknown {unknown}"] if unknown else [])
+    if found:
+        raise ProfileError(f"{name} {' and '.join(found)}")
 
 
 def _make(kind: Callable[..., Any], name: str, values: Mapping[str, Any]) -> Any:

@@ -128,17 +128,22 @@ def test_automatic_profiling_measures_what_is_not_covered(kept, capsys):
 
 def test_larger_batches_than_were_measured_are_refused(kept):
     keep_profile(replace(kept, layer=Curve(points=((1, 1e-3),))))
-    with pytest.raises(ProfileError, match="covers batches of up to 1 rows; needed are 2; `apex-jax profile --again`"):
+    with pytest.raises(
+        ProfileError, match="covers batches of up to 1 rows; needed are 2; to measure anew: `apex-jax profile --again`"
+    ):
         make().profile()
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"described": True}, "is described by rates; a measured profile is needed; `apex-jax profile --again`"),
-        ({"num_layers": 3}, "is not what its key says: num_layers is 3, needed is 2; `apex-jax"),
-        ({"page_size": 64}, "is not what its key says: page_size is 64, needed is 16; `apex-jax"),
-        ({"kv_bytes_per_token": 8}, "is not what its key says: kv_bytes_per_token is 8, needed is 512; `apex-jax"),
+        ({"described": True}, "is described by rates; a measured profile is needed; to measure anew: "),
+        ({"num_layers": 3}, "is not what its key says: num_layers is 3, needed is 2; to measure anew: "),
+        ({"page_size": 64}, "is not what its key says: page_size is 64, needed is 16; to measure anew: "),
+        (
+            {"kv_bytes_per_token": 8},
+            "is not what its key says: kv_bytes_per_token is 8, needed is 512; to measure anew: ",
+        ),
     ],
 )
 def test_what_is_not_this_engines_is_refused_and_measured_anew_if_automatic(change, match, kept, capsys):
@@ -155,7 +160,9 @@ def test_a_damaged_profile_is_refused(llm, kept):
     path = profile_path(kept.key)
     text = path.read_text(encoding="utf-8")
     path.write_text(text[: len(text) // 2], encoding="utf-8")
-    with pytest.raises(ProfileError, match=r"not whole JSON.*; `apex-jax profile --again` with this engine's options"):
+    with pytest.raises(
+        ProfileError, match=r"not whole JSON.*; to measure anew: `apex-jax profile --again` with this engine's options"
+    ):
         llm.profile()
     values = json.loads(text)
     values["key"]["software"] = "apex-jax 0.0.1"

@@ -173,7 +173,21 @@ class TestFile:
 
     def test_not_text(self, tmp_path):
         (tmp_path / "p.json").write_bytes(b"\xff\xfe\x00")
-        with pytest.raises(ProfileError, match=r"p\.json: "):
+        with pytest.raises(ProfileError, match=r"p\.json: this is not text in UTF-8"):
+            load_profile(tmp_path / "p.json")
+
+    def test_a_byte_order_mark_is_no_harm(self, tmp_path):
+        save_profile(profile(), tmp_path / "p.json")
+        marked = "\ufeff" + (tmp_path / "p.json").read_text(encoding="utf-8")
+        (tmp_path / "p.json").write_text(marked, encoding="utf-8")
+        assert load_profile(tmp_path / "p.json") == profile()
+
+    def test_a_name_twice(self, tmp_path):
+        save_profile(profile(), tmp_path / "p.json")
+        text = (tmp_path / "p.json").read_text(encoding="utf-8")
+        twice = text.replace('"page_size": 16', '"page_size": 16, "page_size": 64')
+        (tmp_path / "p.json").write_text(twice, encoding="utf-8")
+        with pytest.raises(ProfileError, match=r"p\.json: page_size is there twice"):
             load_profile(tmp_path / "p.json")
 
     def test_missing(self, tmp_path):
@@ -187,6 +201,8 @@ class TestFile:
             (("layer",), [[1, -1.0]], "layer: a curve's time is -1"),
             (("layer",), [[1, math.nan]], "layer: a curve's time is nan"),
             (("layer",), [[1, math.inf]], "layer: a curve's time is inf"),
+            (("layer",), [[1, 1.0], [2, 1e300]], r"layer: a curve's time is 1e\+300; numbers from 0 to 1e\+18 are"),
+            (("layer",), [[1, 1.0], [1e300, 2.0]], "layer: a curve's count is 1e\\+300"),
             (("layer",), [[1, "1"]], "layer: a curve's time is '1'"),
             (("layer",), [[1]], "layer must be a list of"),
             (("layer",), {"1": 1}, "layer must be a list of"),
@@ -204,7 +220,7 @@ class TestFile:
             (("key", "device"), 3, "device of a profile's key is 3"),
             (("padding", "rows"), 3, "padding.rows must be a list"),
             (("padding", "rows"), ["a"], "padding rows is \\['a'\\]"),
-            (("extra",), 1, "unknown \\['extra'\\]"),
+            (("extra",), 1, "a profile has unknown \\['extra'\\]$"),
         ],
     )
     def test_edited_to_nonsense(self, tmp_path, path, value, match):
