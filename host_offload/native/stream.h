@@ -10,28 +10,45 @@
 
 namespace apex {
 
-// Widest vectors first: with narrow ones the loop itself would be measured, not memory.
-#if defined(__x86_64__) && defined(__linux__)
-#define APEX_WIDEST_VECTORS __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define APEX_WIDEST_VECTORS
+typedef uint64_t Vector16 __attribute__((vector_size(16)));
+typedef uint64_t Vector32 __attribute__((vector_size(32)));
+typedef uint64_t Vector64 __attribute__((vector_size(64)));
+
+// The exclusive or of the 64-bit words of data[0, bytes), four vectors at a time; a tail of less than that is left out.
+// Vectors wider than the machine's would be kept in memory, and the loop itself would be measured.
+template <class Vector>
+__attribute__((always_inline)) inline uint64_t XorVectors(const char* data, int64_t bytes) {
+  constexpr int64_t kBytes = sizeof(Vector);
+  Vector total[4] = {};
+  for (int64_t i = 0; i + 4 * kBytes <= bytes; i += 4 * kBytes) {
+    for (int j = 0; j < 4; ++j) {
+      Vector words;
+      std::memcpy(&words, data + i + j * kBytes, kBytes);
+      total[j] ^= words;
+    }
+  }
+  const Vector all = total[0] ^ total[1] ^ total[2] ^ total[3];
+  uint64_t word = 0;
+  for (int64_t i = 0; i < kBytes / 8; ++i) word ^= all[i];
+  return word;
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx512f"))) inline uint64_t XorAvx512(const char* data, int64_t bytes) {
+  return XorVectors<Vector64>(data, bytes);
+}
+__attribute__((target("avx2"))) inline uint64_t XorAvx2(const char* data, int64_t bytes) {
+  return XorVectors<Vector32>(data, bytes);
+}
 #endif
 
-// The exclusive or of the 64-bit words of data[0, bytes); a tail of less than 256 bytes is left out.
-APEX_WIDEST_VECTORS static uint64_t XorBytes(const char* data, int64_t bytes) {
-  typedef uint64_t Vector __attribute__((vector_size(64), aligned(1)));
-  Vector a{}, b{}, c{}, d{};
-  for (int64_t i = 0; i + 256 <= bytes; i += 256) {
-    const Vector* at = reinterpret_cast<const Vector*>(data + i);
-    a ^= at[0];
-    b ^= at[1];
-    c ^= at[2];
-    d ^= at[3];
-  }
-  a ^= b ^ c ^ d;
-  uint64_t total = 0;
-  for (int i = 0; i < 8; ++i) total ^= a[i];
-  return total;
+// Reads data[0, bytes) but for a tail, with the widest vectors of this machine.
+inline uint64_t XorBytes(const char* data, int64_t bytes) {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f")) return XorAvx512(data, bytes);
+  if (__builtin_cpu_supports("avx2")) return XorAvx2(data, bytes);
+#endif
+  return XorVectors<Vector16>(data, bytes);
 }
 
 // Copies whole pages. What is copied is read much later and elsewhere, so it goes past the caches: writing through them

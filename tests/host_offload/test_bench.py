@@ -54,6 +54,14 @@ def test_every_case_has_the_smallest_call_among_them():
     assert "1x64" in bench.AttentionBenchmark().cases
 
 
+def test_streaming_read_reads_every_word():
+    if bench.native_library.load() is None:
+        pytest.skip("apex_jax was installed without a compiler")
+    words = np.random.default_rng(0).integers(0, 2**64, (3 << 20) // 8 + 96, np.uint64)
+    low, high = np.asarray(bench._stream_reader()(jnp.asarray(words.view(np.uint32)))).tolist()
+    assert low + (high << 32) == np.bitwise_xor.reduce(words)
+
+
 def test_streaming_read_without_the_native_library_reads_everything_with_all_cores(monkeypatch):
     threads = set()
 
