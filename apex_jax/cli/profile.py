@@ -79,6 +79,10 @@ def _lines(profile: Profile, path: Path) -> Iterator[str]:
 
 
 def _row(name: str, unit: str, curve: Curve, times: int = 1) -> Iterator[str]:
-    points = [point for point in curve.points if point[0] < 2**40]
-    yield f"{name:24} {unit:>7}  " + " ".join(f"{count:>9,.0f}" for count, _ in points)
+    from ..scheduler.curve import UNBOUNDED
+
+    points = [point for point in curve.points if point[0] < UNBOUNDED]
+    constant = len(points) < len(curve.points) and curve(0) == curve(UNBOUNDED)
+    counts = ["any" if constant else f"{count:,.0f}" for count, _ in points]
+    yield f"{name:24} {unit:>7}  " + " ".join(f"{count:>9}" for count in counts)
     yield f"{'':24} {'ms':>7}  " + " ".join(f"{1e3 * times * seconds:9.3f}" for _, seconds in points)
