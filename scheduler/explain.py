@@ -11,6 +11,7 @@ from textwrap import wrap
 from .candidates import Candidate
 from .correction import Measured
 from .cost_model import CostModel
+from .forecast import RARE
 from .journey import Course
 from .paper_rule import PaperRule
 from .plan import Strategy
@@ -37,6 +38,10 @@ def explain(planner: Planner) -> str:
     lines = [*_machine(planner.model), "", _requests(choice.situation)]
     if (limit := planner.options.max_time_per_token) is not None:
         lines.append(f"limit       {milliseconds(limit)} ms a token")
+    if choice.prompts.chance >= RARE:
+        lines.append(
+            f"prompts     {choice.prompts.tokens:,.0f} tokens in {choice.prompts.chance:.0%} of the iterations"
+        )
     lines.append("")
     rows = choice.situation.host_rows
     title = f"with the {rows} host requests that exist" if rows else "no request is on the host"
@@ -116,8 +121,16 @@ def _cohorts(rows: Sequence[int]) -> str:
 def _courses(courses: Mapping[Course, float]) -> Iterator[str]:
     yield "until the last request ends, if this is kept to"
     for course, seconds in sorted(courses.items(), key=lambda item: item[1]):
-        text = f"{seconds:9,.1f} s" if math.isfinite(seconds) else "    later"
-        yield f"  {course.strategy:21} {text}   up to {course.most:,} requests on the host"
+        text = f"{seconds:9,.1f} s" if math.isfinite(seconds) else f"{'later':>11}"
+        yield f"  {course.strategy:21} {text}   {_course(course)}"
+
+
+def _course(course: Course) -> str:
+    if course.strategy == "device_only":
+        return "none on the host"
+    turns = f", {course.riding:,} of them at once" if course.riding < course.most else ""
+    rests = ", at rest where they do not make up for their time" if course.rests else ""
+    return f"up to {course.most:,} requests on the host{turns}{rests}"
 
 
 def _rule(rule: PaperRule | None) -> Iterator[str]:
@@ -160,8 +173,12 @@ def _record(recent: Sequence[tuple[Prediction, Measured]]) -> Iterator[str]:
         f"in the median, {worst:.1%} at the 90th percentile"
     )
     for prediction, measured in list(recent)[-SHOWN:]:
-        busy = "" if measured.host_busy_s is None else f", host busy {milliseconds(measured.host_busy_s)} ms"
+        busy = "" if measured.host_busy_s is None else f", {_host(measured.host_busy_s)}"
         yield (
-            f"  {prediction.strategy:21} predicted {milliseconds(prediction.iteration_s):>7} ms, host busy "
-            f"{milliseconds(prediction.host_busy_s)} ms; measured {milliseconds(measured.iteration_s):>7} ms{busy}"
+            f"  {prediction.strategy:21} predicted {milliseconds(prediction.iteration_s):>7} ms, "
+            f"{_host(prediction.host_busy_s)}; measured {milliseconds(measured.iteration_s):>7} ms{busy}"
         )
+
+
+def _host(busy_s: float) -> str:
+    return f"host busy {milliseconds(busy_s)} ms" if busy_s else "host idle"

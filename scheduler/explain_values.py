@@ -41,11 +41,18 @@ def explain_values(planner: Planner) -> dict[str, Any]:
 def _choice(choice: Choice) -> dict[str, Any]:
     decision = choice.decision
     courses = [
-        {"strategy": course.strategy, "max_host_requests": course.most, "seconds": _finite(seconds)}
+        {
+            "strategy": course.strategy,
+            "max_host_requests": course.most,
+            "riding": course.riding,
+            "rests": course.rests,
+            "seconds": _finite(seconds),
+        }
         for course, seconds in sorted(choice.courses.items(), key=lambda item: item[1])
     ]
     return {
         "situation": _situation(choice.situation),
+        "prompts": asdict(choice.prompts),
         "candidates": _candidates(choice.candidates),
         "target": _candidates(choice.target),
         "courses": courses,

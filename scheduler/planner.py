@@ -40,6 +40,7 @@ class Choice:
         target: the best of each strategy for as many host requests as could come to exist; empty if none could.
         rule: the paper's inequality, where it says anything.
         reason: why, for people.
+        prompts: what iterations are taken to carry of prompts.
         courses: seconds until all requests have ended, by course, where it was looked ahead.
     """
 
@@ -49,6 +50,7 @@ class Choice:
     target: Mapping[Strategy, Candidate]
     rule: PaperRule | None
     reason: str
+    prompts: Prompts = field(default_factory=Prompts)
     courses: Mapping[Course, float] = field(default_factory=dict)
 
 
@@ -258,6 +260,7 @@ class Planner:
             situation=situation,
             candidates=candidates,
             target=target,
+            prompts=self._prompts,
             rule=PaperRule.of(self.model.costs, then.loads[0][1], then.host_rows, then.row_tokens),
             reason=reason(
                 chosen,

@@ -34,9 +34,11 @@ def reason(
         text = ""
     elif chosen.strategy != "device_only":
         text = _gain(chosen, candidates["device_only"])
+    elif goal is not None and not goal.keeps(limit_s):
+        text = ""
     else:
         text = _alone(goal, margin, ruled_out=bool(_late(target.values(), limit_s)))
-    parts = [text, *_limit(chosen, candidates, target, limit_s)]
+    parts = [text, *_limit(chosen, goal, candidates, target, limit_s)]
     return "; ".join(part for part in parts if part)
 
 
@@ -63,7 +65,11 @@ def _alone(goal: Candidate | None, margin: float, *, ruled_out: bool) -> str:
 
 
 def _limit(
-    chosen: Candidate, candidates: Mapping[Strategy, Candidate], target: Mapping[Strategy, Candidate], limit_s: float
+    chosen: Candidate,
+    goal: Candidate | None,
+    candidates: Mapping[Strategy, Candidate],
+    target: Mapping[Strategy, Candidate],
+    limit_s: float,
 ) -> Iterator[str]:
     """Yield what a limit on time per token has to do with it."""
     if math.isinf(limit_s):
@@ -71,6 +77,10 @@ def _limit(
     limit = f"the limit of {milliseconds(limit_s)} ms a token"
     if not chosen.keeps(limit_s):
         yield f"no plan keeps {limit}, this is the least late with {milliseconds(chosen.token_s)} ms"
+        return
+    if goal is not None and not chosen.riding and not goal.keeps(limit_s):
+        late_s = milliseconds(goal.token_s)
+        yield f"with all that wait no plan keeps {limit}, {goal.strategy} is the least late with {late_s} ms"
         return
     late = _late(candidates.values(), limit_s)
     # Where nobody is on the host yet, the limit says who may go there.

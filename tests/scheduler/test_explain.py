@@ -14,17 +14,21 @@ from apex_jax.scheduler import (
     Measured,
     Planner,
     PlannerOptions,
+    Roster,
     Situation,
     explain,
     explain_values,
 )
+from apex_jax.scheduler.lookahead import PHASES
 
 DEVICE = {"num_layers": 4, "device_rows": 10, "device_kv_tokens": 100, "remaining_tokens": 10**10}
 
 
-def planner(*, max_time_per_token=None, curves=(), **times):
+def planner(*, max_time_per_token=None, curves=(), phases=PHASES, **times):
     values = {"layers": 4, "device_token": 0.02, "host_token": 0.005, **times}
-    options = PlannerOptions(max_device_requests=64, max_host_requests=512, max_time_per_token=max_time_per_token)
+    options = PlannerOptions(
+        max_device_requests=64, max_host_requests=512, max_time_per_token=max_time_per_token, phases_at_once=phases
+    )
     return Planner(CostModel(replace(machine(**values), **dict(curves))), options)
 
 
@@ -60,6 +64,7 @@ def test_tokens_a_second_are_output_tokens():
     got.decide(situation(host_rows=10, prefill_tokens=1))
     text = explain(got)
     assert line(text, "device_only").split()[-4:-2] == ["1.1", "1.7"]
+    assert line(text, "prompts") == "prompts     1 tokens in 100% of the iterations"
     assert "compared: time for prompts counts" in text
 
 
@@ -200,3 +205,18 @@ def test_values_for_programs():
     assert values["candidates"]["layer_sync"]["host_token_s"] == pytest.approx(28)
     assert values["candidates"]["layer_sync"]["device_wait_s"] == pytest.approx(22)
     assert values["recent"][0]["measured_s"] == 28.0
+
+
+def test_courses_are_told_apart():
+    """10 of 60 requests fit on the device."""
+    lengths = Roster(device=[(10, 100)] * 10, waiting=[(10, 100)] * 50)
+    got = planner(phases=10**6)
+    rows = {"waiting": 50, "waiting_tokens": 500, "waiting_first": 10, "waiting_output": 5000, "remaining_tokens": 1000}
+    got.decide(situation(**rows, roster=lambda: lengths))
+    shown = explain(got)
+    courses = shown[shown.index("until the last request ends") :].split("\n\n")[0].splitlines()[1:]
+    assert len(courses) == len({(row.split()[0], row[36:]) for row in courses}) > 3
+    assert any("of them at once" in row for row in courses)
+    assert any("at rest where they do not make up for their time" in row for row in courses)
+    assert line("\n".join(courses), "device_only").endswith("none on the host")
+    assert {row["strategy"] for row in explain_values(got)["courses"]} == {row.split()[0] for row in courses}

@@ -22,7 +22,7 @@ QUICK_HOST = machine(layers=4, device_token=0.02, host_token=0.005)
 
 def planner(limit, profile=SLOW_HOST, **options):
     sizes = {"max_device_requests": 64, "max_host_requests": 512}
-    return Planner(CostModel(profile), PlannerOptions(**sizes, max_time_per_token=limit, **options))
+    return Planner(CostModel(profile), PlannerOptions(**{**sizes, **options}, max_time_per_token=limit))
 
 
 def situation(**changes):
@@ -84,6 +84,18 @@ def test_where_the_device_alone_breaks_it():
     chosen = planner(1.0).choose(situation(waiting=100, waiting_tokens=1000, free_host_tokens=10**5))
     assert (chosen.decision.strategy, chosen.decision.max_host_requests) == ("device_only", 0)
     assert "no plan keeps the limit of 1,000 ms a token, this is the least late with 6,000 ms" in chosen.reason
+
+
+def test_where_nothing_would_keep_it_once_requests_are_there():
+    """Nobody runs yet; 10 of those that wait fit on the device, whose tokens take 6 s there."""
+    waiting = situation(
+        device_rows=0, device_kv_tokens=0, free_device_tokens=100, waiting=30, waiting_tokens=300, free_host_tokens=1000
+    )
+    chosen = planner(5.0, max_device_requests=10).choose(waiting)
+    assert (chosen.decision.strategy, chosen.decision.max_host_requests) == ("device_only", 0)
+    assert chosen.reason == (
+        "with all that wait no plan keeps the limit of 5,000 ms a token, device_only is the least late with 6,000 ms"
+    )
 
 
 @pytest.mark.parametrize(("limit", "most"), [(8.1, 20), (6.5, 12), (5.0, 0)])
