@@ -42,6 +42,9 @@ ASSUMED_CPU = DeviceRates(
 
 ASSUMED_HOST = HostRates(name="CPU of assumed rates", attention_bytes_per_s=25e9, job_s=5e-5)
 
+ASSUMED = "rates are assumed and corrected; `apex-jax profile` measures them"
+"""What the explanation says of a machine whose profile nobody has measured."""
+
 UNKNOWN_ACCELERATOR = "a10"
 """Whose rates stand in for an accelerator that the catalogue does not know."""
 
@@ -122,7 +125,7 @@ def assumed_profile(
     profile = describe(
         device=rates, host=ASSUMED_HOST, model=shape, page_size=buckets.page_size, padding=padding_of(buckets)
     )
-    return replace(profile, key=replace(key, software="assumed rates"))
+    return replace(profile, key=replace(key, software=ASSUMED))
 
 
 def _accelerator(kind: str) -> DeviceRates:

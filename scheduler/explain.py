@@ -59,7 +59,7 @@ def explain(planner: Planner) -> str:
 
 def _machine(model: CostModel) -> Iterator[str]:
     key, factors = model.profile.key, model.factors
-    source = "described by rates" if model.profile.described else "measured"
+    source = key.software if model.profile.described else "measured"
     yield f"machine     {key.device}, host {key.host}; {source}"
     yield f"model       {key.model}; {key.dtypes}"
     changed = [

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from ..scheduler import Profile, Situation
 
 
+MACHINE = {"device": "t4", "host": "g4dn.4xlarge", "model": "llama-2-7b"}
+"""What is described where nothing else is named."""
+
+
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command to the parser of `apex-jax`."""
     parser = commands.add_parser(
@@ -24,9 +28,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     machine = parser.add_argument_group("machine")
     machine.add_argument("--profile", type=Path, metavar="FILE", help="a measured profile, in place of the next three")
-    machine.add_argument("--device", default="t4", help="accelerator (default: %(default)s)")
-    machine.add_argument("--host", default="g4dn.4xlarge", help="host (default: %(default)s)")
-    machine.add_argument("--model", default="llama-2-7b", help="model (default: %(default)s)")
+    for name, what in (("device", "accelerator"), ("host", "host"), ("model", "model")):
+        machine.add_argument(f"--{name}", help=f"{what} (default: {MACHINE[name]})")
     requests = parser.add_argument_group("requests and memory")
     requests.add_argument("--device-requests", type=_whole, default=0, metavar="N", help="that decode on the device")
     requests.add_argument("--host-requests", type=_whole, default=0, metavar="N", help="that live on the host")
@@ -46,7 +49,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     requests.add_argument(
         "--free-host-tokens", type=_whole, default=0, metavar="N", help="that free host pages hold (default: 0)"
     )
-    requests.add_argument("--max-time-per-token", type=float, metavar="S", help="seconds; rules out slower plans")
+    requests.add_argument(
+        "--max-time-per-token",
+        type=float,
+        metavar="S",
+        help="seconds that no running request should wait longer for a token; rules out plans predicted to break it",
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON object, in seconds, instead of text")
     parser.set_defaults(run=run)
 
@@ -75,10 +83,15 @@ def _profile(args: argparse.Namespace) -> Profile:
     from ..scheduler.catalogue import Catalogue
     from ..scheduler.hardware import described_profile
 
+    given = {name: getattr(args, name) for name in MACHINE if getattr(args, name) is not None}
     if args.profile is not None:
+        if given:
+            names = ", ".join(f"--{name} {value}" for name, value in given.items())
+            raise UserError(f"--profile brings its machine and model; leave {names} out")
         return load_profile(args.profile)
-    known = Catalogue.built_in()
-    return described_profile(known.device(args.device), known.host(args.host), known.model(args.model), page_size=64)
+    known, machine = Catalogue.built_in(), {**MACHINE, **given}
+    device, host, model = known.device(machine["device"]), known.host(machine["host"]), known.model(machine["model"])
+    return described_profile(device, host, model, page_size=64)
 
 
 def _situation(args: argparse.Namespace, num_layers: int) -> Situation:

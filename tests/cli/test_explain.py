@@ -65,6 +65,10 @@ def test_a_profile_from_a_file(tmp_path, capsys):
         (("--waiting", "1", "--device", "nope"), "unknown device 'nope'"),
         (("--waiting", "1", "--max-time-per-token", "0"), "max_time_per_token is 0"),
         (("--waiting", "1", "--profile", "nowhere.json"), "nowhere.json"),
+        (
+            ("--waiting", "1", "--profile", "nowhere.json", "--device", "t4"),
+            "--profile brings its machine and model; leave --device t4 out",
+        ),
     ],
 )
 def test_bad_input(arguments, message, capsys):

@@ -190,3 +190,10 @@ def test_automatic_profiling_replaces_what_cannot_be_used(kept, capsys):
     make(auto_profile=True)
     assert "not whole JSON" in capsys.readouterr().err
     assert load_profile(path, kept.key).layer.covers(2)
+
+
+def test_assumed_rates_are_called_so():
+    """Nobody has measured this machine yet."""
+    llm = make()
+    tokens(llm)
+    assert "rates are assumed and corrected; `apex-jax profile` measures them" in llm.explain()

@@ -2,7 +2,7 @@
 
 from apex_jax.scheduler import AttentionTime, CohortLoad, Curve, Profile, ProfileKey
 
-KEY = ProfileKey(device="card", host="cores", model="some", dtypes="float16", software="none")
+KEY = ProfileKey(device="card", host="cores", model="some", dtypes="float16", software="described by rates")
 
 
 def machine(
