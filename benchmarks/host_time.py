@@ -38,6 +38,14 @@ from apex_jax.stopping import OutputStream
 
 STEPS = 400
 HOST_ROWS = 16
+COHORTS: dict[Strategy, tuple[int, ...]] = {
+    "device_only": (0,),
+    "layer_sync": (1,),
+    "asymmetric_pipelining": (2,),
+    "async_overlap": (1, 2),
+}
+"""Cohorts that each strategy is measured with."""
+
 PAGE_SIZE = 64
 
 
@@ -132,11 +140,11 @@ def timed(function: Callable[..., Any], times: list[float]) -> Callable[..., Any
     return call
 
 
-def measure(strategy: Strategy, layers: int, rows: int) -> dict[str, Any]:
-    """Return median host microseconds of an iteration with so many device rows, and as many host rows as ride."""
+def measure(strategy: Strategy, cohorts: int, layers: int, rows: int) -> dict[str, Any]:
+    """Return median host microseconds of an iteration with so many device rows, and host rows in cohorts."""
     hybrid = strategy != "device_only"
     host_rows = HOST_ROWS if hybrid else 0
-    policy = FixedPolicy(strategy=strategy, max_host_requests=host_rows)
+    policy = FixedPolicy(strategy=strategy, num_cohorts=max(1, cohorts), max_host_requests=host_rows)
     engine = build(layers, rows, policy, host_rows=host_rows)
     run(engine, rows + host_rows, STEPS // 4)
     dispatches: list[float] = []
@@ -147,6 +155,7 @@ def measure(strategy: Strategy, layers: int, rows: int) -> dict[str, Any]:
     middle = slice(STEPS // 4, -STEPS // 4)
     return {
         "strategy": strategy,
+        "cohorts": cohorts,
         "layers": layers,
         "device_rows": rows,
         "host_rows": host_rows,
@@ -171,8 +180,9 @@ def main() -> None:
         mock.patch.object(llama, "post_attention", trivial_post_attention),
     ):
         rows = [
-            measure(strategy, layers, count)
+            measure(strategy, cohorts, layers, count)
             for strategy in args.strategies
+            for cohorts in COHORTS[strategy]
             for layers in args.layers
             for count in args.rows
         ]
@@ -180,10 +190,12 @@ def main() -> None:
         print(json.dumps({"jax": jax.__version__, "cores": os.cpu_count(), "rows": rows}, indent=2))
         return
     print(f"jax {jax.__version__}, {os.cpu_count()} cores, two CPU devices, trivial maths")
-    print("strategy               layers  device rows  host rows  step us  of it plan  dispatch  step us a layer")
+    print(
+        "strategy               cohorts  layers  device rows  host rows  step us  of it plan  dispatch  step us a layer"
+    )
     for row in rows:
         print(
-            f"{row['strategy']:22} {row['layers']:6d} {row['device_rows']:12d} {row['host_rows']:10d} "
+            f"{row['strategy']:22} {row['cohorts']:7d} {row['layers']:6d} {row['device_rows']:11d} {row['host_rows']:9d} "
             f"{row['step_us']:8.0f} {row['plan_us']:11.0f} {row['dispatch_us']:9.0f} "
             f"{row['step_us'] / row['layers']:16.1f}"
         )
