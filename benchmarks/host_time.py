@@ -195,8 +195,8 @@ def main() -> None:
     )
     for row in rows:
         print(
-            f"{row['strategy']:22} {row['cohorts']:7d} {row['layers']:6d} {row['device_rows']:11d} {row['host_rows']:9d} "
-            f"{row['step_us']:8.0f} {row['plan_us']:11.0f} {row['dispatch_us']:9.0f} "
+            f"{row['strategy']:22} {row['cohorts']:7d} {row['layers']:6d} {row['device_rows']:11d} "
+            f"{row['host_rows']:9d} {row['step_us']:8.0f} {row['plan_us']:11.0f} {row['dispatch_us']:9.0f} "
             f"{row['step_us'] / row['layers']:16.1f}"
         )
 
