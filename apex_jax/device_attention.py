@@ -19,6 +19,8 @@ from functools import partial
 import jax.numpy as jnp
 from jax import Array, lax
 
+from .host_offload import plain_writes, write_pages
+
 LARGE_BLOCK = 512
 SMALL_BLOCK = 128
 """Tokens of keys that prefill attention takes at a time."""
@@ -41,7 +43,7 @@ _Softmax = tuple[Array, Array, Array]
 
 
 def write_tiles(kv: Array, pages: Array, k: Array, v: Array) -> Array:
-    """Write whole pages of new keys and values.
+    """Write whole pages of new keys and values; in place, on a CPU by the native library where it was built.
 
     Args:
         kv: cache of one layer, [P, K, 2, S, H].
@@ -49,7 +51,19 @@ def write_tiles(kv: Array, pages: Array, k: Array, v: Array) -> Array:
         k, v: [M, S, K, H].
     """
     tiles = jnp.stack([k, v], axis=2).transpose(0, 3, 2, 1, 4).astype(kv.dtype)
-    return kv.at[pages].set(tiles, mode="drop")
+    return replace_pages(kv, pages, tiles)
+
+
+def replace_pages(kv: Array, pages: Array, tiles: Array) -> Array:
+    """Replace whole pages, as `write_tiles` does.
+
+    Args:
+        kv: cache of one layer, [P, K, 2, S, H].
+        pages: int32 [M], no id twice; P or more drops the tile.
+        tiles: [M, K, 2, S, H] in the type of `kv`.
+    """
+    pages = jnp.where(pages < kv.shape[0], pages, -1)
+    return lax.platform_dependent(kv, pages, tiles, cpu=write_pages, default=plain_writes.set_pages)
 
 
 def write_tokens(kv: Array, table: Array, lengths: Array, k: Array, v: Array) -> Array:
@@ -66,7 +80,7 @@ def write_tokens(kv: Array, table: Array, lengths: Array, k: Array, v: Array) ->
     page = jnp.take_along_axis(table, (position // page_size)[:, None], axis=1)[:, 0]
     page = jnp.where(lengths > 0, page, kv.shape[0])
     token = jnp.stack([k, v], axis=2).astype(kv.dtype)
-    return kv.at[page, :, :, position % page_size].set(token, mode="drop")
+    return plain_writes.set_tokens(kv, page, position % page_size, token)
 
 
 def decode_attention(q: Array, kv: Array, table: Array, lengths: Array) -> Array:
@@ -104,7 +118,7 @@ def decode_attention(q: Array, kv: Array, table: Array, lengths: Array) -> Array
 def _attend_rows(grouped: Array, kv: Array, table: Array, lengths: Array) -> _Softmax:
     """Attend from [B, K, G, H] to the first `lengths` tokens of table rows [B, W]; none where a length is 0 or less."""
     page_size = kv.shape[3]
-    pages = kv[table]
+    pages = _read_pages(kv, table)
     scores = _scores("BKGH,BWKSH->BKGWS", grouped, pages[:, :, :, 0]) * grouped.shape[-1] ** -0.5
     position = jnp.arange(table.shape[1] * page_size).reshape(table.shape[1], page_size)
     visible = position[None] < lengths[:, None, None]
@@ -241,7 +255,7 @@ def _attend_chunk(
     def attend(first_page: Array, pages: int, state: _Softmax) -> _Softmax:
         peak, total, out = state
         ids = lax.dynamic_slice_in_dim(table, first_page, pages)
-        keys, values = kv[ids].transpose(2, 1, 0, 3, 4).reshape(2, kv_heads, pages * page_size, width)
+        keys, values = _read_pages(kv, ids).transpose(2, 1, 0, 3, 4).reshape(2, kv_heads, pages * page_size, width)
         scores = _scores("KTH,KSH->KTS", grouped, keys) * width**-0.5
         position = first_page * page_size + jnp.arange(pages * page_size)
         scores = jnp.where(position[None, None, :] <= query_position, scores, MASKED)
@@ -258,6 +272,17 @@ def _attend_chunk(
     _, total, out = walk(attend, (start + tokens) // page_size, state)
     out = (out / total).reshape(kv_heads, group, tokens, width).transpose(2, 0, 1, 3)
     return out.reshape(q.shape).astype(q.dtype)
+
+
+def _read_pages(kv: Array, ids: Array) -> Array:
+    """Return pages [..., K, 2, S, H] of the cache, for ids [...]."""
+
+    def at_once(kv: Array, ids: Array) -> Array:
+        # XLA computes bfloat16 gathers in float32 there, and in a loop would convert the whole cache ahead of it.
+        kv, ids = lax.optimization_barrier((kv, ids))
+        return kv[ids]
+
+    return lax.platform_dependent(kv, ids, cpu=at_once, default=lambda kv, ids: kv[ids])
 
 
 def _scores(equation: str, q: Array, keys: Array) -> Array:

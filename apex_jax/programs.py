@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .device_attention import prefill_attention, write_tiles
+from .device_attention import prefill_attention, replace_pages, write_tiles
 from .models import llama
 from .models.config import LlamaConfig
 from .models.llama import Weights
@@ -247,5 +247,5 @@ def build_programs(config: LlamaConfig, attention: DecodeAttention, page_size: i
         sample=jax.jit(sample_rows, donate_argnames=("last_token", "seen"), static_argnames=("mode",)),
         mark_prompt=jax.jit(lambda seen, slot, row: seen.at[slot].set(row), donate_argnums=0),
         gather=jax.jit(lambda cache, pages: cache[pages]),
-        scatter=jax.jit(lambda cache, pages, tiles: cache.at[pages].set(tiles, mode="drop"), donate_argnums=0),
+        scatter=jax.jit(replace_pages, donate_argnums=0),
     )

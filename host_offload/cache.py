@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import native_library
+from . import native_library, plain_writes
 from .arguments import FLOAT_TYPES, PAGE_SIZES, check_array, whole_number
 from .memory import available_memory
 
@@ -180,7 +180,7 @@ def write_pages(kv: jax.Array, pages: jax.Array, tiles: jax.Array) -> jax.Array:
     if native_library.load() is not None and pages.shape[0] > 0:
         result = jax.ShapeDtypeStruct(kv.shape, kv.dtype)
         return jax.ffi.ffi_call(native_library.WRITE_PAGES, result, input_output_aliases={0: 0})(kv, pages, tiles)
-    return kv.at[jnp.where(pages < 0, kv.shape[0], pages)].set(tiles, mode="drop")
+    return plain_writes.set_pages(kv, pages, tiles)
 
 
 def _check_pages(kv: jax.Array, pages: jax.Array) -> None:

@@ -51,7 +51,7 @@ def _open() -> tuple[ctypes.CDLL | None, dict[str, Any], str]:
         if others:
             expected = importlib.machinery.EXTENSION_SUFFIXES[0]
             return None, {}, f"{', '.join(others)} was built for another Python than this one (_native{expected})"
-        return None, {}, "it was not built, because no C++17 compiler was found when apex_jax was installed"
+        return None, {}, "it could not be built when apex_jax was installed, which takes a C++17 compiler"
     try:
         library = ctypes.CDLL(str(path))
         return library, _handlers(library), ""
@@ -69,7 +69,8 @@ def load() -> ctypes.CDLL | None:
     if library is None:
         _logger.warning(
             "apex_jax runs without its native host attention: %s. "
-            "The pure-JAX attention is used, which is several times slower",
+            "The pure-JAX attention is used, which is several times slower, and far slower where it appends to a large "
+            "bfloat16 cache: each append passes over the whole of it",
             why,
         )
     for name, handler in handlers.items():

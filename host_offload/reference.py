@@ -5,6 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from . import plain_writes
+
 
 def append(kv: jax.Array, page_table: jax.Array, lengths: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """Return `kv` [P, K, 2, S, H] with each row's last token written.
@@ -24,8 +26,7 @@ def append(kv: jax.Array, page_table: jax.Array, lengths: jax.Array, key: jax.Ar
     page = jnp.take_along_axis(page_table, index[:, None], axis=1)[:, 0]
     usable = (lengths > 0) & (lengths <= page_table.shape[1] * page_size) & (page >= 0)
     page = jnp.where(usable, page, kv.shape[0])  # one past the end: dropped
-    pair = jnp.stack([key, value], axis=2)  # [B, K, 2, H]
-    return kv.at[page, :, :, token % page_size].set(pair, mode="drop")
+    return plain_writes.set_tokens(kv, page, token % page_size, jnp.stack([key, value], axis=2))
 
 
 def attend(

@@ -158,14 +158,15 @@ def test_parts_merge_through_log_sum_exp(implementation):
     np.testing.assert_allclose(lse, whole_lse, rtol=1e-6)
 
 
-@needs_native
-def test_append_happens_in_place():
-    problem = make(lengths=[100, 3], heads=4, kv_heads=2, width=64, page_size=64)
+@pytest.mark.parametrize("implementation", [pytest.param("native", marks=needs_native), "jax"])
+@pytest.mark.parametrize("kv_type", ["float32", "bfloat16", "float16"])
+def test_append_happens_in_place(implementation, kv_type):
+    problem = make(lengths=[100, 3], heads=4, kv_heads=2, width=64, page_size=64, kv_type=kv_type)
     q, kv, table, lengths = problem.arguments()
     kv = jnp.zeros((4096, *kv.shape[1:]), kv.dtype)
 
     def append(kv, q, table, lengths, key, value):
-        return decode_attention(q, kv, table, lengths, new_kv=(key, value))
+        return decode_attention(q, kv, table, lengths, new_kv=(key, value), implementation=implementation)
 
     compiled = jax.jit(append, donate_argnums=0).lower(kv, q, table, lengths, *problem.new_kv()).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < kv.nbytes // 100

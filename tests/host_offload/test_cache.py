@@ -41,16 +41,24 @@ def test_configuration_is_checked(field, value, error):
         HostKVConfig(**fields)
 
 
-def test_pages_move_in_bulk_and_in_place():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("library", ["native", "none"])
+def test_pages_move_in_bulk_and_in_place(library, dtype, monkeypatch):
+    if library == "none":
+        monkeypatch.setattr(native_library, "load", lambda: None)
+    elif native_library.load() is None:
+        pytest.skip("apex_jax was installed without a compiler")
     rng = np.random.default_rng(0)
-    kv = jnp.asarray(rng.standard_normal((9, 3, 2, 16, 64)), jnp.float32)
+    kv = jnp.asarray(rng.standard_normal((512, 3, 2, 16, 64)), dtype)
     before, pointer = np.array(kv), kv.unsafe_buffer_pointer()
     ids = jnp.array([7, -1, 2], jnp.int32)
     tiles = read_pages(kv, ids)
     np.testing.assert_array_equal(tiles, np.stack([before[7], np.zeros_like(before[0]), before[2]]))
 
-    new = rng.standard_normal((3, 3, 2, 16, 64)).astype(np.float32)
-    kv = jax.jit(write_pages, donate_argnums=0)(kv, ids, jnp.asarray(new))
+    new = rng.standard_normal((3, 3, 2, 16, 64)).astype(dtype)
+    write = jax.jit(lambda *arguments: write_pages(*arguments), donate_argnums=0).lower(kv, ids, new).compile()
+    assert write.memory_analysis().temp_size_in_bytes < kv.nbytes // 20
+    kv = write(kv, ids, jnp.asarray(new))
     expected = before.copy()
     expected[[7, 2]] = new[[0, 2]]
     np.testing.assert_array_equal(kv, expected)
