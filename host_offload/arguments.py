@@ -20,7 +20,7 @@ def check_array(name: str, value: object) -> None:
     Raises:
         TypeError: `value` is neither a JAX nor a numpy array.
     """
-    if isinstance(value, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
+    if isinstance(value, jax.Array | np.ndarray):
         return
     wanted = "the array of one layer, as cache.layers[0]" if name == "kv" else "a JAX or numpy array"
     raise TypeError(f"{name} is a {type(value).__name__}, it must be {wanted}")
@@ -53,6 +53,16 @@ def _check_real(name: str, value: object, allowed: str, *, zero: bool) -> None:
         raise ValueError(f"{name} is {value}, it must be {allowed}, or None")
 
 
+def check_name(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Refuse what is none of the names that are allowed.
+
+    Raises:
+        ValueError: `value` is none of them.
+    """
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}, allowed are {', '.join(map(repr, allowed))}")
+
+
 def check_options(
     scale: float | None, sliding_window: int | None, logit_softcap: float | None, max_threads: int | None
 ) -> None:
@@ -79,41 +89,96 @@ def check_attention(q, kv, page_table, lengths, new_kv) -> None:
         TypeError: something is no array, or of a type that is not allowed.
         ValueError: shapes do not fit.
     """
-    for name, array in (("q", q), ("kv", kv), ("page_table", page_table), ("lengths", lengths)):
-        check_array(name, array)
-    for name, array in (("q", q), ("kv", kv)):
-        if array.dtype not in FLOAT_TYPES:
-            raise TypeError(f"{name} has type {array.dtype}, allowed are float32, bfloat16 and float16")
-    for name, array in (("page_table", page_table), ("lengths", lengths)):
-        if array.dtype != jnp.int32:
-            raise TypeError(f"{name} has type {array.dtype}, it must be int32")
+    _check_types("q", q, kv, page_table, lengths)
     if q.ndim != 3 or kv.ndim != 5 or page_table.ndim != 2:
         raise ValueError(
             f"q, kv and page_table have shapes {q.shape}, {kv.shape} and {page_table.shape}, "
             "they must be [B, N, H], [P, K, 2, S, H] and [B, W]"
         )
     rows, heads, width = q.shape
-    pages, kv_heads, two, page_size, kv_width = kv.shape
-    if two != 2 or kv_width != width or pages == 0:
-        raise ValueError(f"kv has shape {kv.shape}, it must be [P, K, 2, S, {width}] with at least one page")
-    if page_size not in PAGE_SIZES:
-        raise ValueError(f"the page size of kv is {page_size}, allowed are {PAGE_SIZES}")
-    if kv_heads == 0 or heads == 0 or heads % kv_heads != 0:
+    _check_cache(kv, width)
+    kv_heads = kv.shape[1]
+    if heads == 0 or heads % kv_heads != 0:
         raise ValueError(f"q has {heads} heads, which is not a positive multiple of the {kv_heads} heads of kv")
+    _check_table(page_table, lengths, rows)
+    if new_kv is not None:
+        _check_new_kv(new_kv, kv, (rows, kv_heads, width))
+
+
+def check_packed(qkv, kv, page_table, lengths) -> None:
+    """Refuse arrays of `decode_attention_packed` as `check_attention` does."""
+    _check_types("qkv", qkv, kv, page_table, lengths)
+    if qkv.ndim != 3 or kv.ndim != 5 or page_table.ndim != 2 or qkv.shape[1] <= 2 * kv.shape[1]:
+        raise ValueError(
+            f"qkv, kv and page_table have shapes {qkv.shape}, {kv.shape} and {page_table.shape}, "
+            "they must be [B, N + 2K, H], [P, K, 2, S, H] and [B, W]"
+        )
+    rows, heads, width = qkv.shape
+    _check_cache(kv, width)
+    kv_heads = kv.shape[1]
+    if heads % kv_heads != 0:
+        raise ValueError(
+            f"qkv has {heads} heads, so {heads - 2 * kv_heads} of queries, which is not a multiple of the {kv_heads} "
+            "heads of kv"
+        )
+    _check_table(page_table, lengths, rows)
+
+
+def check_pages(kv, pages) -> None:
+    """Refuse a cache, or ids of pages to move, whose types or shapes do not fit.
+
+    Raises:
+        TypeError: something is no array, or of a type that is not allowed.
+        ValueError: shapes do not fit.
+    """
+    for name, array in (("kv", kv), ("pages", pages)):
+        check_array(name, array)
+    _check_float("kv", kv)
+    _check_int32("pages", pages)
+    if kv.ndim != 5 or pages.ndim != 1:
+        raise ValueError(f"kv and pages have shapes {kv.shape} and {pages.shape}, they must be [P, K, 2, S, H] and [M]")
+    _check_cache(kv, kv.shape[4])
+
+
+def _check_types(rows_name: str, rows, kv, page_table, lengths) -> None:
+    for name, array in ((rows_name, rows), ("kv", kv), ("page_table", page_table), ("lengths", lengths)):
+        check_array(name, array)
+    for name, array in ((rows_name, rows), ("kv", kv)):
+        _check_float(name, array)
+    for name, array in (("page_table", page_table), ("lengths", lengths)):
+        _check_int32(name, array)
+
+
+def _check_float(name: str, array) -> None:
+    if array.dtype not in FLOAT_TYPES:
+        raise TypeError(f"{name} has type {array.dtype}, allowed are float32, bfloat16 and float16")
+
+
+def _check_int32(name: str, array) -> None:
+    if array.dtype != jnp.int32:
+        raise TypeError(f"{name} has type {array.dtype}, it must be int32")
+
+
+def _check_cache(kv, width: int) -> None:
+    if kv.shape[2] != 2 or kv.shape[4] != width or 0 in kv.shape:
+        raise ValueError(f"kv has shape {kv.shape}, it must be [P, K, 2, S, {width or 'H'}] and hold at least one page")
+    if kv.shape[3] not in PAGE_SIZES:
+        raise ValueError(f"the page size of kv is {kv.shape[3]}, allowed are {PAGE_SIZES}")
+
+
+def _check_table(page_table, lengths, rows: int) -> None:
     if page_table.shape[0] != rows or page_table.shape[1] == 0 or lengths.shape != (rows,):
         raise ValueError(
             f"page_table has shape {page_table.shape} and lengths {lengths.shape}, "
             f"they must be [{rows}, W] with W > 0 and [{rows}]"
         )
-    if new_kv is not None:
-        _check_new_kv(new_kv, kv, (rows, kv_heads, width))
 
 
 def _check_new_kv(new_kv, kv, shape: tuple[int, int, int]) -> None:
     if not isinstance(new_kv, tuple | list) or len(new_kv) != 2:
         raise TypeError(f"new_kv is a {type(new_kv).__name__}, it must be a pair of arrays: keys and values")
-    for array in new_kv:
-        check_array("new keys and values", array)
+    for index, array in enumerate(new_kv):
+        check_array(f"new_kv[{index}]", array)
         if array.dtype != kv.dtype:
             raise TypeError(f"new keys and values have type {array.dtype}, they must have that of kv, {kv.dtype}")
         if array.shape != shape:

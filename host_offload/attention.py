@@ -1,17 +1,19 @@
 """Decode attention over paged KV on the CPU backend: one query token a row."""
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from . import native_library, reference
-from .arguments import check_array, check_attention, check_options
+from .arguments import check_attention, check_name, check_options, check_packed
 
 Implementation = Literal["auto", "native", "jax"]
 Instructions = Literal["auto", "portable", "avx2", "avx512", "avx512_bf16"]
+IMPLEMENTATIONS = ("auto", "native", "jax")
 
 # The narrowest vectors of the kernel hold this many columns at a time.
 NATIVE_WIDTH_UNIT = 16
@@ -50,15 +52,17 @@ def decode_attention(
             Entries that hold no visible token are not looked at.
         lengths: tokens of each row, the one being decoded included, int32 [B]. 0 marks a padding row: nothing is
             appended, its output is 0 and its log-sum-exp -inf.
-        new_kv: keys and values [B, K, H] of the last token of each row, in the type of `kv`. No two rows may write to
-            the same place.
+        new_kv: keys and values [B, K, H] of the last token of each row, in the type of `kv`. The page that a row
+            appends to must be its own: no other row may write to it or read it in the same call. That is not checked;
+            the native kernel appends while other rows are read.
         scale: multiplies q.k; 0 or from 1e-30 to 1e30 in size; 1 / sqrt(H) if None.
         sliding_window: only the last so many tokens are attended to; at most 2**31 - 1.
         logit_softcap: scaled scores x become cap * tanh(x / cap); from 1e-30 to 1e30.
         implementation: "native", "jax" (plain JAX, any head width, any backend), or "auto": native where it was built
             and supports the head width (a multiple of 16 up to 256).
         max_threads: at most so many threads work on the call (native only); all of the CPU backend's if None.
-        instructions: upper limit on the instruction set (native only), for comparisons.
+        instructions: upper limit on the instruction set (native only), for comparisons: "portable", "avx2", "avx512",
+            "avx512_bf16", or "auto": what the machine has.
 
     Returns:
         Output float32 [B, N, H], natural log-sum-exp of the scores float32 [B, N], and the cache.
@@ -66,18 +70,22 @@ def decode_attention(
     Raises:
         TypeError, ValueError: types, shapes or options that do not fit, at trace time.
         NotImplementedError: the native kernel is differentiated; plain JAX can be.
-        jax.errors.JaxRuntimeError: from the native kernel when a length exceeds the page table or a visible page id is
-            out of range; nothing has been written then, but a donated cache is gone. JAX makes it a ValueError where it
-            runs a program at once. The "jax" implementation gives NaN for such a row.
+        jax.errors.JaxRuntimeError, ValueError: from the native kernel when a length exceeds the page table or a visible
+            page id is out of range; nothing has been written then, but a donated cache is gone. It comes from the call
+            or, where JAX returns before the program has run, from what first waits for a result. Both types must be
+            expected: a jitted function that ran before raises ValueError from the call, all else JaxRuntimeError.
+            The "jax" implementation gives NaN for such a row.
     """
     check_attention(q, kv, page_table, lengths, new_kv)
     check_options(scale, sliding_window, logit_softcap, max_threads)
+    check_name("instructions", instructions, ("auto", *native_library.INSTRUCTIONS))
+    native = _use_native(implementation, q.shape[2])
     q, kv, page_table, lengths = map(jnp.asarray, (q, kv, page_table, lengths))
     scale = 1.0 / math.sqrt(q.shape[2]) if scale is None else scale
-    rows, heads, width = q.shape
+    rows, heads, _ = q.shape
     if rows == 0:
         return jnp.zeros(q.shape, jnp.float32), jnp.zeros((rows, heads), jnp.float32), kv
-    if _use_native(implementation, width):
+    if native:
         attributes = _attributes(scale, sliding_window, logit_softcap, max_threads, instructions)
         return _native(q, kv, page_table, lengths, new_kv, attributes)
     if new_kv is not None:
@@ -110,22 +118,18 @@ def decode_attention_packed(
 
     The other arguments, the results and the errors are those of `decode_attention`.
     """
-    check_array("qkv", qkv)
-    check_array("kv", kv)
-    if qkv.ndim != 3 or kv.ndim != 5 or qkv.shape[1] <= 2 * kv.shape[1]:
-        raise ValueError(
-            f"qkv and kv have shapes {qkv.shape} and {kv.shape}, they must be [B, N + 2K, H] and [P, K, 2, S, H]"
-        )
+    check_packed(qkv, kv, page_table, lengths)
+    check_options(scale, sliding_window, logit_softcap, max_threads)
     rows, width, kv_heads = qkv.shape[0], qkv.shape[2], kv.shape[1]
     heads = qkv.shape[1] - 2 * kv_heads
-    check_attention(jax.ShapeDtypeStruct((rows, heads, width), qkv.dtype), kv, page_table, lengths, None)
-    check_options(scale, sliding_window, logit_softcap, max_threads)
+    native = _use_native(implementation, width)
     qkv, kv = jnp.asarray(qkv), jnp.asarray(kv)
-    if rows > 0 and _use_native(implementation, width):
+    if rows > 0 and native:
         scale = 1.0 / math.sqrt(width) if scale is None else scale
         attributes = _attributes(scale, sliding_window, logit_softcap, max_threads, "auto")
         results = _results((rows, heads, width), kv)
-        out, lse, kv = _call(native_library.PACKED_ATTEND, results, attributes, qkv, kv, page_table, lengths)
+        call = _call(native_library.PACKED_ATTEND, results, attributes)
+        out, lse, kv = call(qkv, kv, page_table, lengths)
         return out, lse, kv
     new = tuple(part.astype(kv.dtype) for part in (qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]))
     return decode_attention(
@@ -150,28 +154,23 @@ def native_attention_available(head_dim: int) -> bool:
 def _native(q, kv, page_table, lengths, new_kv, attributes) -> tuple[jax.Array, jax.Array, jax.Array]:
     results = _results(q.shape, kv)
     if new_kv is None:
-        out, lse = _call(native_library.ATTEND, results[:2], attributes, q, kv, page_table, lengths)
+        out, lse = _call(native_library.ATTEND, results[:2], attributes)(q, kv, page_table, lengths)
         return out, lse, kv
-    out, lse, kv = _call(native_library.APPEND_ATTEND, results, attributes, q, kv, page_table, lengths, *new_kv)
+    out, lse, kv = _call(native_library.APPEND_ATTEND, results, attributes)(q, kv, page_table, lengths, *new_kv)
     return out, lse, kv
 
 
-def _call(target: str, results: tuple[jax.ShapeDtypeStruct, ...], attributes: dict[str, np.generic], *arguments):
-    """Call the native kernel; where it returns the cache, that is the memory of the second argument."""
-    aliases = {1: 2} if len(results) == 3 else {}
-    kernel = jax.ffi.ffi_call(target, results, vmap_method="sequential", input_output_aliases=aliases)
-
-    @jax.custom_jvp
-    def call(*arguments):
-        return kernel(*arguments, **attributes)
-
-    @call.defjvp
-    def refuse(primals, tangents):
-        raise NotImplementedError(
-            "the native decode attention cannot be differentiated: pass implementation='jax', which can"
-        )
-
-    return call(*arguments)
+def _call(
+    target: str, results: tuple[jax.ShapeDtypeStruct, ...], attributes: dict[str, np.generic]
+) -> Callable[..., Any]:
+    """Return the native kernel; where it returns the cache, that is the memory of the second argument."""
+    return native_library.function(
+        target,
+        results,
+        aliases={1: 2} if len(results) == 3 else {},
+        no_derivative="the native decode attention cannot be differentiated: pass implementation='jax', which can",
+        **attributes,
+    )
 
 
 def _results(shape: tuple[int, int, int], kv: jax.Array) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -183,7 +182,8 @@ def _results(shape: tuple[int, int, int], kv: jax.Array) -> tuple[jax.ShapeDtype
 
 
 def _attributes(scale, sliding_window, logit_softcap, max_threads, instructions) -> dict[str, np.generic]:
-    limit = len(native_library.INSTRUCTIONS) if instructions == "auto" else _instruction_level(instructions)
+    levels = native_library.INSTRUCTIONS
+    limit = len(levels) if instructions == "auto" else levels.index(instructions)
     return {
         "scale": np.float32(scale),
         "softcap": np.float32(logit_softcap or 0.0),
@@ -194,8 +194,7 @@ def _attributes(scale, sliding_window, logit_softcap, max_threads, instructions)
 
 
 def _use_native(implementation: str, width: int) -> bool:
-    if implementation not in ("auto", "native", "jax"):
-        raise ValueError(f"implementation is {implementation!r}, allowed are 'auto', 'native' and 'jax'")
+    check_name("implementation", implementation, IMPLEMENTATIONS)
     if implementation == "jax":
         return False
     supported = width % NATIVE_WIDTH_UNIT == 0 and width <= NATIVE_MAX_WIDTH
@@ -212,10 +211,3 @@ def _use_native(implementation: str, width: int) -> bool:
             )
         return True
     return supported and native_library.load() is not None
-
-
-def _instruction_level(instructions: str) -> int:
-    if instructions not in native_library.INSTRUCTIONS:
-        allowed = ", ".join(map(repr, ("auto", *native_library.INSTRUCTIONS)))
-        raise ValueError(f"instructions is {instructions!r}, allowed are {allowed}")
-    return native_library.INSTRUCTIONS.index(instructions)

@@ -4,13 +4,13 @@ import ctypes
 import dataclasses
 import mmap
 import sys
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from . import native_library, plain_writes
-from .arguments import FLOAT_TYPES, PAGE_SIZES, check_array, whole_number
+from .arguments import FLOAT_TYPES, PAGE_SIZES, check_array, check_pages, whole_number
 from .memory import available_memory
 
 MADV_COLLAPSE = 25
@@ -34,10 +34,10 @@ class HostKVConfig:
     def __post_init__(self):
         for name in ("num_layers", "num_kv_heads", "head_width"):
             whole_number(name, getattr(self, name))
-        if self.page_size not in PAGE_SIZES:
+        if whole_number("page_size", self.page_size) not in PAGE_SIZES:
             raise ValueError(f"page_size is {self.page_size}, allowed are {PAGE_SIZES}")
-        if jnp.dtype(self.dtype) not in FLOAT_TYPES:
-            raise TypeError(f"dtype is {self.dtype}, allowed are float32, bfloat16 and float16")
+        if not _is_float_type(self.dtype):
+            raise TypeError(f"dtype is {self.dtype!r}, allowed are float32, bfloat16 and float16")
 
     @property
     def layer_page_bytes(self) -> int:
@@ -50,6 +50,13 @@ class HostKVConfig:
         return self.num_layers * self.layer_page_bytes
 
 
+def _is_float_type(dtype: object) -> bool:
+    try:
+        return dtype is not None and jnp.dtype(dtype) in FLOAT_TYPES
+    except TypeError:
+        return False
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HostKVCache:
@@ -60,6 +67,11 @@ class HostKVCache:
     """
 
     layers: tuple[jax.Array, ...]
+
+    def __post_init__(self):
+        # JAX rebuilds the cache with things that are no layers.
+        if isinstance(self.layers, tuple) and not self.layers:
+            raise ValueError("layers is (), it must hold the array of at least one layer")
 
     @property
     def num_pages(self) -> int:
@@ -91,12 +103,14 @@ def allocate(config: HostKVConfig, budget_bytes: int, device: jax.Device | None 
         device: a CPU device; the first if None.
 
     Raises:
-        TypeError: the budget is no whole number of bytes.
+        TypeError: the budget is no whole number of bytes, or the device no device.
         ValueError: the budget is below one page, or the device is no CPU.
         MemoryError: the machine does not have the memory, or this process may not have it. Nothing has been
             allocated then.
     """
     target = jax.devices("cpu")[0] if device is None else device
+    if not isinstance(target, jax.Device):
+        raise TypeError(f"device is {target!r}, it must be a CPU device of JAX, as jax.devices('cpu')[0], or None")
     if target.platform != "cpu":
         raise ValueError(f"host pages need a CPU device, not {target}")
     pages = whole_number("budget_bytes", budget_bytes, 0, sys.maxsize) // config.page_bytes
@@ -138,10 +152,18 @@ def read_pages(kv: jax.Array, pages: jax.Array, into: jax.Array | None = None) -
             memory has to be cleared by the system page by page before it can be written, which takes several times as
             long as the copy.
 
+    Under `jax.vmap` the native kernel takes the examples one after the other.
+
     Returns:
         [M, K, 2, S, H].
+
+    Raises:
+        TypeError, ValueError: types or shapes that do not fit, at trace time.
+        NotImplementedError: the native kernel is differentiated.
+        jax.errors.JaxRuntimeError, ValueError: an id is P or more, with the native library; as `decode_attention`
+            raises them.
     """
-    _check_pages(kv, pages)
+    check_pages(kv, pages)
     kv, pages = jnp.asarray(kv), jnp.asarray(pages)
     shape = jax.ShapeDtypeStruct((pages.shape[0], *kv.shape[1:]), kv.dtype)
     if into is not None:
@@ -152,8 +174,8 @@ def read_pages(kv: jax.Array, pages: jax.Array, into: jax.Array | None = None) -
         )
     if native_library.load() is not None and pages.shape[0] > 0:
         if into is None:
-            return jax.ffi.ffi_call(native_library.READ_PAGES, shape)(kv, pages)
-        return jax.ffi.ffi_call(native_library.READ_PAGES_INTO, shape, input_output_aliases={2: 0})(kv, pages, into)
+            return _move(native_library.READ_PAGES, shape, aliases={})(kv, pages)
+        return _move(native_library.READ_PAGES_INTO, shape, aliases={2: 0})(kv, pages, into)
     return kv.at[jnp.where(pages < 0, kv.shape[0], pages)].get(mode="fill", fill_value=0)
 
 
@@ -167,10 +189,15 @@ def write_pages(kv: jax.Array, pages: jax.Array, tiles: jax.Array) -> jax.Array:
             error.
         tiles: [M, K, 2, S, H] in the type of `kv`.
 
+    Under `jax.vmap` the native kernel takes the examples one after the other, each with a cache of its own.
+
     Returns:
         The updated layer.
+
+    Raises:
+        Those of `read_pages`.
     """
-    _check_pages(kv, pages)
+    check_pages(kv, pages)
     check_array("tiles", tiles)
     if tiles.shape != (pages.shape[0], *kv.shape[1:]) or tiles.dtype != kv.dtype:
         raise ValueError(
@@ -179,15 +206,14 @@ def write_pages(kv: jax.Array, pages: jax.Array, tiles: jax.Array) -> jax.Array:
     kv, pages = jnp.asarray(kv), jnp.asarray(pages)
     if native_library.load() is not None and pages.shape[0] > 0:
         result = jax.ShapeDtypeStruct(kv.shape, kv.dtype)
-        return jax.ffi.ffi_call(native_library.WRITE_PAGES, result, input_output_aliases={0: 0})(kv, pages, tiles)
+        return _move(native_library.WRITE_PAGES, result, aliases={0: 0})(kv, pages, tiles)
     return plain_writes.set_pages(kv, pages, tiles)
 
 
-def _check_pages(kv: jax.Array, pages: jax.Array) -> None:
-    check_array("kv", kv)
-    check_array("pages", pages)
-    if kv.ndim != 5 or pages.ndim != 1 or pages.dtype != np.int32:
-        raise ValueError(
-            f"kv and pages are {kv.dtype}{list(kv.shape)} and {pages.dtype}{list(pages.shape)}, "
-            "they must be [P, K, 2, S, H] and int32 [M]"
-        )
+def _move(target: str, result: jax.ShapeDtypeStruct, aliases: dict[int, int]) -> Callable[..., jax.Array]:
+    return native_library.function(
+        target,
+        result,
+        aliases=aliases,
+        no_derivative="native moves of pages cannot be differentiated: index the array instead, as kv[pages]",
+    )

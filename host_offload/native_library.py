@@ -4,6 +4,7 @@ import ctypes
 import functools
 import importlib.machinery
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,31 @@ def load() -> ctypes.CDLL | None:
 def absence() -> str:
     """Return why the native library cannot be used, or an empty string where it can."""
     return _open()[2]
+
+
+def function(target: str, results: Any, *, aliases: dict[int, int], no_derivative: str, **attributes: Any) -> Callable:
+    """Return a function of the loaded library, to be called with arrays.
+
+    Under `jax.vmap` it takes the examples one after the other.
+
+    Args:
+        target: its registered name.
+        results: shapes and types of what it returns.
+        aliases: arguments whose memory a result takes: index of the argument, index of the result.
+        no_derivative: the message of the `NotImplementedError` that refuses to differentiate it.
+        attributes: its attributes.
+    """
+    kernel = jax.ffi.ffi_call(target, results, vmap_method="sequential", input_output_aliases=aliases)
+
+    @jax.custom_jvp
+    def call(*arguments: jax.Array) -> Any:
+        return kernel(*arguments, **attributes)
+
+    @call.defjvp
+    def refuse(primals: Any, tangents: Any) -> Any:
+        raise NotImplementedError(no_derivative)
+
+    return call
 
 
 def machine_instructions() -> str | None:

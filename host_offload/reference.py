@@ -41,8 +41,10 @@ def attend(
 ) -> tuple[jax.Array, jax.Array]:
     """Return attention output float32 [B, N, H] and log-sum-exp float32 [B, N].
 
-    Gathers all pages of all rows, so it needs memory for B * W pages. Rows whose length exceeds the page table or
-    that name a page out of range are NaN (the native kernel raises instead, which traced code cannot).
+    Gathers B * W pages, whatever the lengths and the window, and holds them in the type of `kv` and in float32: on a
+    CPU B * W * K * 2 * S * H numbers at 8 bytes with a float32 cache, at 6 with a half type, besides scores
+    [B, N, W * S]. Rows whose length exceeds the page table or that name a page out of range are NaN (the native kernel raises
+    instead, which traced code cannot).
     """
     rows, heads, width = q.shape
     pages, kv_heads, _, page_size, _ = kv.shape

@@ -248,9 +248,9 @@ def test_packed_rows_are_rounded_and_appended(implementation, q_type, kv_type):
 def test_packed_rows_need_keys_and_values():
     problem = make(lengths=[5], heads=4, kv_heads=2, width=64)
     _, kv, table, lengths = problem.arguments()
-    with pytest.raises(ValueError, match=r"qkv and kv have shapes \(1, 4, 64\)"):
+    with pytest.raises(ValueError, match=r"qkv, kv and page_table have shapes \(1, 4, 64\)"):
         decode_attention_packed(jnp.zeros((1, 4, 64)), kv, table, lengths)
-    with pytest.raises(ValueError, match="q has 3 heads"):
+    with pytest.raises(ValueError, match="qkv has 7 heads, so 3 of queries"):
         decode_attention_packed(jnp.zeros((1, 7, 64)), kv, table, lengths)
 
 

@@ -37,7 +37,7 @@ def problem():
 def test_native_refuses_rows_out_of_bounds(row, page, length, message):
     bad = problem()
     bad.table[row, 0], bad.lengths[row] = page, length
-    # ValueError where JAX has run the program before dispatch returns.
+    # ValueError where the function ran before: JAX then dispatches it another way.
     with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match=message):
         jax.block_until_ready(jax.jit(decode_attention)(*bad.arguments()))
 
@@ -74,6 +74,7 @@ def test_ids_behind_the_last_token_are_not_looked_at():
         ({"kv": lambda x: x[:0]}, ValueError, "at least one page"),
         ({"table": lambda x: x[:1]}, ValueError, "page_table has shape"),
         ({"lengths": lambda x: x[:1]}, ValueError, "lengths"),
+        ({"q": lambda x: x[..., :0], "kv": lambda x: x[..., :0]}, ValueError, r"kv has shape .*, 0\), it must be"),
     ],
 )
 def test_types_and_shapes_are_checked_when_traced(change, error, message):
@@ -96,12 +97,20 @@ def test_types_and_shapes_are_checked_when_traced(change, error, message):
         ({"sliding_window": 0}, "sliding_window is 0, it must be from 1 to 2147483647"),
         ({"sliding_window": 2**40}, "sliding_window is 1099511627776"),
         ({"max_threads": 0}, "max_threads is 0"),
-        ({"implementation": "fast"}, "implementation is 'fast'"),
+        ({"implementation": "fast"}, "implementation is 'fast', allowed are 'auto', 'native', 'jax'"),
+        ({"instructions": "sse"}, "instructions is 'sse', allowed are 'auto', 'portable'"),
+        ({"instructions": "sse", "implementation": "jax"}, "instructions is 'sse'"),
     ],
 )
-def test_options_are_checked(options, message):
+@pytest.mark.parametrize("rows", [0, 2])
+def test_options_are_checked(options, message, rows):
+    q, kv, table, lengths = problem().arguments()
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(functools.partial(decode_attention, **options), *problem().arguments())
+        jax.eval_shape(functools.partial(decode_attention, **options), q[:rows], kv, table[:rows], lengths[:rows])
+    if "instructions" not in options:
+        packed = jnp.zeros((rows, 8, 64))
+        with pytest.raises(ValueError, match=message):
+            decode_attention_packed(packed, kv, table[:rows], lengths[:rows], **options)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +163,10 @@ def test_what_is_no_array_is_refused():
         decode_attention(q, kv, table, lengths.tolist())
     with pytest.raises(TypeError, match="tiles is a list"):
         write_pages(kv, lengths, [kv])
+    with pytest.raises(TypeError, match="q is a ShapeDtypeStruct, it must be a JAX or numpy array"):
+        decode_attention(jax.ShapeDtypeStruct(q.shape, q.dtype), kv, table, lengths)
+    with pytest.raises(TypeError, match=r"new_kv\[1\] is a NoneType, it must be a JAX or numpy array"):
+        decode_attention(q, kv, table, lengths, new_kv=(problem().new_kv()[0], None))
     with pytest.raises(TypeError, match="new_kv is a ArrayImpl, it must be a pair of arrays"):
         decode_attention(q, kv, table, lengths, new_kv=problem().new_kv()[0])
 
@@ -185,7 +198,9 @@ def test_new_keys_must_fit_the_cache():
 @needs_native
 def test_native_names_the_widths_it_has():
     p = make(lengths=[3], heads=2, kv_heads=2, width=40)
-    with pytest.raises(ValueError, match="head width 40 is not supported"):
-        decode_attention(*p.arguments(), implementation="native")
+    q, kv, table, lengths = p.arguments()
+    for rows in (0, 1):
+        with pytest.raises(ValueError, match="head width 40 is not supported"):
+            decode_attention(q[:rows], kv, table[:rows], lengths[:rows], implementation="native")
     out, _, _ = decode_attention(*p.arguments())
     assert np.isfinite(out).all()
