@@ -45,6 +45,9 @@ ASSUMED_HOST = HostRates(name="CPU of assumed rates", attention_bytes_per_s=25e9
 ASSUMED = "rates are assumed and corrected; `apex-jax profile` measures them"
 """What the explanation says of a machine whose profile nobody has measured."""
 
+DEFAULT_COHORTS = 2
+"""Of "async_overlap", where nobody says how many."""
+
 UNKNOWN_ACCELERATOR = "a10"
 """Whose rates stand in for an accelerator that the catalogue does not know."""
 
@@ -72,7 +75,7 @@ def make_policy(
     if options.strategy != "auto":
         return FixedPolicy(
             strategy=cast(Strategy, options.strategy),
-            num_cohorts=options.num_cohorts,
+            num_cohorts=options.num_cohorts or DEFAULT_COHORTS,
             max_host_requests=buckets.max_host_seqs,
         )
     key = profile_key(config, dtype, device, attention=attention, page_size=buckets.page_size)

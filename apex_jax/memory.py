@@ -54,8 +54,10 @@ def plan_memory(config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *
 
     Raises:
         ValueError: the weights, the KV cache or the work of an iteration do not fit into the device's free memory; the
-            budget, or what is free, holds not even one page; `max_model_len` is above the model's or the cache's limit.
+            budget, or what is free, holds not even one page, or two of the host's; `max_model_len` is above the model's
+            or the cache's limit; there are more cohorts than boundaries.
     """
+    _check_cohorts(config, options)
     own_limit, page_size = config.max_position_embeddings, options.page_size
     if options.max_model_len is not None and options.max_model_len > own_limit:
         raise ValueError(
@@ -90,16 +92,25 @@ def plan_memory(config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *
     )
 
 
+def _check_cohorts(config: LlamaConfig, options: EngineOptions) -> None:
+    layers, cohorts = config.num_hidden_layers, options.num_cohorts
+    if cohorts is not None and cohorts > layers + 1:
+        raise ValueError(
+            f"num_cohorts={cohorts} is above the {layers + 1} boundaries of the model's {layers} layers, "
+            "at each of which one cohort can be"
+        )
+
+
 def _host_pages(config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *, used: int) -> int:
     """Return the pages of the host KV cache; `used` bytes of main memory are the device's, where it is a CPU."""
     if options.host_kv_bytes is None:
         return 0
     token_bytes = kv_bytes_per_token(config, dtype)
     pages = options.host_kv_bytes // (token_bytes * options.page_size)
-    if pages < 1:
+    if pages < 2:
         raise ValueError(
-            f"host_kv_bytes={options.host_kv_bytes} is less than one page of the host KV cache: {options.page_size} "
-            f"tokens of {token_bytes} bytes each"
+            f"host_kv_bytes={options.host_kv_bytes} is less than two pages of the host KV cache, a request's and "
+            f"one that it grows into: {options.page_size} tokens of {token_bytes} bytes each"
         )
     free = host_memory_available() - used
     if options.host_kv_bytes > free:

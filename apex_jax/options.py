@@ -35,8 +35,8 @@ class EngineOptions:
         strategy: how the device's and the host's work go together: "device_only", "layer_sync",
             "asymmetric_pipelining", "async_overlap", or "auto": what a cost model predicts to be fastest, iteration by
             iteration. Without a host tier there is only "device_only", and "auto" means that.
-        num_cohorts: groups in which the host requests of "async_overlap" advance, each at another layer; with "auto"
-            the cost model chooses.
+        num_cohorts: groups in which the host requests of "async_overlap" advance, each at another layer: 1 to L + 1, or
+            2 if None; with "auto" the cost model chooses.
         max_time_per_token: with "auto" and a host tier, seconds that no running request should wait longer for a token,
             in the mean. Plans that are predicted to break it are ruled out; so is leaving requests on the host without
             tokens. As many requests go there as keep it. Where no plan keeps it the least late is taken, and
@@ -61,17 +61,16 @@ class EngineOptions:
     host_kv_bytes: int | None = None
     max_host_seqs: int | None = None
     strategy: str = "auto"
-    num_cohorts: int = 2
+    num_cohorts: int | None = None
     max_time_per_token: float | None = None
     auto_profile: bool = False
     device: jax.Device | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        needed = ("max_num_batched_tokens", "num_cohorts")
         counts = ("max_model_len", "max_num_seqs", "device_kv_tokens", "device_kv_bytes")
-        for name in (*needed, *counts, "host_kv_bytes", "max_host_seqs"):
-            optional = name not in needed
+        for name in ("max_num_batched_tokens", *counts, "host_kv_bytes", "max_host_seqs", "num_cohorts"):
+            optional = name != "max_num_batched_tokens"
             if not (optional and getattr(self, name) is None):
                 self._check_integer(name, 1, f"a positive integer{' or None' if optional else ''}")
         self._check_integer("seed", 0, "an integer of at least 0")
@@ -110,8 +109,9 @@ class EngineOptions:
         if self.host_kv_bytes is None:
             if self.strategy not in ("auto", "device_only"):
                 raise ValueError(f"strategy={self.strategy!r} needs a host KV cache: give host_kv_bytes")
-            if self.max_host_seqs is not None:
-                raise ValueError(f"max_host_seqs={self.max_host_seqs} needs a host KV cache: give host_kv_bytes")
+            for name in ("max_host_seqs", "num_cohorts"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name}={getattr(self, name)} needs a host KV cache: give host_kv_bytes")
         if limit is not None and (self.strategy != "auto" or self.host_kv_bytes is None):
             raise ValueError(
                 f"max_time_per_token={limit} chooses among plans: it needs strategy 'auto' and host_kv_bytes, "

@@ -145,7 +145,7 @@ class Cohorts:
 
     Attributes:
         lanes: host rows of each cohort, see `Decision`.
-        under_way: those of the cohorts that are under way at once; lanes may be one more.
+        under_way: the same as they are filled.
     """
 
     lanes: tuple[int, ...]
@@ -259,14 +259,14 @@ def _full_batches(benchmark: OverlapBenchmark, strategy: Strategy) -> list[Cohor
     """Return cohorts that leave no row of their batches empty: one row more is paid for like a batch more."""
     boundaries = benchmark.profile.num_layers + 1
     if strategy == "async_overlap":
-        counts = [(boundaries // spacing, -(-boundaries // spacing)) for spacing in range(1, boundaries)]
+        counts = range(1, boundaries + 1)
     else:
-        counts = [(most_lanes(strategy, benchmark.profile.num_layers),) * 2]
+        counts = range(lanes := most_lanes(strategy, benchmark.profile.num_layers), lanes + 1)
     return [
-        Cohorts(lanes=(size,) * lanes, under_way=(size,) * under_way)
+        Cohorts(lanes=(size,) * count, under_way=(size,) * count)
         for size in benchmark.buckets.host_rows
-        for under_way, lanes in counts
-        if 0 < size * under_way <= benchmark.host_requests
+        for count in counts
+        if 0 < size * count <= benchmark.host_requests
     ]
 
 

@@ -106,7 +106,8 @@ def describe(plan: Plan) -> str:
     over = f", {again} of them over weights that were read just before" if again else ""
     lines = [f"{plan.strategy}, plan {plan.number}: {last} layers, {counted(count, 'pass', 'es')}{over}"]
     lines.append(device_rows(plan))
-    lines += [_ride(cohort, last) for cohort in plan.cohorts]
+    beside = {stage.cohort for stage in plan.stages if stage.device}
+    lines += [_ride(cohort, last, alone=plan.has_device_rows and cohort.id not in beside) for cohort in plan.cohorts]
     lines += moves(plan)
     return "\n".join(lines)
 
@@ -133,9 +134,13 @@ def num_rows(cohort: Cohort) -> int:
     return sum(row is not None for row in cohort.rows)
 
 
-def _ride(cohort: Cohort, last: int) -> str:
-    with_what = "their last tokens" if cohort.first == 0 else f"layer {cohort.first - 1}, begun an iteration ago"
+def _ride(cohort: Cohort, last: int, *, alone: bool) -> str:
+    with_what = "their last tokens"
+    if cohort.first > 0:
+        with_what = f"layer {cohort.first - 1}, begun an iteration ago, for which the device waits if it is late"
     parts = [f"cohort {cohort.id}: {counted(num_rows(cohort), 'row')} board at {cohort.first} with {with_what}"]
+    if alone:
+        parts.append("have passes of their own")
     if cohort.first < cohort.last:
         waits = f"the device waits for the host at {cohort.first + 1} to {cohort.last}"
         parts.append(f"ride to {cohort.last}, where they get tokens; {waits}" if cohort.last == last else waits)

@@ -22,7 +22,8 @@ def steady_plan(
         num_layers: L.
         device_rows: requests on the device.
         host_rows: requests on the host; dealt out evenly to the cohorts.
-        num_cohorts: of async_overlap, spread evenly over the L + 1 boundaries. The other strategies have theirs.
+        num_cohorts: of async_overlap, spread evenly over the L + 1 boundaries, or all of them going through where the
+            device has no rows of its own. The other strategies have theirs.
         number: of the plan; cohorts of async_overlap ride one boundary further in each.
         length: context of every request in plan 0, in tokens.
 
@@ -48,7 +49,7 @@ def steady_plan(
 
 
 def _cohorts(
-    strategy: Strategy, num_layers: int, first_request: int, host_rows: int, num_cohorts: int, number: int, length: int
+    strategy: Strategy, num_layers: int, device_rows: int, host_rows: int, num_cohorts: int, number: int, length: int
 ) -> tuple[Cohort, ...]:
     wanted = {"device_only": 0, "layer_sync": 1, "asymmetric_pipelining": 2, "async_overlap": num_cohorts}
     if strategy not in wanted:
@@ -65,8 +66,8 @@ def _cohorts(
     ahead = period - max(1, period // (2 * num_cohorts))
     cohorts = []
     for index in range(count):
-        requests = range(first_request + host_rows * index // count, first_request + host_rows * (index + 1) // count)
-        if strategy == "async_overlap":
+        requests = range(device_rows + host_rows * index // count, device_rows + host_rows * (index + 1) // count)
+        if strategy == "async_overlap" and device_rows:
             token, boundary = divmod(number + period + ahead - period * index // count, period)
             first = last = boundary
         else:

@@ -26,7 +26,7 @@ _STRIP = 0.2
 _COLOURS: dict[Track, dict[str, str]] = {
     "device": {
         "layer": "#3f6fa8",
-        "linear": "#3f6fa8",
+        "linear": "#6b93c4",
         "attention": "#9cc3e6",
         "prefill": "#7a5ba6",
         "head": "#1d3557",
@@ -45,7 +45,7 @@ _COLOURS: dict[Track, dict[str, str]] = {
 _OTHER_COLOURS = ("#b07aa1", "#76b7b2", "#ff9da7", "#9c755f", "#59a14f", "#edc948")
 COHORT_COLOURS = ("#e8862e", "#4c9f70", "#c05299", "#8a6d3b", "#d4b106", "#5b8def", "#a63d40", "#6a9a1f")
 _MEANINGS = {"layer": "layer: attention + linear", "linear": "linear alone"}
-"""Entries of a legend that are not named like their kind. Both are blue: most of a layer's time is its linear work."""
+"""Entries of a legend that are not named like their kind."""
 _MAX_ENTRIES: dict[Track, int] = {"device": 6, "host": 6, "transfers": 4, "waits": 4, "python": 4}
 _UTILISED: tuple[Track, ...] = ("device", "host")
 """Tracks whose busy fraction is written beside them; their bars are labelled."""

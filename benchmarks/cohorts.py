@@ -66,14 +66,12 @@ class Turn:
 def measure(benchmark: OverlapBenchmark, population: Population, host_requests: int, cohorts: int) -> Turn:
     """Let the requests that are there ride in so many cohorts."""
     boundaries, lanes = benchmark.profile.num_layers + 1, even(host_requests, cohorts)
-    # Every request begins a token once in so many iterations.
-    period = -(-boundaries // cohorts) * cohorts
     # Cohorts of another size that are still under way would go on beside the new ones.
     population.run(REST, boundaries + 1)
-    population.run(Decision(strategy="async_overlap", lanes=lanes), period + SETTLING)
+    population.run(Decision(strategy="async_overlap", lanes=lanes), boundaries + SETTLING)
     recorder = Recorder(label="emulated")
     population.engine.executor.record(recorder)
-    window = population.measure(benchmark.seconds, multiple=period)
+    window = population.measure(benchmark.seconds, multiple=boundaries)
     population.engine.executor.record(None)
     spans = recorder.trace().spans
     waited_s, boardings = waits(span for span in spans if span.track == "device")

@@ -98,9 +98,7 @@ class HostJob:
         except Exception as error:
             self.error = error
         except BaseException as error:
-            # An error of another thread; who waits for the job must not take it for one of their own.
-            self.error = RuntimeError(f"a thread ended in a host job: {error!r}")
-            self.error.__cause__ = error
+            self.error = _of_another_thread(error)
             raise
         finally:
             self.ended_ns = time.perf_counter_ns()
@@ -138,7 +136,7 @@ class HostWorker:
         self._thread_runs = False
         self._has_no_thread = False
         self.losses = 0
-        self.lost_to: BaseException | None = None
+        self.lost_to: Exception | None = None
 
     @property
     def page_bytes(self) -> int:
@@ -361,15 +359,22 @@ class HostWorker:
         return result
 
     def _pages(self, layer: int) -> jax.Array:
-        self._replace_lost(layer, None)
+        self._replace_lost(layer, RuntimeError("a thread ended in a host job before it had kept the pages"))
         return self._layers[layer]
 
     def _replace_lost(self, layer: int, error: BaseException | None) -> None:
         lost = self._layers[layer]
         if lost.is_deleted():
-            self.lost_to = error
+            self.lost_to = error if error is None or isinstance(error, Exception) else _of_another_thread(error)
             self.losses += 1
             self._layers[layer] = jnp.zeros(lost.shape, lost.dtype, device=lost.sharding)
+
+
+def _of_another_thread(error: BaseException) -> Exception:
+    """Return what to tell those of an error who must not take it for one of their own thread."""
+    told = RuntimeError(f"a thread ended in a host job: {error!r}")
+    told.__cause__ = error
+    return told
 
 
 def _attend_packed(kv: jax.Array, qkv: jax.Array, table: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:

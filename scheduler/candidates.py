@@ -144,10 +144,9 @@ class Valuation:
             share = max(shares, key=lambda share: self._halves(rows, share).rate) if len(shares) > 1 else shares[0]
             return self._better(self._counts(partial(self._halves, share=share)))
         boundaries = self._layers + 1
-        spacings = {max(1, boundaries // cohorts) for cohorts in (boundaries, 4, 2)}
         found = []
-        for spacing in spacings:
-            found += self._counts(partial(self._spaced, spacing=spacing))
+        for cohorts in sorted({min(boundaries, cohorts) for cohorts in (boundaries, 4, 2)}, reverse=True):
+            found += self._counts(partial(self._spaced, cohorts=cohorts))
         return self._better(found)
 
     def _halves(self, rows: int, share: float) -> Candidate:
@@ -155,14 +154,10 @@ class Valuation:
         first = max(1, round(rows * share))
         return self._value("asymmetric_pipelining", (first, rows - first) if first < rows else (rows,))
 
-    def _spaced(self, rows: int, spacing: int) -> Candidate:
-        """Return cohorts of async_overlap that depart `spacing` iterations apart."""
-        boundaries = self._layers + 1
-        under_way = min(rows, boundaries // spacing)
-        departures = -(-boundaries // spacing)
-        return self._value(
-            "async_overlap", even(rows, under_way), decided=(-(-rows // under_way),) * min(rows, departures)
-        )
+    def _spaced(self, rows: int, cohorts: int) -> Candidate:
+        """Return so many cohorts of async_overlap, which depart evenly spaced over the iterations of a token."""
+        under_way = min(rows, cohorts)
+        return self._value("async_overlap", even(rows, under_way), decided=(-(-rows // under_way),) * under_way)
 
     def _counts(self, value: Callable[[int], Candidate]) -> list[Candidate]:
         """Value all rows, and as many as keep the host in pace with the device, or the limit."""

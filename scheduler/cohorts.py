@@ -9,6 +9,9 @@ from .draft import Draft
 from .plan import Cohort, DecodeRow
 from .request import Request
 
+ROUNDING = 1e-6
+"""Plans by which sums of times of departure may be off."""
+
 
 @dataclass(kw_only=True, eq=False)
 class _UnderWay:
@@ -32,25 +35,29 @@ class Cohorts:
         self._under_way: list[_UnderWay] = []
         self._next_id = 0
         self._next_lane = 0
-        self._last_departure: int | None = None
+        self._rode = False
+        self._due = self._departed = 0.0
 
     def ride(self, draft: Draft, *, through: bool) -> bool:
         """Let every cohort under way ride, one boundary or `through` to the end; returns whether there are any."""
         for cohort in self._under_way:
             self._ride(cohort, draft, through=through)
-        found = bool(self._under_way)
+        found = self._rode = bool(self._under_way)
         self._under_way = [cohort for cohort in self._under_way if cohort.position <= self._num_layers]
         return found
 
     def due(self, lanes: Sequence[int], plan: int) -> tuple[int, ...]:
         """Return the lane whose cohort may depart with this plan, as a tuple that is empty if none may.
 
-        Departures are spread evenly over the L + 1 iterations of a token, so that cohorts ride different boundaries.
+        Departures are spread evenly over the L + 1 iterations of a token, so that cohorts ride different boundaries:
+        each in the first plan that is not before its time, which need not be a whole number. Where nothing is under way
+        the first one need not wait.
         """
         if not lanes:
             return ()
-        spacing = -(-(self._num_layers + 1) // len(lanes))
-        if self._under_way and self._last_departure is not None and plan - self._last_departure < spacing:
+        boundaries = self._num_layers + 1
+        self._due = self._departed + boundaries / min(len(lanes), boundaries)
+        if (self._rode or self._under_way) and plan < self._due - ROUNDING:
             return ()
         return (lanes[self._next_lane % len(lanes)],)
 
@@ -65,7 +72,7 @@ class Cohorts:
         cohort = _UnderWay(id=self._next_id, requests=list(requests), rows=rows)
         self._next_id += 1
         self._next_lane += 1
-        self._last_departure = plan
+        self._departed = self._due if plan - 1 + ROUNDING < self._due <= plan + ROUNDING else plan
         self._ride(cohort, draft, through=through)
         if cohort.position <= self._num_layers:
             self._under_way.append(cohort)
@@ -81,6 +88,7 @@ class Cohorts:
     def clear(self) -> None:
         """Forget all cohorts, when no request is left that could be in one."""
         self._under_way.clear()
+        self._rode = False
 
     def _ride(self, cohort: _UnderWay, draft: Draft, *, through: bool) -> None:
         last = self._num_layers if through else cohort.position

@@ -86,7 +86,7 @@ class FixedPolicy:
 
     Attributes:
         strategy: the strategy.
-        num_cohorts: cohorts of async_overlap.
+        num_cohorts: cohorts of async_overlap; no more than L + 1 are formed, one for each boundary.
         max_host_requests: requests that may live on the host.
     """
 
@@ -98,6 +98,7 @@ class FixedPolicy:
         """Return the strategy with lanes of even size for the host rows that exist."""
         if self.strategy == "device_only":
             return Decision(strategy="device_only")
-        count = {"layer_sync": 1, "asymmetric_pipelining": 2, "async_overlap": self.num_cohorts}[self.strategy]
+        most = min(self.num_cohorts, situation.num_layers + 1)
+        count = {"layer_sync": 1, "asymmetric_pipelining": 2, "async_overlap": most}[self.strategy]
         size = max(1, -(-situation.host_rows // count))
         return Decision(strategy=self.strategy, lanes=(size,) * count, max_host_requests=self.max_host_requests)

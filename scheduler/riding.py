@@ -43,9 +43,8 @@ def riding(course: Course, situation: Situation, pacing: Pacing, *, begins: bool
 def _spaced(course: Course, rows: int, situation: Situation) -> tuple[int, ...]:
     """Return the lanes of cohorts that depart evenly spaced."""
     boundaries = situation.num_layers + 1
-    spacing = max(1, boundaries // (course.cohorts or boundaries))
-    under_way = min(rows, boundaries // spacing)
-    return (-(-rows // under_way),) * min(rows, -(-boundaries // spacing))
+    under_way = min(rows, course.cohorts or boundaries, boundaries)
+    return (-(-rows // under_way),) * under_way
 
 
 def _where_it_pays(

@@ -55,8 +55,8 @@ class Step(NamedTuple):
 def host_turn(strategy: Strategy, lanes: Sequence[int], rows: int, num_layers: int, *, device: bool) -> Turn:
     """Return how `rows` host requests advance under a decision.
 
-    Cohorts of async_overlap depart ceil((L + 1) / K) iterations apart, so that with K lanes not always K of them are
-    under way. Without anything on the device they need not wait for a later iteration, and go through in halves.
+    Cohorts of async_overlap depart evenly spaced over L + 1 iterations, so that no more than L + 1 are under way.
+    Without anything on the device they need not wait for a later iteration, and go through in halves.
     """
     if not rows:
         return Turn("device_only")
@@ -65,9 +65,9 @@ def host_turn(strategy: Strategy, lanes: Sequence[int], rows: int, num_layers: i
     riding = min(rows, sum(lanes))
     if strategy == "async_overlap" and device:
         tokens = num_layers + 1
-        spacing = math.ceil(tokens / len(lanes))
-        riding = min(riding, int(sum(lanes) / len(lanes) * tokens / spacing))
-        return Turn(strategy, even(riding, tokens // spacing), riding / rows / tokens)
+        under_way = min(len(lanes), tokens)
+        riding = min(riding, int(sum(lanes) / len(lanes) * under_way))
+        return Turn(strategy, even(riding, under_way), riding / rows / tokens)
     if strategy == "async_overlap":
         return Turn("asymmetric_pipelining", even(riding, 2), riding / rows)
     filled = []

@@ -92,6 +92,8 @@ OPTIONS = [
     ({"memory_fraction": 1.5}, "memory_fraction must be above 0 and at most 1, got 1.5"),
     ({"memory_fraction": float("nan")}, "memory_fraction must be above 0 and at most 1, got nan"),
     ({"page_size": 48}, "page_size must be one of 16, 32, 64, 128, got 48"),
+    ({"num_cohorts": 0, "host_kv_bytes": 1 << 20}, "num_cohorts must be a positive integer or None, got 0"),
+    ({"num_cohorts": 2}, "num_cohorts=2 needs a host KV cache: give host_kv_bytes"),
     ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
     ({"max_time_per_token": 0}, "max_time_per_token must be seconds above 0, or None, got 0"),
     ({"max_time_per_token": float("nan")}, "max_time_per_token must be seconds above 0, or None, got nan"),
@@ -122,6 +124,20 @@ def test_budgets_of_less_than_a_page(config, weights):
     with pytest.raises(ValueError, match=f"device_kv_bytes={64 * token - 1} {message}"):
         LLM.from_params(config, weights, device_kv_bytes=64 * token - 1)
     assert LLM.from_params(config, weights, device_kv_bytes=64 * token).stats().num_pages == 1
+
+
+def test_a_host_budget_in_which_no_request_can_grow(config, weights):
+    page = 2 * 2 * 2 * 16 * 4 * 64
+    with pytest.raises(ValueError, match=rf"host_kv_bytes={2 * page - 1} is less than two pages of the host KV cache"):
+        LLM.from_params(config, weights, device_kv_tokens=640, host_kv_bytes=2 * page - 1)
+    assert LLM.from_params(config, weights, device_kv_tokens=640, host_kv_bytes=2 * page).host_kv_tokens == 128
+
+
+def test_more_cohorts_than_boundaries(config, weights):
+    options = {"device_kv_tokens": 640, "host_kv_bytes": 1 << 20, "strategy": "async_overlap"}
+    with pytest.raises(ValueError, match="num_cohorts=4 is above the 3 boundaries of the model's 2 layers"):
+        LLM.from_params(config, weights, num_cohorts=4, **options)
+    LLM.from_params(config, weights, num_cohorts=3, **options)
 
 
 def test_unknown_options_are_named(config, weights):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from apex_jax.scheduler import Request
+from apex_jax.scheduler import FixedPolicy, PageTable, Request, Scheduler
 from apex_jax.scheduler.cohorts import Cohorts
 from apex_jax.scheduler.draft import Draft
 
@@ -76,10 +76,10 @@ class TestDepartures:
     @pytest.mark.parametrize(
         ("layers", "lanes", "expected"),
         [
-            # Where nothing is under way the next one need not wait: a single lane departs again as soon as it arrives.
-            (3, 1, (0, 3, 6, 9, 12)),
+            (3, 1, (0, 4, 8, 12)),
+            (3, 3, (0, 2, 3, 4, 6, 7, 8, 10, 11, 12)),
             (3, 2, (0, 2, 4, 6, 8, 10, 12)),
-            (4, 2, (0, 3, 6, 9, 12)),
+            (4, 2, (0, 3, 5, 8, 10)),
             (3, 4, tuple(range(13))),
             (3, 9, tuple(range(13))),
         ],
@@ -101,6 +101,29 @@ class TestDepartures:
                 cohorts.depart(resting(plan), Draft(), plan=plan, through=False)
                 sizes.append(size)
         assert sizes == [1, 2, 3, 4, 1, 2, 3, 4]
+
+    @pytest.mark.parametrize("cohorts", [1, 2, 4, 8, 9, 40])
+    def test_all_host_requests_make_a_token_in_as_many_iterations_as_there_are_boundaries(self, cohorts):
+        policy = FixedPolicy(strategy="async_overlap", num_cohorts=cohorts, max_host_requests=24)
+        scheduler = Scheduler(
+            PageTable(60, 16),
+            num_layers=8,
+            max_num_seqs=4,
+            max_prefill_tokens=512,
+            host_pages=PageTable(4000, 16),
+            max_host_seqs=24,
+            policy=policy,
+        )
+        for number in range(28):
+            scheduler.add(Request(id=number, prompt=(1,), max_tokens=600))
+        made = 0
+        for number in range(18 * 9):
+            plan = scheduler.schedule()
+            scheduler.update(plan, [1] * len(plan.sampling_requests))
+            if number >= 9 * 9:
+                made += sum(row is not None for cohort in plan.arriving for row in cohort.rows)
+        assert scheduler.num_on_host == 24
+        assert made == pytest.approx(9 * 24, abs=3)
 
     def test_without_lanes_there_are_none(self):
         assert Cohorts(3).due((), 7) == ()

@@ -111,10 +111,13 @@ class TestHostTurn:
         assert (turn.lanes, turn.pace) == ((4, 4, 4), pytest.approx(1 / 9))
 
     def test_spacing_that_does_not_divide(self):
-        """9 boundaries, 2 lanes: 5 iterations apart, so 1.8 lanes' worth of rows is under way."""
+        """9 boundaries, 2 lanes: 4.5 iterations apart, so a token takes 9 all the same."""
         turn = host_turn("async_overlap", (10, 10), 20, 8, device=True)
-        assert sum(turn.lanes) == 18
-        assert turn.pace == pytest.approx(18 / 20 / 9)
+        assert (turn.lanes, turn.pace) == ((10, 10), pytest.approx(1 / 9))
+
+    def test_no_more_cohorts_than_boundaries(self):
+        turn = host_turn("async_overlap", (2,) * 10, 20, 3, device=True)
+        assert (turn.lanes, turn.pace) == ((2, 2, 2, 2), pytest.approx(8 / 20 / 4))
 
     def test_more_rows_than_lanes_take_turns(self):
         turn = host_turn("asymmetric_pipelining", (3, 5), 16, 8, device=True)

@@ -66,10 +66,11 @@ class TestText:
         assert describe(plan((2, 2), (0, 0), (3, 3), device=2, strategy="async_overlap")).splitlines() == [
             "async_overlap, plan 4: 3 layers, 4 passes",
             "device rows: 2 rows ride 0 to 3",
-            "cohort 10: 1 row board at 2 with layer 1, begun an iteration ago, are parked after 2 while the host "
-            "computes layer 2",
+            "cohort 10: 1 row board at 2 with layer 1, begun an iteration ago, for which the device waits if it is "
+            "late, are parked after 2 while the host computes layer 2",
             "cohort 11: 1 row board at 0 with their last tokens, are parked after 0 while the host computes layer 0",
-            "cohort 12: 1 row board at 3 with layer 2, begun an iteration ago, get tokens there",
+            "cohort 12: 1 row board at 3 with layer 2, begun an iteration ago, for which the device waits if it is "
+            "late, get tokens there",
         ]
 
     def test_pipelining_without_device_rows(self):
