@@ -24,6 +24,7 @@ CASES = {
     "8x2048": (2048,) * 8,
     "64x256": (256,) * 64,
     "1x16384": (16384,),
+    # 16 rows of 17 to 4,096 tokens.
     "ragged": tuple(round(17 * (4096 / 17) ** (i / 15)) for i in range(16)),
     "1x64": (64,),
 }
@@ -31,6 +32,7 @@ CASES = {
 SMALLEST = "1x64"
 SMALLEST_CALLS = 200
 IMPLEMENTATIONS = ("native", "jax", "torch")
+DTYPES = ("bfloat16", "float32", "float16")
 PAGE_SIZE = 64
 
 
@@ -48,7 +50,7 @@ class AttentionBenchmark:
     implementations: Sequence[str] | None = None
     shapes: Sequence[tuple[int, int, int]] = SHAPES
     cases: Sequence[str] = tuple(CASES)
-    dtypes: Sequence[str] = ("bfloat16", "float32", "float16")
+    dtypes: Sequence[str] = DTYPES
     repeats: int = 9
     pool_bytes: int = 512 << 20
     threads: int | None = None  # of the native kernel; None: all. The streaming read takes all in any case
@@ -57,7 +59,7 @@ class AttentionBenchmark:
         for name, allowed in (
             *((("implementations", IMPLEMENTATIONS),) if self.implementations is not None else ()),
             ("cases", CASES),
-            ("dtypes", ("bfloat16", "float32", "float16")),
+            ("dtypes", DTYPES),
         ):
             unknown = [value for value in getattr(self, name) if value not in allowed]
             if unknown:
@@ -93,10 +95,8 @@ def run(benchmark: AttentionBenchmark) -> Iterator[dict[str, Any]]:
     Every timing of attention has a streaming read of the same memory just before it; `fraction_of_stream` is the
     median of the quotients. `max_error` is the largest error against float64 on the same rounded inputs, relative to
     the largest output. Rows of case 1x64, which torch has none of, also have `latency_us`: the median time of a call
-    that appends and is waited for. Its KV is in cache, so its GB/s are no matter of memory.
+    that appends and is waited for. Its KV is in cache, so its GB/s are no matter of memory and its fraction is None.
     """
-    named = benchmark.implementations
-    available = [name for name in IMPLEMENTATIONS if _is_available(name)] if named is None else named
     for heads, kv_heads, width in benchmark.shapes:
         for dtype in benchmark.dtypes:
             pool = random_pool(benchmark.pool_bytes, kv_heads, width, dtype)
@@ -105,9 +105,7 @@ def run(benchmark: AttentionBenchmark) -> Iterator[dict[str, Any]]:
                     measure = functools.partial(_measure_smallest, pool, heads)
                 else:
                     measure = functools.partial(_measure, _Problem.make(pool, heads, CASES[case]))
-                for name in available:
-                    if (name, case) == ("torch", SMALLEST):
-                        continue
+                for name in _measured(benchmark, case):
                     yield {
                         "implementation": name,
                         "shape": f"{heads}/{kv_heads}/{width}",
@@ -119,14 +117,32 @@ def run(benchmark: AttentionBenchmark) -> Iterator[dict[str, Any]]:
                     }
 
 
+def row_names(benchmark: AttentionBenchmark) -> list[str]:
+    """Return what `run` measures, row by row, for a person who waits."""
+    return [
+        f"{heads}/{kv_heads}/{width} {dtype} {case} {name}"
+        for heads, kv_heads, width in benchmark.shapes
+        for dtype in benchmark.dtypes
+        for case in benchmark.cases
+        for name in _measured(benchmark, case)
+    ]
+
+
+def _measured(benchmark: AttentionBenchmark, case: str) -> list[str]:
+    named = benchmark.implementations
+    available = [name for name in IMPLEMENTATIONS if _is_available(name)] if named is None else named
+    return [name for name in available if (name, case) != ("torch", SMALLEST)]
+
+
 def print_rows(rows: Iterator[dict[str, Any]], write: Callable[[str], object]) -> None:
     """Write rows as a table, each line as soon as it is measured."""
     write(f"instructions: {native_library.machine_instructions()}, cores: {os.cpu_count()}, jax {jax.__version__}")
     write(f"{'N/K/H':>10} {'dtype':>9} {'case':>8} {'impl':>7} {'GB/s':>7} {'stream':>7} {'fraction':>9} {'error':>9}")
     for row in rows:
+        fraction = "-" if row["fraction_of_stream"] is None else f"{row['fraction_of_stream']:.3f}"
         write(
             f"{row['shape']:>10} {row['dtype']:>9} {row['case']:>8} {row['implementation']:>7} {row['gb_per_s']:7.1f} "
-            f"{row['stream_gb_per_s']:7.1f} {row['fraction_of_stream']:9.3f} {row['max_error']:9.1e}"
+            f"{row['stream_gb_per_s']:7.1f} {fraction:>9} {row['max_error']:9.1e}"
             + (f"  {row['latency_us']:.1f} us" if "latency_us" in row else "")
         )
 
@@ -262,7 +278,7 @@ def _smallest_call(problem: _Problem, implementation: Implementation, threads: i
     return call
 
 
-def _measure_smallest(pool: jax.Array, heads: int, name: str, benchmark: AttentionBenchmark) -> dict[str, float]:
+def _measure_smallest(pool: jax.Array, heads: int, name: str, benchmark: AttentionBenchmark) -> dict[str, float | None]:
     problem = _Problem.make(pool[:1], heads, CASES[SMALLEST])
     call = _smallest_call(problem, "native" if name == "native" else "jax", benchmark.threads)
     error = _relative_error(np.asarray(call(), np.float64), problem)
@@ -271,7 +287,12 @@ def _measure_smallest(pool: jax.Array, heads: int, name: str, benchmark: Attenti
         streams.append(stream_rate(pool))
         seconds.append(_median_seconds(call, SMALLEST_CALLS))
     rates = [problem.kv_bytes / second / 1e9 for second in seconds]
-    return {**_rates(rates, streams), "max_error": error, "latency_us": statistics.median(seconds) * 1e6}
+    return {
+        **_rates(rates, streams),
+        "fraction_of_stream": None,
+        "max_error": error,
+        "latency_us": statistics.median(seconds) * 1e6,
+    }
 
 
 def stream_rate(pool: jax.Array) -> float:

@@ -10,13 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .bench import random_pool, stream_rate
+from .bench import PAGE_SIZE, random_pool, stream_rate
 from .cache import read_pages, write_pages
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PagesBenchmark:
-    """What to measure: `pages` pages of [K, 2, 64, H] at random places of a pool, moved at once, `repeats` times."""
+    """What to measure: `pages` pages of [K, 2, 64, H] at random places of a pool, moved at once, `repeats` times.
+
+    Raises:
+        ValueError: a size is below 1, or the pool has not so many pages.
+    """
 
     kv_heads: int = 8
     width: int = 128
@@ -29,6 +33,13 @@ class PagesBenchmark:
         for name in ("kv_heads", "width", "pages", "repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
+        if self.pages > self.pool_pages:
+            raise ValueError(f"pages is {self.pages}, the pool has {self.pool_pages}: make pool_bytes larger")
+
+    @property
+    def pool_pages(self) -> int:
+        """Pages that the pool holds: the most that can be moved at once."""
+        return self.pool_bytes // (self.kv_heads * 2 * PAGE_SIZE * self.width * jnp.dtype(self.dtype).itemsize)
 
 
 def run(benchmark: PagesBenchmark) -> Iterator[dict[str, Any]]:
@@ -38,8 +49,6 @@ def run(benchmark: PagesBenchmark) -> Iterator[dict[str, Any]]:
     moves; rates are medians.
     """
     pool = random_pool(benchmark.pool_bytes, benchmark.kv_heads, benchmark.width, benchmark.dtype)
-    if benchmark.pages > len(pool):
-        raise ValueError(f"pages is {benchmark.pages}, the pool has {len(pool)}: make pool_bytes larger")
     read, read_into = jax.jit(read_pages), jax.jit(read_pages, donate_argnums=2)
     write = jax.jit(write_pages, donate_argnums=0)
     rng = np.random.default_rng(0)

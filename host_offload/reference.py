@@ -43,8 +43,8 @@ def attend(
 
     Gathers B * W pages, whatever the lengths and the window, and holds them in the type of `kv` and in float32: on a
     CPU B * W * K * 2 * S * H numbers at 8 bytes with a float32 cache, at 6 with a half type, besides scores
-    [B, N, W * S]. Rows whose length exceeds the page table or that name a page out of range are NaN (the native kernel raises
-    instead, which traced code cannot).
+    [B, N, W * S]. Rows whose length exceeds the page table or that name a page out of range are NaN (the
+    native kernel raises instead, which traced code cannot).
     """
     rows, heads, width = q.shape
     pages, kv_heads, _, page_size, _ = kv.shape

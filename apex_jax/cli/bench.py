@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+import sys
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
 
 from . import overlap
-from .errors import as_user_errors
+from .errors import UserError, as_user_errors
+from .numbers import count
+from .progress import Progress
+
+if TYPE_CHECKING:
+    from ..host_offload.bench import AttentionBenchmark
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -26,7 +33,7 @@ def _add_attention(benchmarks: argparse._SubParsersAction) -> None:
         description="Measure decode attention over KV in host memory: GB/s, the fraction of this machine's streaming "
         "read taken in turn with it, and the error against float64, of the native kernel, plain JAX and, if it is "
         "installed, torch; and the time of the smallest call (case 1x64). Without options every shape, type and case: "
-        "several minutes on an idle machine.",
+        "several minutes on an idle machine. --implementation, --shape, --dtype and --case may be given several times.",
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--json", action="store_true", default=False, help="print a JSON list of rows instead of text")
@@ -42,9 +49,15 @@ def _add_attention(benchmarks: argparse._SubParsersAction) -> None:
         help="query heads, key/value heads and head width, such as 32/8/128",
     )
     parser.add_argument("--dtype", dest="dtypes", action="append", metavar="DTYPE", help="float32, bfloat16 or float16")
-    parser.add_argument("--case", dest="cases", action="append", help="8x2048, 64x256, 1x16384, ragged or 1x64")
-    parser.add_argument("--repeats", type=int, metavar="N", help="of each measurement; the median counts")
-    parser.add_argument("--threads", type=int, metavar="N", help="of the native kernel; all of JAX's without it")
+    parser.add_argument(
+        "--case",
+        dest="cases",
+        action="append",
+        metavar="ROWSxTOKENS",
+        help="8x2048, 64x256, 1x16384, 1x64 (the smallest call) or ragged (16 rows of 17 to 4,096 tokens)",
+    )
+    parser.add_argument("--repeats", type=count, metavar="N", help="of each measurement; the median counts")
+    parser.add_argument("--threads", type=count, metavar="N", help="of the native kernel (default: all of JAX's)")
     parser.set_defaults(run=_run_attention)
 
 
@@ -57,27 +70,61 @@ def _add_pages(benchmarks: argparse._SubParsersAction) -> None:
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--json", action="store_true", default=False, help="print a JSON list of rows instead of text")
-    parser.add_argument("--pages", type=int, metavar="N", help="moved at once (default: 256)")
-    parser.add_argument("--repeats", type=int, metavar="N", help="of each measurement; the median counts")
+    parser.add_argument("--pages", type=count, metavar="N", help="moved at once (default: 256)")
+    parser.add_argument("--repeats", type=count, metavar="N", help="of each measurement; the median counts")
     parser.set_defaults(run=_run_pages)
 
 
 def _run_attention(args: argparse.Namespace) -> int:
     import jax
 
-    from ..host_offload.bench import AttentionBenchmark, print_rows, run
+    from ..host_offload.bench import CASES, DTYPES, IMPLEMENTATIONS, AttentionBenchmark, print_rows, run
 
-    names = ("implementations", "shapes", "dtypes", "cases", "repeats", "threads")
-    options: dict[str, Any] = {name: value for name, value in vars(args).items() if name in names}
+    options: dict[str, Any] = {
+        name: value for name, value in vars(args).items() if name in ("repeats", "threads", "shapes")
+    }
+    for option, name, allowed in (
+        ("--implementation", "implementations", IMPLEMENTATIONS),
+        ("--dtype", "dtypes", DTYPES),
+        ("--case", "cases", CASES),
+    ):
+        if name in args:
+            options[name] = _known(option, getattr(args, name), allowed)
+    if "shapes" in options:
+        options["shapes"] = _once(options["shapes"])
     with as_user_errors(ValueError):
         benchmark = AttentionBenchmark(**options)
     with jax.default_device(jax.devices("cpu")[0]):
-        rows = run(benchmark)
         if args.json:
-            print(json.dumps(list(rows), indent=2))
+            _print_json(benchmark)
         else:
-            print_rows(rows, _print)
+            print_rows(run(benchmark), _print)
     return 0
+
+
+def _print_json(benchmark: AttentionBenchmark) -> None:
+    """Measure, and print a JSON list of the rows; of those that are finished if it is interrupted."""
+    from ..host_offload.bench import row_names, run
+
+    rows: list[dict[str, Any]] = []
+    try:
+        with Progress(sys.stderr).through(row_names(benchmark), "row") as advance:
+            for row in run(benchmark):
+                rows.append(row)
+                advance()
+    finally:
+        _print(json.dumps(rows, indent=2))
+
+
+def _known(option: str, values: list[str], allowed: Collection[str]) -> list[str]:
+    for value in values:
+        if value not in allowed:
+            raise UserError(f"{option} is {value!r}, it must be one of {', '.join(allowed)}")
+    return _once(values)
+
+
+def _once(values: list[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
 
 
 def _run_pages(args: argparse.Namespace) -> int:
@@ -86,8 +133,12 @@ def _run_pages(args: argparse.Namespace) -> int:
     from ..host_offload.bench_pages import PagesBenchmark, run
 
     options: dict[str, Any] = {name: value for name, value in vars(args).items() if name in ("pages", "repeats")}
-    with as_user_errors(ValueError), jax.default_device(jax.devices("cpu")[0]):
-        rows = list(run(PagesBenchmark(**options)))
+    most = PagesBenchmark().pool_pages
+    if options.get("pages", 1) > most:
+        raise UserError(f"--pages is {options['pages']}, it must be at most {most}, the pages that are moved among")
+    benchmark = PagesBenchmark(**options)
+    with jax.default_device(jax.devices("cpu")[0]), Progress(sys.stderr).step("Moving pages"):
+        rows = list(run(benchmark))
     if args.json:
         print(json.dumps(rows, indent=2))
         return 0

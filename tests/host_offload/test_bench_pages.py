@@ -19,4 +19,4 @@ def test_more_pages_than_the_pool_has_are_refused():
     with pytest.raises(ValueError, match="pages is 0"):
         bench_pages.PagesBenchmark(pages=0)
     with pytest.raises(ValueError, match="pages is 33, the pool has 32"):
-        list(bench_pages.run(bench_pages.PagesBenchmark(kv_heads=2, width=64, pages=33, pool_bytes=1 << 20)))
+        bench_pages.PagesBenchmark(kv_heads=2, width=64, pages=33, pool_bytes=1 << 20)
