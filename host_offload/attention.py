@@ -72,9 +72,9 @@ def decode_attention(
         NotImplementedError: the native kernel is differentiated; plain JAX can be.
         jax.errors.JaxRuntimeError, ValueError: from the native kernel when a length exceeds the page table or a visible
             page id is out of range; nothing has been written then, but a donated cache is gone. It comes from the call
-            or, where JAX returns before the program has run, from what first waits for a result. Both types must be
-            expected: a jitted function that ran before raises ValueError from the call, all else JaxRuntimeError.
-            The "jax" implementation gives NaN for such a row.
+            or, where JAX returns before the program has run, from what first waits for a result. Which of the two it is
+            depends on how JAX dispatches the program (a jitted function that ran before mostly raises ValueError):
+            expect both. The "jax" implementation gives NaN for such a row.
     """
     check_attention(q, kv, page_table, lengths, new_kv)
     check_options(scale, sliding_window, logit_softcap, max_threads)

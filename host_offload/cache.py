@@ -5,6 +5,7 @@ import dataclasses
 import mmap
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ class HostKVConfig:
         return self.num_layers * self.layer_page_bytes
 
 
-def _is_float_type(dtype: object) -> bool:
+def _is_float_type(dtype: Any) -> bool:
     try:
         return dtype is not None and jnp.dtype(dtype) in FLOAT_TYPES
     except TypeError:
