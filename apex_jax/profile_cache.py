@@ -25,10 +25,7 @@ from .profiling import Profiler
 from .progress_bar import Bar
 from .scheduler import Profile, ProfileError, ProfileKey, load_profile, save_profile
 
-AGAIN = (
-    "to measure anew: `apex-jax profile --again` with this engine's options, LLM(..., auto_profile=True), or "
-    "LLM.profile(again=True)"
-)
+AGAIN = "to measure anew: `apex-jax profile --again` with this engine's options, or LLM(..., auto_profile=True)"
 
 _logger = logging.getLogger(__name__)
 

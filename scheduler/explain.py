@@ -114,7 +114,7 @@ def _cohorts(rows: Sequence[int]) -> str:
     """Return how many are under way, and their sizes."""
     if not rows:
         return "-"
-    sizes = f"{min(rows)}" if min(rows) == max(rows) else f"{min(rows)}-{max(rows)}"
+    sizes = f"{min(rows):,}" if min(rows) == max(rows) else f"{min(rows):,}-{max(rows):,}"
     return f"{len(rows)} x {sizes}"
 
 
@@ -135,7 +135,7 @@ def _course(course: Course) -> str:
 
 def _rule(rule: PaperRule | None) -> Iterator[str]:
     if rule is None:
-        yield "paper's rule (eq. 6): says nothing without decode attention on either side"
+        yield "paper's rule (eq. 6): says nothing without decode attention on both sides"
         return
     linear, attention = milliseconds(rule.linear_s), milliseconds(rule.attention_s)
     yield "paper's rule (eq. 6): pipelining beats device_only in decode if N_G/N_C < 2 T_lin/T_att + 3 + T_att/T_lin"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from .costs import Costs
@@ -21,7 +22,15 @@ def pipelining_bound(linear_s: float, attention_s: float, prompt_s: float = 0.0)
         linear_s: T_lin, linear time of the device rows' iteration, above 0.
         attention_s: T_att, their attention, above 0.
         prompt_s: T_pre, what prompts add to the iteration.
+
+    Raises:
+        ValueError: a time is out of range.
     """
+    for name, value in (("linear_s", linear_s), ("attention_s", attention_s)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value!r}; seconds above 0 are needed")
+    if not 0 <= prompt_s < math.inf:
+        raise ValueError(f"prompt_s is {prompt_s!r}; seconds of at least 0 are needed")
     window, alone = 2 * linear_s + attention_s + prompt_s, linear_s + attention_s + prompt_s
     return window * alone / (linear_s * attention_s)
 

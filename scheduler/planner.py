@@ -270,6 +270,7 @@ class Planner:
                 limit_s=self._limits.token_s,
                 margin=self.options.margin,
                 starving=self.options.patience if starving else None,
+                fit=self._fits(situation),
             ),
         )
 

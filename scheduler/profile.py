@@ -7,7 +7,7 @@ import math
 from bisect import bisect_left
 from dataclasses import asdict, dataclass, fields
 
-from .curve import AttentionTime, Curve
+from .curve import MOST, AttentionTime, Curve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,12 +119,12 @@ class Profile:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}; whole numbers from 1 on are allowed")
-        for name, most in (("pre_share", 1.0), ("iteration_overhead", math.inf), ("stepwise_overhead", math.inf)):
+        for name, most in (("pre_share", 1.0), ("iteration_overhead", MOST), ("stepwise_overhead", MOST)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise ValueError(f"{name} is {value!r}; a finite number is needed")
             if not 0 <= value <= most:
-                raise ValueError(f"{name} is {value}; it must lie between 0 and {most}")
+                raise ValueError(f"{name} is {value}; it must lie between 0 and {most:g}")
         if self.layer(1) <= 0:
             raise ValueError("layer takes 0 s for one row; reading a layer's weights takes time")
 

@@ -18,6 +18,7 @@ def reason(
     limit_s: float,
     margin: float,
     starving: int | None,
+    fit: bool,
 ) -> str:
     """Return why rates led to a decision.
 
@@ -27,6 +28,7 @@ def reason(
         limit_s: time per token that no request should exceed, infinity for none.
         margin: gain below which nothing leaves the device.
         starving: tokens' worth of iterations that a host request has rested for, if that decided.
+        fit: all requests fit on the device up to their ends.
     """
     if starving is not None:
         text = f"a host request has rested for {starving} tokens' worth of iterations, so they ride"
@@ -37,7 +39,7 @@ def reason(
     elif goal is not None and not goal.keeps(limit_s):
         text = ""
     else:
-        text = _alone(goal, margin, ruled_out=bool(_late(target.values(), limit_s)))
+        text = _alone(goal, margin, fit=fit, ruled_out=bool(_late(target.values(), limit_s)))
     parts = [text, *_limit(chosen, goal, candidates, target, limit_s)]
     return "; ".join(part for part in parts if part)
 
@@ -55,9 +57,9 @@ def _gain(chosen: Candidate, alone: Candidate) -> str:
     return f"predicted best, {gain}"
 
 
-def _alone(goal: Candidate | None, margin: float, *, ruled_out: bool) -> str:
+def _alone(goal: Candidate | None, margin: float, *, fit: bool, ruled_out: bool) -> str:
     if goal is None:
-        return "all requests fit on the device"
+        return "all requests fit on the device" if fit else "no request has to go to the host, or none can"
     if goal.strategy != "device_only":
         return f"{goal.strategy} will pay once requests are on the host"
     within = " within the limit" if ruled_out else ""

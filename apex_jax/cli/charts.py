@@ -49,8 +49,10 @@ def write(figure: Figure, path: Path) -> None:
 
 
 def picture(text: str) -> Path:
-    """Read the name of a picture to write."""
+    """Read the name of a picture to write; its folder has to be there, since drawing may come after long work."""
     path = Path(text)
     if path.suffix not in _SUFFIXES:
         raise argparse.ArgumentTypeError(f"{text!r} ends neither in {' nor in '.join(_SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r} to write {path.name!r} into")
     return path

@@ -59,6 +59,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
 
 
+ALL_PHASES = 10**9
+"""There is one decision here, which compares all courses to their ends."""
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from ..scheduler import CostModel, Planner, PlannerOptions, explain, explain_values
@@ -71,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
             max_time_per_token=args.max_time_per_token,
             max_device_requests=max(256, args.device_requests),
             max_host_requests=max(4096, args.host_requests),
+            phases_at_once=ALL_PHASES,
         )
         planner = Planner(CostModel(profile), options)
         planner.decide(_situation(args, profile.num_layers))
@@ -95,8 +100,10 @@ def _profile(args: argparse.Namespace) -> Profile:
 
 
 def _situation(args: argparse.Namespace, num_layers: int) -> Situation:
-    from ..scheduler import Situation
+    from ..scheduler import Roster, Situation
 
+    sides = (args.device_requests, args.host_requests, args.waiting)
+    lengths = [[(args.context, args.remaining)] * count for count in sides]
     running = args.device_requests + args.host_requests
     return Situation(
         num_layers=num_layers,
@@ -113,6 +120,7 @@ def _situation(args: argparse.Namespace, num_layers: int) -> Situation:
         host_remaining_tokens=args.host_requests * args.remaining,
         free_device_tokens=args.free_device_tokens,
         free_host_tokens=args.free_host_tokens,
+        roster=lambda: Roster(*lengths),
     )
 
 

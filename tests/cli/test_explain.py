@@ -10,6 +10,7 @@ from apex_jax.scheduler.catalogue import Catalogue
 from apex_jax.scheduler.hardware import described_profile
 
 MANY = ("explain", "--device-requests", "4", "--host-requests", "300", "--context", "600", "--remaining", "1000")
+MANY += ("--free-host-tokens", "400000", "--free-device-tokens", "8000")
 
 
 def chosen(capsys):
@@ -21,7 +22,8 @@ def test_says_what_is_chosen_and_why(capsys):
     assert main(MANY) == 0
     shown = capsys.readouterr().out
     assert "t4, host g4dn.4xlarge; described by rates" in shown
-    assert "chosen      async_overlap: predicted best" in shown
+    assert "until the last request ends, if this is kept to\n  async_overlap" in shown
+    assert "chosen      async_overlap: with async_overlap all requests end 1.49 times sooner" in shown
     assert "N_G/N_C < 2 T_lin/T_att + 3 + T_att/T_lin" in shown
 
 

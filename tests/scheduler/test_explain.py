@@ -129,11 +129,17 @@ def test_the_rule_with_prompts():
     assert re.search(r"with prompts of T_pre = 3,000 ms.* = 14\.6[23]: holds", explain(got))
 
 
+def test_where_nothing_has_room():
+    got = planner()
+    got.decide(situation(device_rows=0, device_kv_tokens=0, waiting=5, waiting_tokens=80, free_host_tokens=0))
+    assert "chosen      device_only: no request has to go to the host, or none can" in explain(got)
+
+
 def test_where_the_rule_says_nothing():
     got = planner()
     got.decide(situation(remaining_tokens=1, free_device_tokens=1000))
     text = explain(got)
-    assert "says nothing without decode attention on either side" in text
+    assert "says nothing without decode attention on both sides" in text
     assert "all requests fit on the device" in text
 
 

@@ -57,6 +57,19 @@ class TestPaper:
         place of half."""
         assert pipelining_bound(1.0, 1.0, 1.0) == pytest.approx(12)
 
+    @pytest.mark.parametrize(
+        ("times", "message"),
+        [
+            ((0, 1), "linear_s is 0; seconds above 0"),
+            ((1, 0), "attention_s is 0; seconds above 0"),
+            ((1, math.nan), "attention_s is nan"),
+            ((1, 1, -1), "prompt_s is -1; seconds of at least 0"),
+        ],
+    )
+    def test_times_that_say_nothing(self, times, message):
+        with pytest.raises(ValueError, match=message):
+            pipelining_bound(*times)
+
     @pytest.mark.parametrize("attention", [0.5, 1.0, 1.5])
     @pytest.mark.parametrize("prompt", [0.0, 1.0])
     @pytest.mark.parametrize("side", [0.97, 1.03])

@@ -201,6 +201,10 @@ class TestCommand:
             (["--strategy", "auto"], "invalid choice: 'auto'"),
             (["--strategy", "layer_sync", "--layers", "0"], "num_layers is 0"),
             (["--strategy", "device_only", "--host-rows", "3"], "host_rows is 3; device_only has no place"),
+            (
+                ["--strategy", "device_only", "-o", "no/such/plan.png"],
+                "there is no folder 'no/such' to write 'plan.png' into",
+            ),
             (["--strategy", "device_only", "-o", "plan.jpg"], "'plan.jpg' ends neither in .png nor in .svg"),
         ],
     )
