@@ -119,7 +119,7 @@ def find_profile(
         raise ProfileError(f"{error}; {AGAIN}") from error
     if beyond:
         _logger.warning(
-            "%s covers less than this engine can hold, and goes on with its last lines: %s; %s",
+            "%s covers less than this engine can hold, and goes on as over its upper halves: %s; %s",
             path,
             "; ".join(beyond),
             AGAIN,

@@ -15,8 +15,9 @@ MOST = 1e18
 class Curve:
     """Seconds over a count: straight lines between measured points, never falling.
 
-    Below the first point it stays at the first point's time, beyond the last one it goes on with the last line's slope;
-    `covers` tells whether a count lies between them, so that nobody reads an extrapolation unawares.
+    Below the first point it stays at the first point's time, beyond the last one it rises as it did from half of the
+    last count on, so that noise between two close points is not continued; `covers` tells whether a count lies between
+    them, so that nobody reads an extrapolation unawares.
 
     Attributes:
         points: (count, seconds), counts rising, seconds not falling, at least one.
@@ -51,7 +52,9 @@ class Curve:
         lines = [(*first, 0.0)]
         for (left, low), (right, high) in itertools.pairwise(self.points):
             lines.append((left, low, (high - low) / (right - left)))
-        return (*lines, (*last, lines[-1][2]))
+        left, low = next((point for point in reversed(self.points) if point[0] <= last[0] / 2), first)
+        rise = (last[1] - low) / (last[0] - left) if left < last[0] else 0.0
+        return (*lines, (*last, rise))
 
     @classmethod
     def constant(cls, seconds: float) -> Curve:

@@ -103,7 +103,7 @@ def _table(title: str, candidates: Mapping[Strategy, Candidate]) -> Iterator[str
         yield "  tokens less the closer the last request's end"
     if beyond := dict.fromkeys(text for each in candidates.values() for text in each.beyond):
         yield from wrap(
-            f"* beyond what the profile covers, where its last lines go on: {'; '.join(beyond)}",
+            f"* beyond what the profile covers, where its curves go on as over their upper halves: {'; '.join(beyond)}",
             width=WIDTH,
             initial_indent="  ",
             subsequent_indent="    ",

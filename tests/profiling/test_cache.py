@@ -110,7 +110,7 @@ def test_a_profile_that_covers_less_is_taken_with_a_warning(options, beyond, kep
     other = make(**options)
     assert other.profile().layer == kept.layer
     message = caplog.records[-1].getMessage()
-    assert "covers less than this engine can hold, and goes on with its last lines" in message
+    assert "covers less than this engine can hold, and goes on as over its upper halves" in message
     assert re.search(beyond, message)
     assert "`apex-jax profile --again` with this engine's options" in message
 

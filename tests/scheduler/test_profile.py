@@ -63,6 +63,12 @@ class TestCurve:
         assert curve.covers(10)
         assert curve.covers(20)
 
+    def test_noise_between_the_last_two_points_is_not_continued(self):
+        """From 256, half of 512, to 528 it rises by 34 in 272, whatever the last two say."""
+        curve = Curve(points=((64, 1.0), (256, 10.0), (512, 20.0), (528, 44.0)))
+        assert curve(520) == pytest.approx(32.0)
+        assert curve(528 + 272) == pytest.approx(44.0 + 34.0)
+
     def test_one_point(self):
         curve = Curve(points=((1, 2.0),))
         assert curve(1) == curve(100) == 2.0
