@@ -172,11 +172,11 @@ class TestOverlap:
         for _ in range(3):
             run.add(limit=5)
         assert run.lines(10)[6:] == [
-            "decode 2@7; cohort 2 at 1: 0@5",
+            "decode 2@7; cohort 2 at 2: 0@5; cohort 3 at 0: 1@5",
             # Request 2 has its last token under way and holds the device's only place until that has come.
-            "cohort 2 at 2: 0@5",
-            "cohort 3 at 0..2: 1@5; fetch 0",
-            "decode 0@6; cohort 4 at 0: 1@6; land 0",
+            "cohort 3 at 1..2: 1@5",
+            "cohort 4 at 0..2: 1@6; fetch 0",
+            "decode 0@6; cohort 5 at 0: 1@7; land 0",
         ]
 
 
@@ -381,17 +381,16 @@ class TestFetchBack:
 
 class TestMidToken:
     def test_who_ends_leaves_a_gap(self):
-        run = Run(overlap(2))
+        run = Run(overlap(1, 1))
         for _ in range(3):
             run.add()
-        while "cohort 1 at 0: 1@4" not in (line := run.step()):
-            pass
+        *_, line = run.lines(4)
         assert line == "decode 2@4; cohort 0 at 2: 0@4; cohort 1 at 0: 1@4"
         run.scheduler.finish(1)
         assert run.lines(3) == [
-            "decode 2@5; cohort 1 at 1: -",
-            "decode 2@6; cohort 1 at 2: -; cohort 2 at 0: 0@5",
-            "decode 2@7; cohort 2 at 1: 0@5",
+            "decode 2@5; cohort 1 at 1: -; cohort 2 at 0: 0@5",
+            "decode 2@6; cohort 1 at 2: -; cohort 2 at 1: 0@5",
+            "decode 2@7; cohort 2 at 2: 0@5",
         ]
         assert run.plans[-2].sampling_requests == (2,)
 
