@@ -262,7 +262,7 @@ class TestCommand:
             (["{trace}", "-o", "out.png", "--iterations", "4"], "'4' is no range; 20:23 means"),
             (["{trace}", "-o", "out.png", "--iterations", "4:4"], "'4:4' is no range"),
             (["{trace}", "-o", "out.png", "--iterations", "7:9"], "iterations 7:9 are not in the trace, which has 0:8"),
-            (["{trace}", "-o", "{folder}/missing/out.png"], "missing/out.png: No such file or directory"),
+            (["{trace}", "-o", "{folder}/missing/out.png"], "missing' to write 'out.png' into"),
             (["{folder}/missing.json", "-o", "out.png"], "missing.json: No such file or directory"),
             (["{folder}/foreign.json", "-o", "out.png"], "foreign.json was not written by apex-jax"),
         ],
