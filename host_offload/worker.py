@@ -359,7 +359,8 @@ class HostWorker:
         return result
 
     def _pages(self, layer: int) -> jax.Array:
-        self._replace_lost(layer, RuntimeError("a thread ended in a host job before it had kept the pages"))
+        if self._layers[layer].is_deleted():
+            self._replace_lost(layer, RuntimeError("a thread ended in a host job before it had kept the pages"))
         return self._layers[layer]
 
     def _replace_lost(self, layer: int, error: BaseException | None) -> None:

@@ -114,14 +114,14 @@ class DeviceSide:
 
     def beyond(self, strategy: Strategy, lanes: Sequence[int] = (), row_tokens: float = 0.0) -> tuple[str, ...]:
         """Return what of such an iteration the profile does not cover, in words."""
-        layers = self._layers
+        layers, apart = self._layers, strategy == "async_overlap"
         cohorts = [
             CohortLoad(id=lane, rows=rows, kv_tokens=rows * row_tokens, first=0, last=layers)
-            for lane, rows in enumerate(lanes)
+            for lane, rows in enumerate(dict.fromkeys(lanes) if apart else lanes)
             if rows > 0
         ]
-        # Cohorts of async_overlap come to the head in iterations of their own.
-        together = [(cohort,) for cohort in cohorts] if strategy == "async_overlap" else [tuple(cohorts)]
+        # Cohorts of async_overlap come to the head in iterations of their own, so that equal ones read the same.
+        together = [(cohort,) for cohort in cohorts] if apart else [tuple(cohorts)]
         found = [text for some in together or [()] for text in self.costs.beyond(replace(self.load, cohorts=some))]
         return tuple(dict.fromkeys(found))
 
