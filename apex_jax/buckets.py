@@ -9,6 +9,9 @@ from functools import cached_property
 
 from .scheduler.profile import Padding
 
+HOST_SEQS = 4
+"""Host rows for each device row, where nobody says how many."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Buckets:

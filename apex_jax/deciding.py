@@ -29,6 +29,7 @@ from .scheduler import (
     describe,
 )
 from .scheduler.catalogue import Catalogue
+from .scheduler.policy import DEFAULT_COHORTS
 
 ASSUMED_CPU = DeviceRates(
     name="CPU of assumed rates",
@@ -44,9 +45,6 @@ ASSUMED_HOST = HostRates(name="CPU of assumed rates", attention_bytes_per_s=25e9
 
 ASSUMED = "rates are assumed and corrected; `apex-jax profile` measures them"
 """What the explanation says of a machine whose profile nobody has measured."""
-
-DEFAULT_COHORTS = 2
-"""Of "async_overlap", where nobody says how many."""
 
 UNKNOWN_ACCELERATOR = "a10"
 """Whose rates stand in for an accelerator that the catalogue does not know."""

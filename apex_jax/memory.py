@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from .buckets import HOST_SEQS
 from .models.config import LlamaConfig
 from .options import EngineOptions
 
@@ -66,7 +67,7 @@ def plan_memory(config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *
         )
     longest = options.max_model_len or own_limit
     max_num_seqs = options.max_num_seqs or (16 if device.platform == "cpu" else 64)
-    max_host_seqs = 0 if options.host_kv_bytes is None else options.max_host_seqs or 4 * max_num_seqs
+    max_host_seqs = 0 if options.host_kv_bytes is None else options.max_host_seqs or HOST_SEQS * max_num_seqs
     # No iteration has more prompt tokens than all requests together.
     prompt_pages = max(1, min(options.max_num_batched_tokens, max_num_seqs * longest) // page_size)
     free = _free_after_weights(config, dtype, device)

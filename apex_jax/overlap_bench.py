@@ -257,15 +257,11 @@ def choose(benchmark: OverlapBenchmark, strategy: Strategy, calibration: Calibra
 
 def _full_batches(benchmark: OverlapBenchmark, strategy: Strategy) -> list[Cohorts]:
     """Return cohorts that leave no row of their batches empty: one row more is paid for like a batch more."""
-    boundaries = benchmark.profile.num_layers + 1
-    if strategy == "async_overlap":
-        counts = range(1, boundaries + 1)
-    else:
-        counts = range(lanes := most_lanes(strategy, benchmark.profile.num_layers), lanes + 1)
+    most = most_lanes(strategy, benchmark.profile.num_layers)
     return [
         Cohorts(lanes=(size,) * count, under_way=(size,) * count)
         for size in benchmark.buckets.host_rows
-        for count in counts
+        for count in range(1 if strategy == "async_overlap" else most, most + 1)
         if 0 < size * count <= benchmark.host_requests
     ]
 

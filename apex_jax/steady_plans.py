@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .scheduler.plan import STRATEGIES, Cohort, DecodeRow, Plan, Strategy
+from .scheduler.policy import DEFAULT_COHORTS
 
 
 def steady_plan(
@@ -11,7 +12,7 @@ def steady_plan(
     num_layers: int,
     device_rows: int,
     host_rows: int = 0,
-    num_cohorts: int = 2,
+    num_cohorts: int = DEFAULT_COHORTS,
     number: int = 0,
     length: int = 512,
 ) -> Plan:

@@ -26,7 +26,7 @@ class Candidate:
 
     Attributes:
         strategy, lanes: see `Decision`.
-        under_way: rows of each cohort that is under way at once; lanes may be one more.
+        under_way: rows of each cohort that is under way at once, of which `lanes` are the most.
         rate: what it is worth a second: its tokens, of which a host request's count less the closer the end, and the
             tokens that the device would make in the time that prompts take.
         tokens_per_s: output tokens a second.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .curve import Curve
@@ -10,6 +10,18 @@ from .prediction import Load, Terms
 from .profile import Padding, Profile
 
 NO_CORRECTION = Terms(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+
+
+class _Times(dict[float, float]):
+    """Seconds by count, each worked out once."""
+
+    def __init__(self, seconds: Callable[[float], float]) -> None:
+        super().__init__()
+        self._seconds = seconds
+
+    def __missing__(self, count: float) -> float:
+        self[count] = seconds = self._seconds(count)
+        return seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +57,10 @@ class Costs:
         self.profile = profile
         self.factors = factors
         self.num_layers = profile.num_layers
-        self._layers: dict[float, float] = {}
-        self._heads: dict[float, float] = {}
-        self._hops: dict[float, float] = {}
-        self._boardings: dict[float, float] = {}
+        self._layers = _Times(lambda width: profile.layer(width) * factors.linear if width > 0 else 0.0)
+        self._heads = _Times(lambda rows: profile.head(rows) * factors.linear if rows > 0 else 0.0)
+        self._hops = _Times(lambda width: profile.hop(width) * factors.transfer)
+        self._boardings = _Times(lambda width: profile.boarding(width) * factors.transfer)
         self._cohorts: dict[tuple[int, float], CohortCost] = {}
 
     def overhead(self, *, cohorts: bool) -> float:
@@ -72,14 +84,10 @@ class Costs:
 
     def layer(self, width: float) -> float:
         """Return one layer's linear time."""
-        if width not in self._layers:
-            self._layers[width] = self.profile.layer(width) * self.factors.linear if width > 0 else 0.0
         return self._layers[width]
 
     def head(self, rows: float) -> float:
         """Return the time of embedding, head and sampling."""
-        if rows not in self._heads:
-            self._heads[rows] = self.profile.head(rows) * self.factors.linear if rows > 0 else 0.0
         return self._heads[rows]
 
     def share(self, boundary: int) -> float:
@@ -105,14 +113,10 @@ class Costs:
 
     def hop(self, width: float) -> float:
         """Return the delay of handing a cohort to the host and back."""
-        if width not in self._hops:
-            self._hops[width] = self.profile.hop(width) * self.factors.transfer
         return self._hops[width]
 
     def boarding(self, width: float) -> float:
         """Return what a cohort adds to a pass beyond its rows."""
-        if width not in self._boardings:
-            self._boardings[width] = self.profile.boarding(width) * self.factors.transfer
         return self._boardings[width]
 
     def cohort(self, rows: int, row_tokens: float) -> CohortCost:

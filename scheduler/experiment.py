@@ -13,7 +13,7 @@ from .hardware import Device, Host, Model, described_profile, device_kv_tokens
 from .measures import Simulated
 from .plan import STRATEGIES, Strategy
 from .planner import Planner
-from .planner_options import PlannerOptions
+from .planner_options import ALL_PHASES, PlannerOptions
 from .policy import FixedPolicy, Policy
 from .profile import Padding
 from .simulator import simulate
@@ -121,7 +121,7 @@ class Experiment:
         options = PlannerOptions(
             max_device_requests=self.max_num_seqs,
             max_host_requests=max(1, self.machine.host_kv_tokens // self.page_size),
-            phases_at_once=10**9,
+            phases_at_once=ALL_PHASES,
             max_prefill_tokens=self.max_prefill_tokens,
             strategies=strategies,
             max_time_per_token=self.max_time_per_token,

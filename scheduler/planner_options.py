@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from .lookahead import PHASES
 from .plan import STRATEGIES, Strategy
 
+ALL_PHASES = 10**9
+"""For `phases_at_once` where decisions take no time: courses are followed to their ends in one."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannerOptions:

@@ -9,6 +9,9 @@ from typing import Protocol
 from .plan import Strategy
 from .roster import Roster
 
+DEFAULT_COHORTS = 2
+"""Of async_overlap, where nobody says how many."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
@@ -91,7 +94,7 @@ class FixedPolicy:
     """
 
     strategy: Strategy
-    num_cohorts: int = 2
+    num_cohorts: int = DEFAULT_COHORTS
     max_host_requests: int = 0
 
     def decide(self, situation: Situation) -> Decision:

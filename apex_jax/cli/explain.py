@@ -59,13 +59,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
 
 
-ALL_PHASES = 10**9
-"""There is one decision here, which compares all courses to their ends."""
-
-
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from ..scheduler import CostModel, Planner, PlannerOptions, explain, explain_values
+    from ..scheduler.planner_options import ALL_PHASES
 
     if not args.device_requests + args.host_requests + args.waiting:
         raise UserError("there are no requests: give --device-requests, --host-requests or --waiting")

@@ -193,12 +193,12 @@ def _simulate(args: argparse.Namespace, catalogue: Catalogue, jobs: list[Job]) -
 
 def _padding(args: argparse.Namespace) -> Padding:
     """Return the batch sizes of an engine with the same limits, and its default number of host requests."""
-    from ..buckets import Buckets, padding_of
+    from ..buckets import HOST_SEQS, Buckets, padding_of
 
     return padding_of(
         Buckets(
             max_num_seqs=args.max_num_seqs,
-            max_host_seqs=4 * args.max_num_seqs,
+            max_host_seqs=HOST_SEQS * args.max_num_seqs,
             max_prefill_pages=max(1, args.max_prefill_tokens // args.page_size),
             page_size=args.page_size,
             table_width=1,
