@@ -34,16 +34,24 @@ class Tokenizer:
     def from_folder(cls, folder: Path) -> "Tokenizer | None":
         """Read the tokenizer of a folder in Hugging Face format; None where it has none.
 
+        Code that comes with a folder (`auto_map`) is never run: it is ignored where transformers knows the tokenizer's
+        kind without it.
+
         Raises:
-            CheckpointError: its files are damaged.
+            CheckpointError: its files are damaged, or it cannot be read without code of its own.
         """
         if not any((folder / file).is_file() for file in _FILES):
             return None
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
         try:
-            backend = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            backend = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # the tokenizers library raises bare Exceptions for damaged files
+            if "trust_remote_code" in str(error):
+                raise CheckpointError(
+                    f"the tokenizer in {folder} needs code of its own (auto_map in its tokenizer_config.json or "
+                    "config.json), which is never run; tokenizers of classes that transformers has are allowed"
+                ) from error
             raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from error
         if not isinstance(backend, PreTrainedTokenizerFast):
             raise CheckpointError(f"{folder} has a tokenizer of type {type(backend).__name__}; a fast one is needed")

@@ -1,5 +1,9 @@
 """Tokenizers against transformers' own, from folders and from GGUF files."""
 
+import io
+import json
+import shutil
+import sys
 from pathlib import Path
 
 import gguf
@@ -58,6 +62,41 @@ def test_model_without_chat_template(stories_folder):
     assert tokenizer.chat_template is None
     with pytest.raises(ValueError, match="no chat template"):
         tokenizer.encode_chat([{"role": "user", "content": "hi"}])
+
+
+def with_code(stories, folder, **config):
+    """Copy a folder, and let its tokenizer ask for code that leaves a mark where it is run; return the mark's place."""
+    shutil.copytree(stories, folder)
+    mark = folder / "ran"
+    (folder / "code.py").write_text(f"open({str(mark)!r}, 'w').close()\nclass Own:\n    pass\n", encoding="utf-8")
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings |= {"auto_map": {"AutoTokenizer": ["code.Own", "code.Own"]}, **config}
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    return mark
+
+
+@pytest.mark.parametrize("place", ["tokenizer_config.json", "config.json"])
+def test_code_of_a_folder_is_ignored_where_its_kind_is_known(stories_folder, tmp_path, monkeypatch, place):
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 8))
+    mark = with_code(stories_folder, tmp_path / "model")
+    if place == "config.json":
+        shutil.copy(stories_folder / "tokenizer_config.json", tmp_path / "model")
+        settings = {"model_type": "own", "auto_map": {"AutoConfig": "code.Own", "AutoTokenizer": ["code.Own", None]}}
+        (tmp_path / "model" / place).write_text(json.dumps(settings), encoding="utf-8")
+    tokenizer = Tokenizer.from_folder(tmp_path / "model")
+    assert tokenizer.encode(TEXTS[0]) == Tokenizer.from_folder(stories_folder).encode(TEXTS[0])
+    assert not mark.exists()
+    assert len(sys.stdin.read()) == 16
+
+
+def test_code_of_a_folder_is_refused_where_nothing_else_reads_it(stories_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 8))
+    mark = with_code(stories_folder, tmp_path / "model", tokenizer_class="OwnTokenizer")
+    with pytest.raises(CheckpointError, match=r"code of its own \(auto_map"):
+        Tokenizer.from_folder(tmp_path / "model")
+    assert not mark.exists()
+    assert len(sys.stdin.read()) == 16
 
 
 def test_folder_without_tokenizer(tmp_path):
