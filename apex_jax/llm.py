@@ -12,27 +12,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .buckets import Buckets
-from .deciding import follower_of, make_policy, planner_of
-from .device import default_dtype, device_attention_for
-from .engine import Engine, EngineStats
-from .executor import Executor
-from .fair_lock import FairLock
-from .host_tier import make_worker
-from .jax_device import JaxDevice
-from .jobs import Job, delta, result
-from .memory import EngineSizes, plan_memory
+from .engine.capacity import EngineSizes, plan_memory
+from .engine.engine import Engine, EngineStats
+from .engine.fair_lock import FairLock
+from .engine.host_tier import make_worker
+from .engine.input_processor import Prompt, TokenizedPrompt, as_batch, tokenize
+from .engine.output_processor import OutputStream
+from .engine.policy_factory import follower_of, make_policy, planner_of
+from .engine.request_group import Job, delta, result
+from .execution.attention_backend import default_dtype, device_attention_for
+from .execution.buckets import Buckets
+from .execution.executor import Executor
+from .execution.jax_device import JaxDevice
+from .execution.sampler import banned_tokens
 from .models import LlamaConfig, Tokenizer, Weights, open_model, params_dtype, weights_from_params
 from .options import EngineOptions
 from .outputs import RequestOutput
-from .profile_cache import profile_key, ready_profile
+from .profiling.store import profile_key, ready_profile
 from .progress_bar import Bar, each_compilation
-from .prompts import Prompt, TokenizedPrompt, as_batch, tokenize
-from .sampling import banned_tokens
 from .sampling_params import SamplingParams
-from .scheduler import Planner, Profile, explain
-from .stopping import OutputStream
-from .trace import Recorder
+from .scheduler import Planner, Profile
+from .scheduler.planner.explain import explain
+from .tracing.recorder import Recorder
 
 
 class LLM:

@@ -23,14 +23,14 @@ from typing import Any, get_args
 
 from cohort_replay import Outcome, Policy, Scene, at_load, replay, thinned
 
-from apex_jax.overlap_bench import OverlapBenchmark
-from apex_jax.overlap_population import REST, Population, Window
-from apex_jax.overlap_report import machine
+from apex_jax.bench.overlap import OverlapBenchmark
+from apex_jax.bench.report import machine
+from apex_jax.bench.steady_load import REST, Population, Window
 from apex_jax.scheduler import Decision
-from apex_jax.scheduler.candidates import even
-from apex_jax.scheduler.catalogue import Catalogue
-from apex_jax.scheduler.costs import Costs
-from apex_jax.trace import Recorder, Span
+from apex_jax.scheduler.cost_model.catalogue import Catalogue
+from apex_jax.scheduler.cost_model.component_times import Costs
+from apex_jax.scheduler.planner.candidates import even
+from apex_jax.tracing.recorder import Recorder, Span
 
 LOADS = (0.9, 1.0, 1.1, 1.3)
 """Host time of an iteration over the device's, beside what was measured."""

@@ -27,7 +27,7 @@ from apex_jax.scheduler import (
     Situation,
     describe,
 )
-from apex_jax.scheduler.costs import Costs
+from apex_jax.scheduler.cost_model.component_times import Costs
 
 
 def model(layers: int) -> CostModel:

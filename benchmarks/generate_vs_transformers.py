@@ -24,9 +24,9 @@ import torch
 import transformers
 
 from apex_jax import LLM, SamplingParams
-from apex_jax.models.gguf_file import open_gguf
-from apex_jax.models.gguf_source import GGUFSource, config_from_gguf
-from apex_jax.models.registry import fetch
+from apex_jax.models.loading.gguf_file import open_gguf
+from apex_jax.models.loading.gguf_source import GGUFSource, config_from_gguf
+from apex_jax.models.loading.registry import fetch
 
 MODEL = "smollm2-135m-instruct"
 PROMPT_TOKENS, NEW_TOKENS, LONG_PROMPT = 64, 128, 1024

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from apex_jax.device import device_attention_for
-from apex_jax.device_attention import prefill_attention, write_tiles
+from apex_jax.execution.attention_backend import device_attention_for
+from apex_jax.execution.paged_attention import prefill_attention, write_tiles
 from apex_jax.models import LlamaConfig, Weights, forward, llama, load_model
 
 MODEL = "smollm2-135m-instruct"

@@ -27,14 +27,14 @@ import jax
 import jax.numpy as jnp
 
 from apex_jax import SamplingParams
-from apex_jax.buckets import Buckets
-from apex_jax.engine import Engine
-from apex_jax.executor import Executor
+from apex_jax.engine.engine import Engine
+from apex_jax.engine.output_processor import OutputStream
+from apex_jax.execution.buckets import Buckets
+from apex_jax.execution.executor import Executor
+from apex_jax.execution.jax_device import JaxDevice
 from apex_jax.host_offload import HostKVConfig, HostWorker, allocate
-from apex_jax.jax_device import JaxDevice
 from apex_jax.models import LlamaConfig, llama, random_weights
 from apex_jax.scheduler import STRATEGIES, FixedPolicy, Policy, Strategy
-from apex_jax.stopping import OutputStream
 
 STEPS = 400
 HOST_ROWS = 16

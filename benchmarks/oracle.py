@@ -16,11 +16,11 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from apex_jax.scheduler.catalogue import Catalogue
+from apex_jax.scheduler.cost_model.catalogue import Catalogue
 from apex_jax.scheduler.experiment import Experiment
 from apex_jax.scheduler.plan import STRATEGIES
 from apex_jax.scheduler.policy import FixedPolicy
-from apex_jax.scheduler.workload import Job, Moments
+from apex_jax.scheduler.simulation.workload import Job, Moments
 
 MACHINES = (
     ("t4", "g4dn.4xlarge", "llama-2-7b"),

@@ -25,17 +25,17 @@ import jax
 import jax.numpy as jnp
 
 from apex_jax import LLM
-from apex_jax.buckets import Buckets, padding_of
-from apex_jax.emulated_device import EmulatedDevice
-from apex_jax.executor import Executor
+from apex_jax.execution.buckets import Buckets, padding_of
+from apex_jax.execution.emulated_device import EmulatedDevice
+from apex_jax.execution.executor import Executor
 from apex_jax.host_offload import HostKVConfig, HostWorker, allocate
-from apex_jax.processor import processor_name, usable_cores
-from apex_jax.profile_plans import ProfilePlans
-from apex_jax.profiling import Profiler
+from apex_jax.machine.processor import processor_name, usable_cores
+from apex_jax.profiling.probe_plans import ProfilePlans
+from apex_jax.profiling.profiler import Profiler
 from apex_jax.progress_bar import Bar
 from apex_jax.scheduler import CostModel, Load, Plan, Profile, ProfileKey, Strategy
-from apex_jax.scheduler.catalogue import Catalogue
-from apex_jax.scheduler.hardware import described_profile
+from apex_jax.scheduler.cost_model.catalogue import Catalogue
+from apex_jax.scheduler.cost_model.hardware import described_profile
 
 HYBRID: tuple[Strategy, ...] = ("layer_sync", "asymmetric_pipelining", "async_overlap")
 KEY = ProfileKey(device="here", host="here", model="of this run", dtypes="of this run", software="of this run")

@@ -11,9 +11,9 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from apex_jax.scheduler.catalogue import Catalogue
+from apex_jax.scheduler.cost_model.catalogue import Catalogue
 from apex_jax.scheduler.experiment import Experiment
-from apex_jax.scheduler.workload import PUBLISHED, Job, arriving, equal
+from apex_jax.scheduler.simulation.workload import PUBLISHED, Job, arriving, equal
 
 STRATEGIES = ("device_only", "asymmetric_pipelining", "async_overlap", "auto")
 

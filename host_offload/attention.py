@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import native_library, reference
-from .arguments import check_attention, check_name, check_options, check_packed
+from .validation import check_attention, check_name, check_options, check_packed
 
 Implementation = Literal["auto", "native", "jax"]
 Instructions = Literal["auto", "portable", "avx2", "avx512", "avx512_bf16"]

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from . import native_library, plain_writes
-from .arguments import FLOAT_TYPES, PAGE_SIZES, check_array, check_pages, whole_number
 from .memory import available_memory
+from .validation import FLOAT_TYPES, PAGE_SIZES, check_array, check_pages, whole_number
 
 MADV_COLLAPSE = 25
 HUGE_PAGE_BYTES = 2 << 20

@@ -1,7 +1,6 @@
 """LLaMA in Flax NNX, its configurations, checkpoint readers and tokenizers."""
 
 from .config import LlamaConfig as LlamaConfig
-from .detokenize import Detokenizer as Detokenizer
 from .errors import CheckpointError as CheckpointError
 from .errors import ModelNotFoundError as ModelNotFoundError
 from .initialise import random_weights as random_weights
@@ -13,14 +12,15 @@ from .llama import logits as logits
 from .llama import post_attention as post_attention
 from .llama import pre_attention as pre_attention
 from .llama import rotation as rotation
-from .loading import LoadedModel as LoadedModel
-from .loading import OpenedModel as OpenedModel
-from .loading import load_model as load_model
-from .loading import open_model as open_model
-from .params import params_dtype as params_dtype
-from .params import weights_from_params as weights_from_params
+from .loading.loader import LoadedModel as LoadedModel
+from .loading.loader import OpenedModel as OpenedModel
+from .loading.loader import load_model as load_model
+from .loading.loader import open_model as open_model
+from .loading.params import params_dtype as params_dtype
+from .loading.params import weights_from_params as weights_from_params
 from .presets import PRESETS as PRESETS
 from .presets import preset as preset
 from .reference import forward as forward
 from .rope import RopeConfig as RopeConfig
-from .tokenizer import Tokenizer as Tokenizer
+from .tokenization.detokenizer import Detokenizer as Detokenizer
+from .tokenization.tokenizer import Tokenizer as Tokenizer

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import checks
+from .loading import checks
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 

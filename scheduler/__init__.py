@@ -1,37 +1,25 @@
 """Requests, page accounting, plans, the cost model that chooses among them, and the scheduler: plain data, no JAX."""
 
-from .correction import Measured
-from .cost_model import CostModel
-from .curve import AttentionTime, Curve
-from .explain import explain
-from .explain_values import explain_values
-from .follow import Follower
-from .page_table import OutOfPages, PageTable
-from .paper_rule import PaperRule, pipelining_bound
-from .plan import (
-    STRATEGIES,
-    Cohort,
-    DecodeRow,
-    Eviction,
-    Fetch,
-    Landing,
-    NewPages,
-    Plan,
-    PrefillChunk,
-    Stage,
-    Strategy,
-)
-from .planner import Choice, Planner
-from .planner_options import PlannerOptions
+from .cost_model.correction import Measured
+from .cost_model.cost_model import CostModel
+from .cost_model.critical_path import Clock
+from .cost_model.curve import AttentionTime, Curve
+from .cost_model.online_correction import Follower
+from .cost_model.prediction import CohortLoad, Load, Prediction, Terms, prompt_pairs
+from .cost_model.profile import Padding, Profile, ProfileKey
+from .cost_model.profile_io import ProfileError, load_profile, save_profile
+from .cost_model.rates import DeviceRates, HostRates, ModelShape, describe
+from .page_allocator import OutOfPages, PageTable
+from .plan import STRATEGIES, Cohort, DecodeRow, Eviction, Fetch, Landing, NewPages, Plan, PrefillChunk, Stage, Strategy
+from .planner.explain import explain
+from .planner.explain_values import explain_values
+from .planner.options import PlannerOptions
+from .planner.paper_rule import PaperRule, pipelining_bound
+from .planner.planner import Choice, Planner
 from .policy import Decision, FixedPolicy, Policy, Situation
-from .prediction import CohortLoad, Load, Prediction, Terms, prompt_pairs
-from .profile import Padding, Profile, ProfileKey
-from .profile_file import ProfileError, load_profile, save_profile
-from .rates import DeviceRates, HostRates, ModelShape, describe
 from .request import Request, Side
 from .roster import Roster
 from .scheduler import Scheduler
-from .walk import Clock
 
 __all__ = [
     "STRATEGIES",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .draft import Draft
 from .plan import Cohort, DecodeRow
+from .plan_builder import Draft
 from .request import Request
 
 ROUNDING = 1e-6

@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from .cost_model import CostModel
-from .hardware import Device, Host, Model, described_profile, device_kv_tokens
-from .measures import Simulated
+from .cost_model.cost_model import CostModel
+from .cost_model.hardware import Device, Host, Model, described_profile, device_kv_tokens
+from .cost_model.profile import Padding
 from .plan import STRATEGIES, Strategy
-from .planner import Planner
-from .planner_options import ALL_PHASES, PlannerOptions
+from .planner.options import ALL_PHASES, PlannerOptions
+from .planner.planner import Planner
 from .policy import FixedPolicy, Policy
-from .profile import Padding
-from .simulator import simulate
-from .tiers import Machine
-from .workload import Job
+from .simulation.metrics import Simulated
+from .simulation.simulator import simulate
+from .simulation.virtual_scheduler import Machine
+from .simulation.workload import Job
 
 Choice = Literal["auto"] | Strategy
 

@@ -16,9 +16,9 @@ from bisect import insort
 from collections.abc import Iterable, Sequence
 
 from .cohorts import Cohorts
-from .draft import Draft
-from .page_table import PageTable
+from .page_allocator import PageTable
 from .plan import DecodeRow, Eviction, Fetch, Landing, Plan, PrefillChunk
+from .plan_builder import Draft
 from .policy import Decision, FixedPolicy, Policy, Situation
 from .request import Request
 from .roster import Roster

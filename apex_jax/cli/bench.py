@@ -14,7 +14,7 @@ from .numbers import count
 from .progress import Progress
 
 if TYPE_CHECKING:
-    from ..host_offload.bench import AttentionBenchmark
+    from ..bench.host_attention import AttentionBenchmark
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -78,7 +78,7 @@ def _add_pages(benchmarks: argparse._SubParsersAction) -> None:
 def _run_attention(args: argparse.Namespace) -> int:
     import jax
 
-    from ..host_offload.bench import CASES, DTYPES, IMPLEMENTATIONS, AttentionBenchmark, print_rows, run
+    from ..bench.host_attention import CASES, DTYPES, IMPLEMENTATIONS, AttentionBenchmark, print_rows, run
 
     options: dict[str, Any] = {
         name: value for name, value in vars(args).items() if name in ("repeats", "threads", "shapes")
@@ -104,7 +104,7 @@ def _run_attention(args: argparse.Namespace) -> int:
 
 def _print_json(benchmark: AttentionBenchmark) -> None:
     """Measure, and print a JSON list of the rows; of those that are finished if it is interrupted."""
-    from ..host_offload.bench import row_names, run
+    from ..bench.host_attention import row_names, run
 
     rows: list[dict[str, Any]] = []
     try:
@@ -130,7 +130,7 @@ def _once(values: list[Any]) -> list[Any]:
 def _run_pages(args: argparse.Namespace) -> int:
     import jax
 
-    from ..host_offload.bench_pages import PagesBenchmark, run
+    from ..bench.host_pages import PagesBenchmark, run
 
     options: dict[str, Any] = {name: value for name, value in vars(args).items() if name in ("pages", "repeats")}
     most = PagesBenchmark().pool_pages

@@ -7,8 +7,8 @@ from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..scheduler.catalogue import Catalogue
-    from ..scheduler.hardware import Device, Host, Model
+    from ..scheduler.cost_model.catalogue import Catalogue
+    from ..scheduler.cost_model.hardware import Device, Host, Model
 
 
 def catalogue_lines(catalogue: Catalogue) -> Iterator[str]:

@@ -18,9 +18,9 @@ from .report import RunSummary, counted, in_bytes, summarise
 from .serving import Served, serve
 
 if TYPE_CHECKING:
-    from ..engine import EngineStats
+    from ..engine.engine import EngineStats
     from ..llm import LLM
-    from ..trace import Recorder
+    from ..tracing.recorder import Recorder
 
 MODEL = "smollm2-135m-instruct"
 QUESTIONS = (
@@ -89,7 +89,8 @@ def _say(text: str) -> None:
 
 
 def _fetch() -> Path:
-    from ..models import ModelNotFoundError, registry
+    from ..models import ModelNotFoundError
+    from ..models.loading import registry
 
     model = registry.REGISTERED[MODEL]
     if not (registry.cache_folder() / model.file).is_file():
@@ -145,16 +146,16 @@ def _milliseconds(seconds: float | None) -> str:
 
 
 def _draw(recorder: Recorder, path: Path) -> None:
-    from ..timeline import choose
-    from ..timeline_chart import draw
+    from ..tracing.timeline import choose
+    from ..tracing.timeline_chart import draw
 
     with as_user_errors(OSError, ValueError):
         write(draw(choose(recorder.trace(), None)), path)
 
 
 def _closing(llm: LLM, summary: RunSummary, before: EngineStats) -> str:
+    from ..engine.capacity import kv_bytes_per_token
     from ..host_offload import machine_instructions
-    from ..memory import kv_bytes_per_token
 
     device = f"{summary.device}: {summary.device_kind}"
     if llm.device.platform == "cpu":

@@ -61,8 +61,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from ..scheduler import CostModel, Planner, PlannerOptions, explain, explain_values
-    from ..scheduler.planner_options import ALL_PHASES
+    from ..scheduler import CostModel, Planner, PlannerOptions
+    from ..scheduler.planner.explain import explain
+    from ..scheduler.planner.explain_values import explain_values
+    from ..scheduler.planner.options import ALL_PHASES
 
     if not args.device_requests + args.host_requests + args.waiting:
         raise UserError("there are no requests: give --device-requests, --host-requests or --waiting")
@@ -82,8 +84,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _profile(args: argparse.Namespace) -> Profile:
     from ..scheduler import load_profile
-    from ..scheduler.catalogue import Catalogue
-    from ..scheduler.hardware import described_profile
+    from ..scheduler.cost_model.catalogue import Catalogue
+    from ..scheduler.cost_model.hardware import described_profile
 
     given = {name: getattr(args, name) for name in MACHINE if getattr(args, name) is not None}
     if args.profile is not None:

@@ -60,7 +60,7 @@ def _versions() -> dict[str, str | None]:
 def _devices() -> list[dict[str, Any]]:
     import jax
 
-    from ..device import default_dtype
+    from ..execution.attention_backend import default_dtype
 
     devices = []
     for device in jax.devices():
@@ -87,7 +87,7 @@ def _kernel() -> dict[str, Any]:
 
 
 def _models() -> dict[str, Any]:
-    from ..models import registry
+    from ..models.loading import registry
 
     folder = registry.cache_folder()
     known = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from ..processor import processor_name, usable_cores
+from ..machine.processor import processor_name, usable_cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Host:
 
 def find_host() -> Host:
     """Return facts of this machine."""
-    from ..memory import host_memory_available
+    from ..engine.capacity import host_memory_available
 
     return Host(
         name=processor_name(),

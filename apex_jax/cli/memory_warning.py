@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from ..scheduler.hardware import Device, Host, Model
+    from ..scheduler.cost_model.hardware import Device, Host, Model
 
 
 def warn_of_memory(

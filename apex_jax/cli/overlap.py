@@ -16,8 +16,8 @@ from .numbers import count, positive
 from .progress import Progress
 
 if TYPE_CHECKING:
-    from ..overlap_bench import OverlapBenchmark
-    from ..overlap_population import Population
+    from ..bench.overlap import OverlapBenchmark
+    from ..bench.steady_load import Population
 
 BATCH_OUTPUT = 100
 MEASURING = "measuring the host"
@@ -108,8 +108,8 @@ def _check_together(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from ..overlap_bench import OverlapBenchmark
-    from ..scheduler.catalogue import Catalogue
+    from ..bench.overlap import OverlapBenchmark
+    from ..scheduler.cost_model.catalogue import Catalogue
 
     _check_together(args)
     with as_user_errors(ValueError, OSError, MemoryError):
@@ -142,9 +142,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _steady(args: argparse.Namespace, benchmark: OverlapBenchmark, population: Population) -> None:
-    from ..overlap_bench import run
-    from ..overlap_report import print_rows, rows
-    from ..trace import Recorder
+    from ..bench.overlap import run
+    from ..bench.report import print_rows, rows
+    from ..tracing.recorder import Recorder
 
     recorder = Recorder(label="emulated") if args.trace else None
     with Progress(sys.stderr).through(_turns(benchmark), "turn") as advance:
@@ -166,7 +166,7 @@ def _turns(benchmark: OverlapBenchmark) -> list[str]:
 
 
 def _batches(args: argparse.Namespace, benchmark: OverlapBenchmark, population: Population) -> None:
-    from ..overlap_batches import POLICIES, batch_rows, print_batches, run_batches
+    from ..bench.batches import POLICIES, batch_rows, print_batches, run_batches
 
     output = args.output or BATCH_OUTPUT
     if output >= 2 * benchmark.context:

@@ -47,9 +47,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from ..plan_chart import draw_plan
-    from ..plan_layout import describe
-    from ..steady_plans import steady_plan
+    from ..tracing.plan_chart import draw_plan
+    from ..tracing.plan_layout import describe
+    from ..tracing.steady_plans import steady_plan
 
     if args.output is not None:
         need_matplotlib()

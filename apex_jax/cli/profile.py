@@ -37,8 +37,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from ..profile_cache import profile_path
-    from ..scheduler.profile_file import encode
+    from ..profiling.store import profile_path
+    from ..scheduler.cost_model.profile_io import encode
 
     if args.plot is not None:
         need_matplotlib()
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     llm.close()
     print(encode(profile) if args.json else "\n".join(_lines(profile, profile_path(profile.key))))
     if args.plot is not None:
-        from ..profile_chart import draw_profile
+        from ..profiling.chart import draw_profile
 
         write(draw_profile(profile), args.plot)
     return 0
@@ -79,7 +79,7 @@ def _lines(profile: Profile, path: Path) -> Iterator[str]:
 
 
 def _row(name: str, unit: str, curve: Curve, times: int = 1) -> Iterator[str]:
-    from ..scheduler.curve import UNBOUNDED
+    from ..scheduler.cost_model.curve import UNBOUNDED
 
     points = [point for point in curve.points if point[0] < UNBOUNDED]
     constant = len(points) < len(curve.points) and curve(0) == curve(UNBOUNDED)

@@ -64,7 +64,7 @@ def _run(args: argparse.Namespace) -> int:
     from ..reproduce import runs, setups, steady, tables
     from ..reproduce.figures import draw_all
     from ..reproduce.gains import gains_of
-    from ..scheduler.recorded import read_trace
+    from ..scheduler.simulation.recorded import read_trace
 
     try:
         import matplotlib  # noqa: F401 minutes of simulation would be lost without it

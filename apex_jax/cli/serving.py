@@ -15,7 +15,7 @@ from .inputs import Task
 
 if TYPE_CHECKING:
     from ..llm import LLM
-    from ..trace import Recorder
+    from ..tracing.recorder import Recorder
 
 OnNews = Callable[[int, RequestOutput], object]
 """Called with a task's position and what is new of it."""

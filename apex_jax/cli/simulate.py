@@ -16,9 +16,9 @@ from .numbers import count, not_negative, positive
 from .progress import Progress
 
 if TYPE_CHECKING:
-    from ..scheduler.catalogue import Catalogue
-    from ..scheduler.profile import Padding
-    from ..scheduler.workload import Job
+    from ..scheduler.cost_model.catalogue import Catalogue
+    from ..scheduler.cost_model.profile import Padding
+    from ..scheduler.simulation.workload import Job
 
 STRATEGIES = ("auto", "device_only", "layer_sync", "asymmetric_pipelining", "async_overlap")
 
@@ -106,7 +106,7 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from ..scheduler.catalogue import Catalogue
+    from ..scheduler.cost_model.catalogue import Catalogue
 
     with as_user_errors(ValueError, OSError):
         catalogue = Catalogue.built_in()
@@ -127,8 +127,8 @@ def _run(args: argparse.Namespace) -> int:
 
 def _jobs(args: argparse.Namespace) -> tuple[list[Job], int]:
     """Return the requests, and how many others of a trace have no output."""
-    from ..scheduler.recorded import read_trace
-    from ..scheduler.workload import arriving, at_once, equal
+    from ..scheduler.simulation.recorded import read_trace
+    from ..scheduler.simulation.workload import arriving, at_once, equal
 
     without_output = 0
     if args.trace is not None:
@@ -153,7 +153,7 @@ def _jobs(args: argparse.Namespace) -> tuple[list[Job], int]:
 
 def _simulate(args: argparse.Namespace, catalogue: Catalogue, jobs: list[Job]) -> dict[str, Any]:
     from ..scheduler.experiment import Experiment
-    from ..scheduler.workload import fitting
+    from ..scheduler.simulation.workload import fitting
 
     experiment = Experiment(
         device=catalogue.device(args.device),
@@ -193,7 +193,7 @@ def _simulate(args: argparse.Namespace, catalogue: Catalogue, jobs: list[Job]) -
 
 def _padding(args: argparse.Namespace) -> Padding:
     """Return the batch sizes of an engine with the same limits, and its default number of host requests."""
-    from ..buckets import HOST_SEQS, Buckets, padding_of
+    from ..execution.buckets import HOST_SEQS, Buckets, padding_of
 
     return padding_of(
         Buckets(

@@ -31,9 +31,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from ..timeline import choose
-    from ..timeline_chart import draw
-    from ..trace import load
+    from ..tracing.recorder import load
+    from ..tracing.timeline import choose
+    from ..tracing.timeline_chart import draw
 
     need_matplotlib()
     with as_user_errors(OSError, ValueError):

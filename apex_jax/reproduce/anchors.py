@@ -7,9 +7,9 @@ engine without a host, on instances of 8, 16 and 32 cores.
 
 from __future__ import annotations
 
-from ..scheduler.catalogue import Catalogue
+from ..scheduler.cost_model.catalogue import Catalogue
 from ..scheduler.experiment import Experiment
-from ..scheduler.workload import equal
+from ..scheduler.simulation.workload import equal
 
 T4_KV_TOKENS = 864
 

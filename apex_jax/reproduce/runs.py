@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from statistics import mean
 
 from ..scheduler.experiment import Experiment
-from ..scheduler.measures import Simulated
 from ..scheduler.policy import FixedPolicy
-from ..scheduler.workload import Job, equal
+from ..scheduler.simulation.metrics import Simulated
+from ..scheduler.simulation.workload import Job, equal
 from .setups import Setup, Workload, served
 
 STRATEGIES = ("device_only", "pipelining", "overlap", "apex")

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..scheduler.catalogue import Catalogue
+from ..scheduler.cost_model.catalogue import Catalogue
 from ..scheduler.experiment import Experiment
-from ..scheduler.workload import PUBLISHED, Job, Moments, at_once, fitting
+from ..scheduler.simulation.workload import PUBLISHED, Job, Moments, at_once, fitting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ..scheduler.candidates import Outlook, Valuation
+from ..scheduler.cost_model.prediction import Load
+from ..scheduler.cost_model.steady_state import steady
 from ..scheduler.plan import STRATEGIES, Strategy
-from ..scheduler.prediction import Load
-from ..scheduler.steady import steady
+from ..scheduler.planner.candidates import Outlook, Valuation
 from .gains import Gain
 from .setups import Setup
 

@@ -13,7 +13,7 @@ from decode import PAGE_SIZE, TINY
 from report import Report, Table, open_report
 
 from apex_jax import LlamaConfig
-from apex_jax.memory import kv_bytes_per_token
+from apex_jax.engine.capacity import kv_bytes_per_token
 from apex_jax.models import preset
 
 PROMPT, SHORT, LONG = 468, 8, 72

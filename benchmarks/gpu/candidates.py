@@ -1,7 +1,7 @@
 """Ways to attend over the paged device cache, to be compared on a GPU: decode attention, one query token a row.
 
 Each is a function (q [B, N, H], kv [P, K, 2, S, H], table [B, W], lengths [B]) -> [B, N, H] like
-`apex_jax.device_attention.decode_attention`, which is the first of them.
+`apex_jax.execution.paged_attention.decode_attention`, which is the first of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from apex_jax.device_attention import MASKED, decode_attention
+from apex_jax.execution.paged_attention import MASKED, decode_attention
 
 Attention = Callable[[Array, Array, Array, Array], Array]
 

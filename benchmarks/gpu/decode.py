@@ -19,12 +19,12 @@ from report import Report, Table, facts_of, open_report
 from timing import queued_seconds
 
 from apex_jax import LlamaConfig
-from apex_jax.buckets import Buckets
-from apex_jax.device_attention import decode_attention, write_tokens
-from apex_jax.jax_device import JaxDevice
-from apex_jax.memory import free_memory, kv_bytes_per_token
+from apex_jax.engine.capacity import free_memory, kv_bytes_per_token
+from apex_jax.execution.buckets import Buckets
+from apex_jax.execution.jax_device import JaxDevice
+from apex_jax.execution.paged_attention import decode_attention, write_tokens
+from apex_jax.execution.programs import DecodeAttention
 from apex_jax.models import Weights, preset, random_weights
-from apex_jax.programs import DecodeAttention
 from apex_jax.scheduler import DecodeRow, NewPages, Plan
 
 PAGE_SIZE = 64

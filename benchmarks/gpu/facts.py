@@ -21,11 +21,11 @@ from jax.sharding import SingleDeviceSharding
 from report import Report, open_report
 from timing import queued_seconds, seconds
 
-from apex_jax.device import default_dtype
+from apex_jax.bench.host_attention import stream_read_gb_per_s
+from apex_jax.engine.capacity import host_memory_available
+from apex_jax.execution.attention_backend import default_dtype
 from apex_jax.host_offload import machine_instructions
-from apex_jax.host_offload.bench import stream_read_gb_per_s
-from apex_jax.memory import host_memory_available
-from apex_jax.processor import processor_name, usable_cores
+from apex_jax.machine.processor import processor_name, usable_cores
 
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "flax", "transformers", "torch", "numpy")
 

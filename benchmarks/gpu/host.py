@@ -8,8 +8,8 @@ import sys
 import jax
 from report import open_report
 
+from apex_jax.bench.host_attention import AttentionBenchmark, latency_us, run
 from apex_jax.host_offload import native_attention_available
-from apex_jax.host_offload.bench import AttentionBenchmark, latency_us, run
 
 SHAPES = {"llama-3.1-8b": (32, 8, 128), "llama-2-7b": (32, 32, 128)}
 

@@ -22,10 +22,10 @@ import numpy as np
 from decode import DTYPE, PAGE_SIZE, TINY, fitting
 from report import Report, Table, facts_of, open_report
 
-import apex_jax.jax_device
+import apex_jax.execution.jax_device
 from apex_jax import LLM, LlamaConfig, SamplingParams
-from apex_jax.engine import EngineStats
-from apex_jax.memory import host_memory_available, kv_bytes_per_token
+from apex_jax.engine.capacity import host_memory_available, kv_bytes_per_token
+from apex_jax.engine.engine import EngineStats
 from apex_jax.models import preset, random_weights
 from apex_jax.scheduler import STRATEGIES, CostModel, DeviceRates, HostRates, Load, ModelShape, Strategy, describe
 
@@ -76,7 +76,7 @@ def main() -> int:
     """Measure."""
     report, args = open_report()
     # One set of compiled programs for all engines.
-    apex_jax.jax_device.build_programs = functools.cache(apex_jax.jax_device.build_programs)
+    apex_jax.execution.jax_device.build_programs = functools.cache(apex_jax.execution.jax_device.build_programs)
     facts = {name: value for part in ("facts", "host", "decode") for name, value in facts_of(args.out, part).items()}
     table = report.table(
         "predicted: by the rates measured above",

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from apex_jax.host_offload import bench
+from apex_jax.bench import host_attention as bench
 
 ONE = ("bench", "attention", "--implementation=jax", "--shape=4/2/32", "--dtype=float32", "--case=8x2048")
 

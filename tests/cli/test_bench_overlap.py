@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from apex_jax import overlap_bench
-from apex_jax.overlap_bench import OverlapBenchmark
-from apex_jax.overlap_report import print_rows
-from apex_jax.trace import load
+from apex_jax.bench import overlap as overlap_bench
+from apex_jax.bench.overlap import OverlapBenchmark
+from apex_jax.bench.report import print_rows
+from apex_jax.tracing.recorder import load
 
 
 @pytest.fixture

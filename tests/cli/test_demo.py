@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from apex_jax.cli import demo
-from apex_jax.models import ModelNotFoundError, registry
+from apex_jax.models import ModelNotFoundError
+from apex_jax.models.loading import registry
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import pytest
 
 from apex_jax.cli import main
 from apex_jax.scheduler import save_profile
-from apex_jax.scheduler.catalogue import Catalogue
-from apex_jax.scheduler.hardware import described_profile
+from apex_jax.scheduler.cost_model.catalogue import Catalogue
+from apex_jax.scheduler.cost_model.hardware import described_profile
 
 MANY = ("explain", "--device-requests", "4", "--host-requests", "300", "--context", "600", "--remaining", "1000")
 MANY += ("--free-host-tokens", "400000", "--free-device-tokens", "8000")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from apex_jax.cli import main
-from apex_jax.scheduler.profile_file import decode
+from apex_jax.scheduler.cost_model.profile_io import decode
 
 ARGUMENTS = (
     *("profile", "--model", "smollm2-135m", "--load-format", "dummy", "--num-layers", "1", "--device-kv-tokens", "256"),
@@ -17,7 +17,7 @@ ARGUMENTS = (
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("APEX_JAX_CACHE", str(tmp_path))
     # Times do not matter here.
-    monkeypatch.setattr("apex_jax.profiling.POINT_SECONDS", 0.0)
+    monkeypatch.setattr("apex_jax.profiling.profiler.POINT_SECONDS", 0.0)
 
 
 @pytest.mark.slow
@@ -33,7 +33,7 @@ def test_measures_shows_and_draws(tmp_path, capsys):
 
 
 def test_a_damaged_profile_is_said(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("apex_jax.profile_cache.profile_path", lambda key: tmp_path / "p.json")
+    monkeypatch.setattr("apex_jax.profiling.store.profile_path", lambda key: tmp_path / "p.json")
     (tmp_path / "p.json").write_text(json.dumps({"format": "other"}), encoding="utf-8")
     assert main(list(ARGUMENTS)) == 2
     assert "format is 'other'" in capsys.readouterr().err

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import apex_jax.execution.jax_device
 import apex_jax.host_offload.worker
-import apex_jax.jax_device
 import apex_jax.llm
 from apex_jax import LLM, LlamaConfig
-from apex_jax.device import DeviceAttention
-from apex_jax.device_attention import decode_attention, write_tokens
+from apex_jax.execution.attention_backend import DeviceAttention
+from apex_jax.execution.paged_attention import decode_attention, write_tokens
 from apex_jax.host_offload import native_attention_available
 from apex_jax.models import forward, random_weights
 
@@ -30,7 +30,7 @@ LIMIT = 256
 @pytest.fixture(scope="session", autouse=True)
 def shared_programs():
     """Compile the programs of one model once, however many engines the tests make."""
-    original, first, sized = functools.cache(apex_jax.jax_device.build_programs), {}, {}
+    original, first, sized = functools.cache(apex_jax.execution.jax_device.build_programs), {}, {}
 
     def build(config, attention, page_size):
         # They take layers as arguments, so that models of any depth share them.
@@ -46,7 +46,7 @@ def shared_programs():
 
     host = functools.cache(apex_jax.host_offload.worker.build_programs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(apex_jax.jax_device, "build_programs", build)
+        patch.setattr(apex_jax.execution.jax_device, "build_programs", build)
         patch.setattr(apex_jax.host_offload.worker, "build_programs", host)
         yield
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from apex_jax import SamplingParams
-from apex_jax.sampling import SamplingMode, pack_rows, sample, seed_words
+from apex_jax.execution.sampler import SamplingMode, pack_rows, sample, seed_words
 from apex_jax.scheduler import STRATEGIES, Decision, Fetch, FixedPolicy
 
 DEVICE_ROWS, HOST_ROWS = 4, 4

@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-import apex_jax.programs
+import apex_jax.execution.programs
 from apex_jax import SamplingParams
-from apex_jax.buckets import Buckets
-from apex_jax.device_attention import prefill_over_the_table
-from apex_jax.packing import PageTables, pack_rows, pack_tiles, table_width
+from apex_jax.execution.batch import PageTables, pack_rows, pack_tiles, table_width
+from apex_jax.execution.buckets import Buckets
+from apex_jax.execution.paged_attention import prefill_over_the_table
 from apex_jax.scheduler import DecodeRow, NewPages, PrefillChunk
 
 PAGE_SIZE = 16
@@ -50,7 +50,7 @@ def test_page_tables_are_as_wide_as_the_longest_context_of_an_iteration():
 @pytest.mark.parametrize("batched", [32, 64])
 def test_prefill_over_the_table_gives_the_tokens_of_the_plain_model(batched, make, config, greedy, monkeypatch):
     """Prompts in one chunk, in several, and several prompts in one iteration, beside rows that decode."""
-    monkeypatch.setattr(apex_jax.programs, "prefill_attention", prefill_over_the_table)
+    monkeypatch.setattr(apex_jax.execution.programs, "prefill_attention", prefill_over_the_table)
     # A configuration of its own, since engines of one share their compiled programs.
     llm = make("xla", config=dataclasses.replace(config, max_position_embeddings=248), max_num_batched_tokens=batched)
     rng = np.random.default_rng(6)

@@ -11,8 +11,8 @@ import pytest
 from hybrid import Restless, check_empty, run, settle, unsettle
 
 from apex_jax import LLM, LlamaConfig, SamplingParams
+from apex_jax.execution.sampler import MODES, SamplingMode
 from apex_jax.models import random_weights
-from apex_jax.sampling import MODES, SamplingMode
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 PROMPT = [5, 17, 40]

@@ -7,8 +7,8 @@ import jax
 import pytest
 
 from apex_jax import SamplingParams
-from apex_jax.device import default_dtype
-from apex_jax.host_tier import host_device
+from apex_jax.engine.host_tier import host_device
+from apex_jax.execution.attention_backend import default_dtype
 
 
 @pytest.mark.parametrize(

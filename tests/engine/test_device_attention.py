@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apex_jax.device_attention import (
+from apex_jax.execution.paged_attention import (
     decode_attention,
     prefill_attention,
     prefill_over_the_table,
@@ -88,7 +88,7 @@ def test_decode(heads, dtype, page_size):
 def test_decode_in_rounds(pages, dtype, monkeypatch):
     """Only so many pages of each row at a time; the last round may be short, and rows may end before it."""
     row_pages = 5 * 2 * 2 * 16 * WIDTH * jnp.dtype(dtype).itemsize
-    monkeypatch.setattr("apex_jax.device_attention.GATHERED_BYTES", (pages + 1) * row_pages - 1)
+    monkeypatch.setattr("apex_jax.execution.paged_attention.GATHERED_BYTES", (pages + 1) * row_pages - 1)
     in_rounds = jax.jit(lambda *operands: decode_attention(*operands))
     check_decode(in_rounds, 6, 2, dtype, 16)
 
@@ -171,7 +171,7 @@ def test_prefill_of_one_request(walk, page_size, start, count, bucket):
 
 
 def test_prefill_of_more_tiles_than_are_taken_together(monkeypatch):
-    monkeypatch.setattr("apex_jax.device_attention.TOGETHER_TOKENS", 32)
+    monkeypatch.setattr("apex_jax.execution.paged_attention.TOGETHER_TOKENS", 32)
     cache = Cache((80, 48), page_size=16, kv_heads=2, dtype="float32")
     monkeypatch.setitem(WALKS, "few", jax.jit(prefill_over_the_table, static_argnames="one_request"))
     check_prefill("few", cache, 4, tiles_of(cache, 0, 16, 80), one_request=True)

@@ -7,16 +7,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-import apex_jax.emulated_device
-import apex_jax.executor
-import apex_jax.operation_queue
+import apex_jax.execution.emulated_device
+import apex_jax.execution.executor
+import apex_jax.execution.operation_queue
 from apex_jax import SamplingParams
-from apex_jax.buckets import Buckets, padding_of
-from apex_jax.emulated_device import EmulatedDevice
-from apex_jax.engine import Engine
-from apex_jax.executor import Executor
+from apex_jax.engine.engine import Engine
+from apex_jax.engine.output_processor import OutputStream
+from apex_jax.execution.buckets import Buckets, padding_of
+from apex_jax.execution.emulated_device import EmulatedDevice
+from apex_jax.execution.executor import Executor
+from apex_jax.execution.operation_queue import OperationQueue, wait_until
 from apex_jax.host_offload import HostJob, HostKVConfig, HostWorker, allocate
-from apex_jax.operation_queue import OperationQueue, wait_until
 from apex_jax.scheduler import (
     AttentionTime,
     CostModel,
@@ -28,9 +29,8 @@ from apex_jax.scheduler import (
     Profile,
     ProfileKey,
 )
-from apex_jax.steady_plans import steady_plan
-from apex_jax.stopping import OutputStream
-from apex_jax.trace import Recorder
+from apex_jax.tracing.recorder import Recorder
+from apex_jax.tracing.steady_plans import steady_plan
 
 LAYERS, PAGE = 3, 16
 SHAPE = ModelShape(
@@ -66,8 +66,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(apex_jax.operation_queue, "time", clock)
-    monkeypatch.setattr(apex_jax.emulated_device, "time", clock)
+    monkeypatch.setattr(apex_jax.execution.operation_queue, "time", clock)
+    monkeypatch.setattr(apex_jax.execution.emulated_device, "time", clock)
     return clock
 
 
@@ -261,7 +261,7 @@ class ForgetfulDevice(EmulatedDevice):
     """Knows whether it works, but not since when it does not."""
 
     def idle_since(self):
-        return None if super().idle_since() is None else apex_jax.emulated_device.time.perf_counter_ns()
+        return None if super().idle_since() is None else apex_jax.execution.emulated_device.time.perf_counter_ns()
 
 
 class TestWaits:
@@ -269,7 +269,7 @@ class TestWaits:
 
     @pytest.fixture
     def waited(self, clock, monkeypatch):
-        monkeypatch.setattr(apex_jax.executor, "time", clock)
+        monkeypatch.setattr(apex_jax.execution.executor, "time", clock)
 
         def run(kind, strategy, **sizes):
             device = kind(profile(hop=0.0), SHAPE, dtype=np.dtype(np.float32), num_pages=32, buckets=BUCKETS)

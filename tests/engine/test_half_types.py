@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apex_jax.device import device_attention_for
-from apex_jax.device_attention import prefill_attention, write_tiles
+from apex_jax.execution.attention_backend import device_attention_for
+from apex_jax.execution.paged_attention import prefill_attention, write_tiles
 from apex_jax.models import LlamaConfig, forward, llama, random_weights
 
 SIZE, LENGTH = 64, 128

@@ -9,7 +9,7 @@ from hybrid import Reference, check_empty
 
 from apex_jax import LLM, SamplingParams
 from apex_jax.models import forward, load_model
-from apex_jax.models.registry import REGISTERED, cache_folder
+from apex_jax.models.loading.registry import REGISTERED, cache_folder
 
 FILE = cache_folder() / REGISTERED["smollm2-135m-instruct"].file
 NAMES = ("Ann", "Ben", "Cas", "Dan", "Eve", "Flo", "Gus", "Hal", "Ida", "Jon", "Kit", "Lou", "Max")

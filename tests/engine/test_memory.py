@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
+import apex_jax.engine.capacity
 import apex_jax.llm
-import apex_jax.memory
 from apex_jax import LLM, EngineOptions
-from apex_jax.memory import free_memory, host_memory_available, plan_memory
+from apex_jax.engine.capacity import free_memory, host_memory_available, plan_memory
 from apex_jax.models import preset
 
 GIB = 2**30
@@ -51,7 +51,7 @@ def test_what_no_machine_holds(options, message, config, weights):
 
 @pytest.mark.usefixtures("nothing_is_allocated")
 def test_a_model_that_no_machine_holds(monkeypatch):
-    monkeypatch.setattr(apex_jax.memory, "host_memory_available", lambda: 100 * GIB)
+    monkeypatch.setattr(apex_jax.engine.capacity, "host_memory_available", lambda: 100 * GIB)
     with pytest.raises(ValueError, match=rf"weights take {70_553_706_496 * 4} bytes in float32; .* {100 * GIB} bytes"):
         LLM("llama-3.1-70b", load_format="dummy", dtype="float32", device=jax.devices("cpu")[0])
 

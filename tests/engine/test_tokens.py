@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from apex_jax import SamplingParams
-from apex_jax.sampling import SamplingMode, pack_rows, sample, seed_words
+from apex_jax.execution.sampler import SamplingMode, pack_rows, sample, seed_words
 
 COUNT = 24
 GREEDY = SamplingParams(temperature=0, max_tokens=COUNT, ignore_eos=True)

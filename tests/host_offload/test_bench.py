@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apex_jax.host_offload import bench
+from apex_jax.bench import host_attention as bench
 
 
 def test_rows_name_what_was_measured():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from apex_jax.host_offload import bench_pages
+from apex_jax.bench import host_pages as bench_pages
 
 
 def test_every_move_is_measured():

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as Fast
 from tokenizers import decoders, models, pre_tokenizers
 
 from apex_jax.models import Detokenizer, Tokenizer
-from apex_jax.models.detokenize import _WINDOW
+from apex_jax.models.tokenization.detokenizer import _WINDOW
 
 STORIES = Path(__file__).parents[2].parent / "shared" / "models" / "stories260K"
 

@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from apex_jax.models import CheckpointError, LlamaConfig, forward, load_model, weights_from_params
-from apex_jax.models.gguf_file import open_gguf
-from apex_jax.models.gguf_source import GGUFSource, config_from_gguf
-from apex_jax.models.gguf_tokenizer import tokenizer_from_gguf
-from apex_jax.models.naming import checkpoint_shapes
-from apex_jax.models.registry import REGISTERED, WheelModel
+from apex_jax.models.loading.gguf_file import open_gguf
+from apex_jax.models.loading.gguf_source import GGUFSource, config_from_gguf
+from apex_jax.models.loading.hf_names import checkpoint_shapes
+from apex_jax.models.loading.registry import REGISTERED, WheelModel
 from apex_jax.models.rope import inverse_frequencies
+from apex_jax.models.tokenization.gguf_tokenizer import tokenizer_from_gguf
 
 CONFIG = LlamaConfig(
     vocab_size=40,

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from apex_jax.models import LlamaConfig, forward, weights_from_params
-from apex_jax.models.naming import checkpoint_shapes
+from apex_jax.models.loading.hf_names import checkpoint_shapes
 
 GOLDENS = Path(__file__).parent / "goldens" / "logits.npz"
 PROMPT, NEW = 16, 64

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from apex_jax.models import ModelNotFoundError, registry
+from apex_jax.models import ModelNotFoundError
+from apex_jax.models.loading import registry
 
 CONTENT = b"weights" * 1000
 

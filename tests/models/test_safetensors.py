@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from apex_jax.models import CheckpointError, LlamaConfig, ModelNotFoundError, load_model, weights_from_params
-from apex_jax.models.naming import checkpoint_shapes
+from apex_jax.models.loading.hf_names import checkpoint_shapes
 
 SETTINGS = {
     "model_type": "llama",

@@ -10,9 +10,9 @@ import gguf
 import pytest
 
 from apex_jax.models import CheckpointError, Tokenizer
-from apex_jax.models.gguf_file import GGUFFile, open_gguf
-from apex_jax.models.gguf_tokenizer import tokenizer_from_gguf
-from apex_jax.models.registry import REGISTERED, cache_folder
+from apex_jax.models.loading.gguf_file import GGUFFile, open_gguf
+from apex_jax.models.loading.registry import REGISTERED, cache_folder
+from apex_jax.models.tokenization.gguf_tokenizer import tokenizer_from_gguf
 
 STORIES = Path(__file__).parents[2].parent / "shared" / "models" / "stories260K"
 SMOLLM = cache_folder() / REGISTERED["smollm2-135m-instruct"].file

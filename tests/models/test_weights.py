@@ -19,7 +19,7 @@ from apex_jax.models import (
     rotation,
     weights_from_params,
 )
-from apex_jax.models.naming import checkpoint_shapes
+from apex_jax.models.loading.hf_names import checkpoint_shapes
 
 CONFIG = LlamaConfig(
     vocab_size=64,

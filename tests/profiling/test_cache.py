@@ -8,7 +8,7 @@ import pytest
 
 from apex_jax import LLM, LlamaConfig, SamplingParams
 from apex_jax.models import random_weights
-from apex_jax.profile_cache import keep_profile, profile_path
+from apex_jax.profiling.store import keep_profile, profile_path
 from apex_jax.scheduler import Curve, ProfileError, load_profile
 
 CONFIG = LlamaConfig(
@@ -36,7 +36,7 @@ OPTIONS = {
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("APEX_JAX_CACHE", str(tmp_path))
     # Times do not matter here.
-    monkeypatch.setattr("apex_jax.profiling.POINT_SECONDS", 0.0)
+    monkeypatch.setattr("apex_jax.profiling.profiler.POINT_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")

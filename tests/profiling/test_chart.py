@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from test_profiling import known
 
-from apex_jax.profile_chart import draw_profile
+from apex_jax.profiling.chart import draw_profile
 from apex_jax.scheduler import Curve
 
 

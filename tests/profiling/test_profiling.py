@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from virtual_machine import VirtualMachine
 
-from apex_jax.buckets import padding_of
-from apex_jax.profiling import Profiler
+from apex_jax.execution.buckets import padding_of
+from apex_jax.profiling.profiler import Profiler
 from apex_jax.scheduler import AttentionTime, CostModel, Curve, Load, Profile, ProfileKey, prompt_pairs
 
 KEY = ProfileKey(device="d", host="h", model="m", dtypes="t", software="s")

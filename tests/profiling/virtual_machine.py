@@ -2,8 +2,8 @@
 
 from types import SimpleNamespace
 
-from apex_jax.buckets import Buckets
-from apex_jax.executor import HostCounters
+from apex_jax.execution.buckets import Buckets
+from apex_jax.execution.executor import HostCounters
 from apex_jax.scheduler import CostModel, Load
 
 PAGES = 96

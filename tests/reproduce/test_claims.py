@@ -11,7 +11,7 @@ from apex_jax.reproduce.runs import Task
 from apex_jax.reproduce.setups import NOMINAL, setups, workloads
 from apex_jax.reproduce.steady import steady_at, steady_gains
 from apex_jax.reproduce.tables import claim_lines, comparisons, write_claims
-from apex_jax.scheduler.workload import equal
+from apex_jax.scheduler.simulation.workload import equal
 
 RANGE = Claim(name="a", text="a", low=10, high=20, machine="T4", over="device_only", groups=("long",))
 UP_TO = replace(RANGE, low=None, high=40)

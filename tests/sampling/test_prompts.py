@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from apex_jax.engine.input_processor import as_batch, tokenize
 from apex_jax.models import Tokenizer
-from apex_jax.prompts import as_batch, tokenize
 
 BOS = 0
 

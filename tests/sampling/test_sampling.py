@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from apex_jax.sampling import (
+from apex_jax.execution.sampler import (
     INVALID_TOKEN,
     MAX_BANNED,
     MODES,

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apex_jax.sampling import INVALID_TOKEN
+from apex_jax.engine.output_processor import OutputStream, StopMatcher
+from apex_jax.execution.sampler import INVALID_TOKEN
 from apex_jax.sampling_params import SamplingParams
-from apex_jax.stopping import OutputStream, StopMatcher
 
 EOS = 0
 PIECES = ["<eos>", "a", "b", "ab", "ba", "aab", "", "bbaab", "c"]

@@ -4,7 +4,7 @@ import pytest
 
 from apex_jax.scheduler import FixedPolicy, PageTable, Request, Scheduler
 from apex_jax.scheduler.cohorts import Cohorts
-from apex_jax.scheduler.draft import Draft
+from apex_jax.scheduler.plan_builder import Draft
 
 
 def resting(*numbers):

@@ -8,8 +8,8 @@ import pytest
 from machines import machine
 
 from apex_jax.scheduler import CostModel, DeviceRates, HostRates, Load, ModelShape, Terms, describe
-from apex_jax.scheduler.correction import Measured
-from apex_jax.scheduler.costs import Costs
+from apex_jax.scheduler.cost_model.component_times import Costs
+from apex_jax.scheduler.cost_model.correction import Measured
 
 SHAPE = ModelShape(
     name="m",

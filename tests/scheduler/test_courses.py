@@ -15,15 +15,15 @@ from apex_jax.scheduler import (
     Roster,
     Scheduler,
     Situation,
-    explain,
 )
-from apex_jax.scheduler.catalogue import Catalogue
+from apex_jax.scheduler.cost_model.catalogue import Catalogue
+from apex_jax.scheduler.cost_model.pacing import Pacing
 from apex_jax.scheduler.experiment import Experiment
-from apex_jax.scheduler.journey import Course
-from apex_jax.scheduler.pacing import Pacing
 from apex_jax.scheduler.plan import STRATEGIES
-from apex_jax.scheduler.riding import riding
-from apex_jax.scheduler.workload import Moments, equal
+from apex_jax.scheduler.planner.explain import explain
+from apex_jax.scheduler.planner.host_row_selection import riding
+from apex_jax.scheduler.planner.journey import Course
+from apex_jax.scheduler.simulation.workload import Moments, equal
 
 KNOWN = Catalogue.built_in()
 PROFILE = machine(layers=4, device_token=0.02, host_token=0.005)

@@ -7,19 +7,10 @@ from dataclasses import replace
 import pytest
 from machines import machine
 
-from apex_jax.scheduler import (
-    AttentionTime,
-    CostModel,
-    Curve,
-    Measured,
-    Planner,
-    PlannerOptions,
-    Roster,
-    Situation,
-    explain,
-    explain_values,
-)
-from apex_jax.scheduler.lookahead import PHASES
+from apex_jax.scheduler import AttentionTime, CostModel, Curve, Measured, Planner, PlannerOptions, Roster, Situation
+from apex_jax.scheduler.planner.explain import explain
+from apex_jax.scheduler.planner.explain_values import explain_values
+from apex_jax.scheduler.planner.lookahead import PHASES
 
 DEVICE = {"num_layers": 4, "device_rows": 10, "device_kv_tokens": 100, "remaining_tokens": 10**10}
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from apex_jax.models.presets import PRESETS
-from apex_jax.scheduler.catalogue import Catalogue
-from apex_jax.scheduler.hardware import Device, Host, described_profile, device_kv_tokens
+from apex_jax.scheduler.cost_model.catalogue import Catalogue
+from apex_jax.scheduler.cost_model.hardware import Device, Host, described_profile, device_kv_tokens
 
 ANCHORS = Path(__file__).parents[2].parent / "shared" / "anchors"
 KNOWN = Catalogue.built_in()

@@ -6,15 +6,15 @@ import pytest
 from machines import machine
 
 from apex_jax.scheduler import CostModel, FixedPolicy, Load, Roster
-from apex_jax.scheduler.candidates import even
-from apex_jax.scheduler.catalogue import Catalogue
+from apex_jax.scheduler.cost_model.catalogue import Catalogue
+from apex_jax.scheduler.cost_model.pacing import Pacing
 from apex_jax.scheduler.experiment import Experiment
-from apex_jax.scheduler.journey import ALONE, Course, Room
-from apex_jax.scheduler.lookahead import SINGLE, Lookahead
-from apex_jax.scheduler.pacing import Pacing
 from apex_jax.scheduler.plan import STRATEGIES
+from apex_jax.scheduler.planner.candidates import even
+from apex_jax.scheduler.planner.journey import ALONE, Course, Room
+from apex_jax.scheduler.planner.lookahead import SINGLE, Lookahead
 from apex_jax.scheduler.roster import grouped
-from apex_jax.scheduler.workload import Job, equal
+from apex_jax.scheduler.simulation.workload import Job, equal
 
 KNOWN = Catalogue.built_in()
 ROOM = Room(device_tokens=1600, host_tokens=16_000, page_size=16, device_requests=64, prompt_tokens=512)

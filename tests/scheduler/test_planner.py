@@ -27,7 +27,7 @@ from apex_jax.scheduler import (
     describe,
     pipelining_bound,
 )
-from apex_jax.scheduler.candidates import even
+from apex_jax.scheduler.planner.candidates import even
 
 PROFILE = machine(layers=4, device_token=0.02, host_token=0.005)
 DEVICE = {"num_layers": 4, "device_rows": 10, "device_kv_tokens": 100, "remaining_tokens": 10**10}

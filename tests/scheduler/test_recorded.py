@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from apex_jax.scheduler.recorded import read_trace
-from apex_jax.scheduler.workload import Job
+from apex_jax.scheduler.simulation.recorded import read_trace
+from apex_jax.scheduler.simulation.workload import Job
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 ROW = "2023-11-16 18:15:46,1,1\n"

@@ -6,17 +6,17 @@ import pytest
 from machines import machine
 
 from apex_jax.scheduler import CostModel, Roster
-from apex_jax.scheduler.catalogue import Catalogue
+from apex_jax.scheduler.cost_model.catalogue import Catalogue
+from apex_jax.scheduler.cost_model.pacing import Pacing
 from apex_jax.scheduler.experiment import Experiment
-from apex_jax.scheduler.forecast import prompts_begin
-from apex_jax.scheduler.journey import ALONE, Course, Room
-from apex_jax.scheduler.lookahead import SINGLE, Lookahead
-from apex_jax.scheduler.pacing import Pacing
-from apex_jax.scheduler.population import SimRequest
-from apex_jax.scheduler.rehearsal import Rehearsal
-from apex_jax.scheduler.riding import riding
-from apex_jax.scheduler.serving import Serving
-from apex_jax.scheduler.workload import Job
+from apex_jax.scheduler.planner.forecast import prompts_begin
+from apex_jax.scheduler.planner.host_row_selection import riding
+from apex_jax.scheduler.planner.journey import ALONE, Course, Room
+from apex_jax.scheduler.planner.lookahead import SINGLE, Lookahead
+from apex_jax.scheduler.planner.rollout import Rehearsal
+from apex_jax.scheduler.simulation.request_pool import SimRequest
+from apex_jax.scheduler.simulation.virtual_engine import Serving
+from apex_jax.scheduler.simulation.workload import Job
 
 KNOWN = Catalogue.built_in()
 ROOM = Room(device_tokens=1600, host_tokens=16_000, page_size=16, device_requests=64, prompt_tokens=512)

@@ -4,12 +4,12 @@ import pytest
 from machines import machine
 
 from apex_jax.scheduler import CostModel, FixedPolicy, PageTable, Request, Scheduler
-from apex_jax.scheduler.catalogue import Catalogue
+from apex_jax.scheduler.cost_model.catalogue import Catalogue
 from apex_jax.scheduler.experiment import Experiment
-from apex_jax.scheduler.serving import host_turn
-from apex_jax.scheduler.simulator import simulate
-from apex_jax.scheduler.tiers import Machine
-from apex_jax.scheduler.workload import Job, equal
+from apex_jax.scheduler.simulation.simulator import simulate
+from apex_jax.scheduler.simulation.virtual_engine import host_turn
+from apex_jax.scheduler.simulation.virtual_scheduler import Machine
+from apex_jax.scheduler.simulation.workload import Job, equal
 
 ROOMY = Machine(device_kv_tokens=16_000)
 ALONE = FixedPolicy(strategy="device_only")

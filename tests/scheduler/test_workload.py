@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from apex_jax.scheduler.recorded import read_trace
-from apex_jax.scheduler.workload import PUBLISHED, Job, Moments, arriving, at_once, equal, fitting
+from apex_jax.scheduler.simulation.recorded import read_trace
+from apex_jax.scheduler.simulation.workload import PUBLISHED, Job, Moments, arriving, at_once, equal, fitting
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from apex_jax.scheduler import STRATEGIES
-from apex_jax.trace_file import load
+from apex_jax.tracing.trace_file import load
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = ("gpu_tests", "facts", "host", "decode", "strategies", "baseline")

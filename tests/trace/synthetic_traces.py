@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from apex_jax.scheduler.plan import Plan
-from apex_jax.steady_plans import steady_plan
-from apex_jax.trace import ITERATION, Recorder
+from apex_jax.tracing.recorder import ITERATION, Recorder
+from apex_jax.tracing.steady_plans import steady_plan
 
 LAYER = 660_000
 """Nanoseconds of a boundary's linear layers, whatever rides."""

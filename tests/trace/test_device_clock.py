@@ -5,8 +5,8 @@ import threading
 import jax.numpy as jnp
 import pytest
 
-from apex_jax.device_clock import DeviceClock
-from apex_jax.trace import Recorder
+from apex_jax.tracing.device_clock import DeviceClock
+from apex_jax.tracing.recorder import Recorder
 
 
 @pytest.mark.parametrize("threads", [True, False])

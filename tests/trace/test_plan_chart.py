@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 from matplotlib.patches import Rectangle
 
-from apex_jax.plan_chart import draw_plan
-from apex_jax.plan_layout import MARGIN, PASSES_SHARE, describe, host_jobs, passes
 from apex_jax.scheduler.plan import Cohort, DecodeRow, Eviction, Fetch, Landing, Plan, PrefillChunk
-from apex_jax.steady_plans import steady_plan
+from apex_jax.tracing.plan_chart import draw_plan
+from apex_jax.tracing.plan_layout import MARGIN, PASSES_SHARE, describe, host_jobs, passes
+from apex_jax.tracing.steady_plans import steady_plan
 
 
 def row(request):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apex_jax.scheduler.plan import STRATEGIES
-from apex_jax.steady_plans import steady_plan
+from apex_jax.tracing.steady_plans import steady_plan
 
 
 @given(

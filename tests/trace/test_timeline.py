@@ -8,9 +8,9 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex
 from synthetic_traces import ATTENTION, HOP, LAYER, synthetic
 
-from apex_jax.timeline import choose, find_iterations
-from apex_jax.timeline_chart import COHORT_COLOURS, draw
-from apex_jax.trace import TRACKS, Recorder
+from apex_jax.tracing.recorder import TRACKS, Recorder
+from apex_jax.tracing.timeline import choose, find_iterations
+from apex_jax.tracing.timeline_chart import COHORT_COLOURS, draw
 
 
 def recorded(*iterations, marks="device"):

@@ -6,8 +6,8 @@ import threading
 import pytest
 
 import apex_jax
-from apex_jax.trace import TRACKS, Instant, Recorder, Span, Trace, TraceError, load
-from apex_jax.trace_file import nest, save
+from apex_jax.tracing.recorder import TRACKS, Instant, Recorder, Span, Trace, TraceError, load
+from apex_jax.tracing.trace_file import nest, save
 
 
 def span(begin, end, track="host", name="attention", **args):

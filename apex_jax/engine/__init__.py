@@ -1,0 +1,1 @@
+"""The engine: requests come in, plans go out, tokens come back as text."""

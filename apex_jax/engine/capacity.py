@@ -1,0 +1,207 @@
+"""What an engine takes of its device's memory: judged from the model's sizes, before anything is allocated."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from ..execution.buckets import HOST_SEQS
+from ..models.config import LlamaConfig
+from ..options import EngineOptions
+
+DEVICE_SHARE = 0.9
+"""Of an accelerator's free memory, what the cache takes at most by default."""
+
+HOST_SHARE = 0.125
+"""The same of main memory, where other programs live too."""
+
+SLOT_BYTES = 2048
+"""Page table and sampling settings of a request, beside what grows with the vocabulary."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSizes:
+    """What an engine is to hold.
+
+    Attributes:
+        pages: pages of the device KV cache.
+        max_num_seqs: requests that run at once.
+        max_prefill_pages: pages of prompt tokens computed in one iteration.
+        max_model_len: longest context in tokens, prompt and output.
+        host_pages: pages of the host KV cache, 0 without one.
+        max_host_seqs: requests that live on the host at once.
+    """
+
+    pages: int
+    max_num_seqs: int
+    max_prefill_pages: int
+    max_model_len: int
+    host_pages: int
+    max_host_seqs: int
+
+
+def kv_bytes_per_token(config: LlamaConfig, dtype: jnp.dtype) -> int:
+    """Return the bytes that one token's keys and values take in all layers."""
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * jnp.dtype(dtype).itemsize
+
+
+def plan_memory(config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *, device: jax.Device) -> EngineSizes:
+    """Return how large an engine becomes; a KV cache without a given size never exceeds what could be used.
+
+    To be called before the weights are on the device.
+
+    Raises:
+        ValueError: the weights, the KV cache or the work of an iteration do not fit into the device's free memory; the
+            budget, or what is free, holds not even one page, or two of the host's; `max_model_len` is above the model's
+            or the cache's limit; there are more cohorts than boundaries.
+    """
+    _check_cohorts(config, options)
+    own_limit, page_size = config.max_position_embeddings, options.page_size
+    if options.max_model_len is not None and options.max_model_len > own_limit:
+        raise ValueError(
+            f"max_model_len={options.max_model_len} is above the model's own limit of {own_limit} tokens "
+            "(max_position_embeddings)"
+        )
+    longest = options.max_model_len or own_limit
+    max_num_seqs = options.max_num_seqs or (16 if device.platform == "cpu" else 64)
+    max_host_seqs = 0 if options.host_kv_bytes is None else options.max_host_seqs or HOST_SEQS * max_num_seqs
+    # No iteration has more prompt tokens than all requests together.
+    prompt_pages = max(1, min(options.max_num_batched_tokens, max_num_seqs * longest) // page_size)
+    free = _free_after_weights(config, dtype, device)
+    requests = max_num_seqs + max_host_seqs
+    free -= _work_bytes(
+        config, options, max_num_seqs=requests, prompt_tokens=prompt_pages * page_size, free=free, device=device
+    )
+    pages, budget = _pages(config, dtype, options, useful_tokens=max_num_seqs * longest, free=free, device=device)
+    cached = pages * page_size
+    if options.max_model_len is not None and options.max_model_len > cached:
+        raise ValueError(
+            f"max_model_len={options.max_model_len} is above what the KV cache holds: {budget} gives {cached} tokens "
+            f"in pages of {page_size}, and every request is prefilled on the device"
+        )
+    used = free_memory(device) - free + pages * page_size * kv_bytes_per_token(config, dtype)
+    return EngineSizes(
+        pages=pages,
+        max_num_seqs=max_num_seqs,
+        max_prefill_pages=prompt_pages,
+        max_model_len=min(longest, cached),
+        host_pages=_host_pages(config, dtype, options, used=used if _limit(device) is None else 0),
+        max_host_seqs=max_host_seqs,
+    )
+
+
+def _check_cohorts(config: LlamaConfig, options: EngineOptions) -> None:
+    layers, cohorts = config.num_hidden_layers, options.num_cohorts
+    if cohorts is not None and cohorts > layers + 1:
+        raise ValueError(
+            f"num_cohorts={cohorts} is above the {layers + 1} boundaries of the model's {layers} layers, "
+            "at each of which one cohort can be"
+        )
+
+
+def _host_pages(config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *, used: int) -> int:
+    """Return the pages of the host KV cache; `used` bytes of main memory are the device's, where it is a CPU."""
+    if options.host_kv_bytes is None:
+        return 0
+    token_bytes = kv_bytes_per_token(config, dtype)
+    pages = options.host_kv_bytes // (token_bytes * options.page_size)
+    if pages < 2:
+        raise ValueError(
+            f"host_kv_bytes={options.host_kv_bytes} is less than two pages of the host KV cache, a request's and "
+            f"one that it grows into: {options.page_size} tokens of {token_bytes} bytes each"
+        )
+    free = host_memory_available() - used
+    if options.host_kv_bytes > free:
+        raise ValueError(
+            f"host_kv_bytes={options.host_kv_bytes} is above the {free} bytes of main memory that are free"
+        )
+    return pages
+
+
+def _free_after_weights(config: LlamaConfig, dtype: jnp.dtype, device: jax.Device) -> int:
+    weights, free = config.num_parameters * jnp.dtype(dtype).itemsize, free_memory(device)
+    if weights > free:
+        raise ValueError(
+            f"the model's {config.num_parameters} weights take {weights} bytes in {jnp.dtype(dtype)}; "
+            f"{device} has {free} bytes free"
+        )
+    return free - weights
+
+
+def _work_bytes(
+    config: LlamaConfig, options: EngineOptions, *, max_num_seqs: int, prompt_tokens: int, free: int, device: jax.Device
+) -> int:
+    """Return what the largest iteration and the state of all requests take; both follow numbers that a user gives."""
+    # Logits and the tokens that a penalty counts.
+    per_request = 5 * config.vocab_size + SLOT_BYTES
+    # Residual stream, heads and the inside of the feed-forward block, in float32.
+    per_token = 4 * (2 * config.hidden_size + 2 * config.query_size + 3 * config.intermediate_size)
+    rows, prompts = max_num_seqs * (per_request + per_token), prompt_tokens * per_token
+    if rows + prompts > free:
+        of_rows = "max_num_seqs" if options.host_kv_bytes is None else "max_num_seqs + max_host_seqs"
+        name = of_rows if rows > prompts else "max_num_batched_tokens"
+        value = max_num_seqs if rows > prompts else options.max_num_batched_tokens
+        raise ValueError(
+            f"{name}={value} needs {max(rows, prompts)} bytes for the work of one iteration; {device} has {free} bytes "
+            "free beside the weights"
+        )
+    return rows + prompts
+
+
+def _pages(
+    config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *, useful_tokens: int, free: int, device: jax.Device
+) -> tuple[int, str]:
+    """Return the pages of the KV cache and what decided them."""
+    token_bytes = kv_bytes_per_token(config, dtype)
+    page_bytes = token_bytes * options.page_size
+    if options.device_kv_tokens is not None:
+        pages, budget = options.device_kv_tokens // options.page_size, f"device_kv_tokens={options.device_kv_tokens}"
+    elif options.device_kv_bytes is not None:
+        pages, budget = options.device_kv_bytes // page_bytes, f"device_kv_bytes={options.device_kv_bytes}"
+    else:
+        fraction = options.memory_fraction or (HOST_SHARE if _limit(device) is None else DEVICE_SHARE)
+        share = int(free * fraction)
+        pages = min(share // page_bytes, -(-useful_tokens // options.page_size))
+        budget = f"the free memory of {device} ({share} bytes)"
+    if pages < 1:
+        raise ValueError(
+            f"{budget} is less than one page of the KV cache: {options.page_size} tokens of {token_bytes} bytes each"
+        )
+    if pages * page_bytes > free:
+        raise ValueError(
+            f"{budget} is a KV cache of {pages * page_bytes} bytes; beside the weights and the work of one iteration "
+            f"{device} has {free} bytes free, which hold {free // page_bytes * options.page_size} tokens"
+        )
+    return pages, budget
+
+
+def free_memory(device: jax.Device) -> int:
+    """Return the bytes of a device's memory that can still be allocated; those of the host for a CPU."""
+    limit = _limit(device)
+    return host_memory_available() if limit is None else limit - device.memory_stats()["bytes_in_use"]
+
+
+def _limit(device: jax.Device) -> int | None:
+    """Return the bytes that JAX may allocate in all; None for a CPU, whose memory is the host's and not counted."""
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit is None and device.platform != "cpu":
+        raise ValueError(
+            f"{device} does not say how much memory it has, as with XLA_PYTHON_CLIENT_ALLOCATOR=platform; leave that "
+            "unset, and give other programs room with XLA_PYTHON_CLIENT_MEM_FRACTION"
+        )
+    return limit
+
+
+def host_memory_available() -> int:
+    """Return the bytes of main memory that can be taken without swapping."""
+    try:
+        with open("/proc/meminfo") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except FileNotFoundError:
+        pass  # Not Linux: the physical memory is all that can be asked for without another package.
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,49 @@
+"""The host's side of an engine: its device, its pages and the worker over them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from ..host_offload import HostKVConfig, HostWorker, allocate
+from ..models.config import LlamaConfig
+from ..options import EngineOptions
+from .capacity import EngineSizes
+
+
+def host_device(device: jax.Device) -> jax.Device:
+    """Return the CPU device that attends for host requests: another one than `device` where there are several.
+
+    Raises:
+        RuntimeError: JAX was told to use other backends alone.
+    """
+    try:
+        cpus = jax.local_devices(backend="cpu")
+    except RuntimeError as error:
+        platforms = jax.config.values["jax_platforms"]
+        raise RuntimeError(
+            f"a host KV cache needs JAX's CPU backend, which JAX_PLATFORMS={platforms} leaves out; "
+            f"set JAX_PLATFORMS={platforms},cpu, or leave it unset"
+        ) from error
+    return next((cpu for cpu in cpus if cpu != device), cpus[0])
+
+
+def make_worker(
+    config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, sizes: EngineSizes, *, device: jax.Device
+) -> HostWorker | None:
+    """Allocate the host KV cache and return its worker; None without a host tier.
+
+    Raises:
+        ValueError, MemoryError: the budget is below one page, or the machine does not have the memory.
+    """
+    if options.host_kv_bytes is None or not sizes.host_pages:
+        return None
+    shape = HostKVConfig(
+        num_layers=config.num_hidden_layers,
+        num_kv_heads=config.num_key_value_heads,
+        head_width=config.head_dim,
+        page_size=options.page_size,
+        dtype=dtype,
+    )
+    cache = allocate(shape, options.host_kv_bytes, host_device(device))
+    return HostWorker(cache, num_heads=config.num_attention_heads)

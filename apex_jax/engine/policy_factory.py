@@ -1,0 +1,139 @@
+"""Who decides about strategies, and from which profile."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+
+from ..execution.buckets import padding_of
+from ..execution.executor import Executor
+from ..models.config import LlamaConfig
+from ..options import EngineOptions
+from ..profiling.store import find_profile, profile_key, ready_profile
+from ..scheduler import (
+    CostModel,
+    DeviceRates,
+    FixedPolicy,
+    Follower,
+    HostRates,
+    ModelShape,
+    Planner,
+    PlannerOptions,
+    Policy,
+    Profile,
+    ProfileKey,
+    Strategy,
+    describe,
+)
+from ..scheduler.cost_model.catalogue import Catalogue
+from ..scheduler.policy import DEFAULT_COHORTS
+
+ASSUMED_CPU = DeviceRates(
+    name="CPU of assumed rates",
+    weights_bytes_per_s=20e9,
+    attention_bytes_per_s=20e9,
+    flops_per_s=1e11,
+    link_bytes_per_s=8e9,
+    link_s=1e-4,
+)
+"""Where the device is a CPU: a few cores' rates."""
+
+ASSUMED_HOST = HostRates(name="CPU of assumed rates", attention_bytes_per_s=25e9, job_s=5e-5)
+
+ASSUMED = "rates are assumed and corrected; `apex-jax profile` measures them"
+"""What the explanation says of a machine whose profile nobody has measured."""
+
+UNKNOWN_ACCELERATOR = "a10"
+"""Whose rates stand in for an accelerator that the catalogue does not know."""
+
+
+def make_policy(
+    executor: Executor,
+    config: LlamaConfig,
+    dtype: jnp.dtype,
+    options: EngineOptions,
+    *,
+    device: jax.Device,
+    attention: str,
+) -> Policy:
+    """Return what decides about the strategy of each plan.
+
+    With strategy "auto" that is a planner. Its profile is the kept one of this machine and model, or is measured now if
+    the options ask for it; otherwise rates are assumed, which the first iterations correct.
+
+    Raises:
+        ProfileError: the kept profile cannot be used, and the options do not ask to measure it anew.
+    """
+    buckets = executor.buckets
+    if executor.worker is None:
+        return FixedPolicy(strategy="device_only")
+    if options.strategy != "auto":
+        return FixedPolicy(
+            strategy=cast(Strategy, options.strategy),
+            num_cohorts=options.num_cohorts or DEFAULT_COHORTS,
+            max_host_requests=buckets.max_host_seqs,
+        )
+    key = profile_key(config, dtype, device, attention=attention, page_size=buckets.page_size)
+    if options.auto_profile:
+        profile = ready_profile(executor, config, dtype, key, repair=True, use_tqdm=True)
+    else:
+        kept = find_profile(executor, config, dtype, key)
+        profile = kept or assumed_profile(executor, config, dtype, key, device=device)
+    return planner_of(profile, executor, options)
+
+
+def follower_of(policy: Policy) -> Follower | None:
+    """Return what teaches a planner's cost model; None for a policy that has none."""
+    return Follower(policy.model) if isinstance(policy, Planner) else None
+
+
+def planner_of(profile: Profile, executor: Executor, options: EngineOptions) -> Planner:
+    """Return a planner for an executor's sizes that begins with a profile."""
+    buckets = executor.buckets
+    return Planner(
+        CostModel(profile),
+        PlannerOptions(
+            max_time_per_token=options.max_time_per_token,
+            max_device_requests=buckets.max_num_seqs,
+            max_host_requests=buckets.max_host_seqs,
+            max_prefill_tokens=buckets.max_prefill_pages * buckets.page_size,
+        ),
+    )
+
+
+def assumed_profile(
+    executor: Executor, config: LlamaConfig, dtype: jnp.dtype, key: ProfileKey, *, device: jax.Device
+) -> Profile:
+    """Return a profile of this model for rates that nobody measured here."""
+    size = jnp.dtype(dtype).itemsize
+    shape = ModelShape(
+        name="model",
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        intermediate_size=config.intermediate_size,
+        vocab_size=config.vocab_size,
+        weight_bytes=size,
+        kv_bytes=size,
+    )
+    rates = ASSUMED_CPU if device.platform == "cpu" else _accelerator(device.device_kind)
+    buckets = executor.buckets
+    profile = describe(
+        device=rates, host=ASSUMED_HOST, model=shape, page_size=buckets.page_size, padding=padding_of(buckets)
+    )
+    return replace(profile, key=replace(key, software=ASSUMED))
+
+
+def _accelerator(kind: str) -> DeviceRates:
+    devices = Catalogue.built_in().devices
+    words = kind.lower().replace(" ", "-").split("-")
+    # Longer names first: "a10g" is no "a10".
+    for name in sorted(devices, key=len, reverse=True):
+        if all(part in words for part in name.split("-")):
+            return devices[name].rates
+    return replace(devices[UNKNOWN_ACCELERATOR].rates, name=f"{kind}, rates assumed")

@@ -1,0 +1,123 @@
+"""A user's request under way, and what it looks like from outside."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+
+from ..models import Tokenizer
+from ..outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
+from ..sampling_params import SamplingParams
+from ..scheduler import Side
+from .engine import Generation
+from .input_processor import TokenizedPrompt
+
+
+@dataclass(kw_only=True, eq=False)
+class Job:
+    """A prompt with its `n` completions."""
+
+    request_id: str
+    prompt: TokenizedPrompt
+    params: SamplingParams
+    generations: list[Generation] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        return all(generation.finished for generation in self.generations)
+
+    @property
+    def told(self) -> bool:
+        """Whether all completions have ended and their news has been taken."""
+        return all(generation.finished and not generation.has_news for generation in self.generations)
+
+    @property
+    def engine_error(self) -> BaseException | None:
+        """What emptied the engine while the job was under way, if anything did."""
+        errors = (generation.engine_error for generation in self.generations)
+        return next((error for error in errors if error is not None), None)
+
+
+def result(job: Job, tokenizer: Tokenizer | None) -> RequestOutput:
+    """Return a job as far as it has come."""
+    completions = [
+        _completion(generation, tokenizer, generation.stream.text, first_token=0) for generation in job.generations
+    ]
+    return _request(job, completions, finished=job.finished)
+
+
+def delta(job: Job, generation: Generation, tokenizer: Tokenizer | None) -> RequestOutput:
+    """Return what one completion has gained since the last call for it."""
+    text, first_token = generation.take_news()
+    completion = _completion(generation, tokenizer, text, first_token=first_token)
+    return _request(job, [completion], finished=job.told)
+
+
+def _request(job: Job, completions: list[CompletionOutput], *, finished: bool) -> RequestOutput:
+    return RequestOutput(
+        request_id=job.request_id,
+        prompt=job.prompt.text,
+        prompt_token_ids=list(job.prompt.ids),
+        outputs=completions,
+        finished=finished,
+        metrics=_metrics(job.generations),
+    )
+
+
+def _completion(
+    generation: Generation, tokenizer: Tokenizer | None, text: str, *, first_token: int
+) -> CompletionOutput:
+    wants_logprobs = generation.params.logprobs is not None
+    return CompletionOutput(
+        index=generation.index,
+        text=text,
+        token_ids=generation.stream.token_ids[first_token:],
+        cumulative_logprob=generation.cumulative_logprob if wants_logprobs else None,
+        logprobs=[_decoded(entry, tokenizer) for entry in generation.logprobs[first_token:]]
+        if wants_logprobs
+        else None,
+        finish_reason=generation.stream.finish_reason,
+        stop_reason=generation.stream.stop_reason,
+    )
+
+
+def _decoded(entry: dict[int, Logprob], tokenizer: Tokenizer | None) -> dict[int, Logprob]:
+    if tokenizer is None:
+        return entry
+    return {
+        token: replace(logprob, decoded_token=tokenizer.decode([token], skip_special_tokens=False))
+        for token, logprob in entry.items()
+    }
+
+
+def _metrics(generations: Sequence[Generation]) -> RequestMetrics:
+    arrival = min(generation.arrival for generation in generations)
+    started = [g.started for g in generations if g.started is not None]
+    first = [g.first_token for g in generations if g.first_token is not None]
+    paces = [
+        (g.last_token - g.first_token) / (len(g.stream.token_ids) - 1)
+        for g in generations
+        if g.first_token is not None and g.last_token is not None and len(g.stream.token_ids) > 1
+    ]
+    ended = [time.monotonic() if g.ended is None else g.ended for g in generations]
+    return RequestMetrics(
+        arrival_time=arrival,
+        time_in_queue=min(started) - arrival if started else None,
+        time_to_first_token=min(first) - arrival if first else None,
+        time_per_output_token=fmean(paces) if paces else None,
+        total_time=max(ended) - arrival,
+        device_tokens=sum(g.pace["device"].tokens for g in generations),
+        host_tokens=sum(g.pace["host"].tokens for g in generations),
+        time_per_device_token=_mean_gap(generations, "device"),
+        time_per_host_token=_mean_gap(generations, "host"),
+        evictions=sum(g.request.evictions for g in generations),
+        landings=sum(g.request.landings for g in generations),
+        preemptions=sum(g.request.preemptions for g in generations),
+    )
+
+
+def _mean_gap(generations: Sequence[Generation], side: Side) -> float | None:
+    gaps = sum(g.pace[side].gaps for g in generations)
+    return sum(g.pace[side].seconds for g in generations) / gaps if gaps else None

@@ -1,0 +1,1 @@
+"""Runs plans: the executor, the devices it drives, and the compiled programs."""

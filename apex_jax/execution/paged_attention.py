@@ -1,0 +1,309 @@
+"""Attention over the paged KV cache in plain XLA, for any device.
+
+The cache of a layer is one array `[P, K, 2, S, H]`: P pages of S tokens, K heads, index 0 the keys and 1 the values.
+Token t of a sequence lies in page `table[t // S]` at offset `t % S`. Letters: B rows, T query tokens, S page size or
+cached length, N query heads, K key/value heads, G = N/K, H head width, W pages of a page table row.
+
+Scores, softmax and sums are float32 whatever the type of the cache. With a half type, decode and prefill of the same
+token should differ by no more than the order of their sums, so neither rounds in between: queries are scaled after the
+product, and softmax weights are rounded to the cache's type only where an accelerator multiplies halves several times
+faster.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from ..host_offload import plain_writes, write_pages
+
+LARGE_BLOCK = 512
+SMALL_BLOCK = 128
+"""Tokens of keys that prefill attention takes at a time."""
+
+MERGED_TOKENS = 256
+"""Tokens of queries that prefill attention takes at a time where it knows that tiles continue each other."""
+
+TOGETHER_TOKENS = 2048
+"""The same on an accelerator, which wants more work at once."""
+
+GATHERED_BYTES = 2**28
+"""KV that decode attention copies at a time at most; more rows or longer ones are taken in rounds."""
+
+MASKED = -1e30
+"""Score of a key that a query may not see; finite, so that a row without any key gives zeros and not NaN."""
+
+
+_Softmax = tuple[Array, Array, Array]
+"""An online softmax under way: the largest score, the sum of weights, the weighted sum of values."""
+
+
+def write_tiles(kv: Array, pages: Array, k: Array, v: Array) -> Array:
+    """Write whole pages of new keys and values; in place, on a CPU by the native library where it was built.
+
+    Args:
+        kv: cache of one layer, [P, K, 2, S, H].
+        pages: int32 [M], the page each tile fills; P or more drops the tile.
+        k, v: [M, S, K, H].
+    """
+    tiles = jnp.stack([k, v], axis=2).transpose(0, 3, 2, 1, 4).astype(kv.dtype)
+    return replace_pages(kv, pages, tiles)
+
+
+def replace_pages(kv: Array, pages: Array, tiles: Array) -> Array:
+    """Replace whole pages, as `write_tiles` does.
+
+    Args:
+        kv: cache of one layer, [P, K, 2, S, H].
+        pages: int32 [M], no id twice; P or more drops the tile.
+        tiles: [M, K, 2, S, H] in the type of `kv`.
+    """
+    pages = jnp.where(pages < kv.shape[0], pages, -1)
+    return lax.platform_dependent(kv, pages, tiles, cpu=write_pages, default=plain_writes.set_pages)
+
+
+def write_tokens(kv: Array, table: Array, lengths: Array, k: Array, v: Array) -> Array:
+    """Append one token a row at position `lengths - 1`; rows of length 0 write nothing.
+
+    Args:
+        kv: cache of one layer, [P, K, 2, S, H].
+        table: int32 [B, W].
+        lengths: int32 [B], the new token included.
+        k, v: [B, K, H].
+    """
+    page_size = kv.shape[3]
+    position = jnp.maximum(lengths - 1, 0)
+    page = jnp.take_along_axis(table, (position // page_size)[:, None], axis=1)[:, 0]
+    page = jnp.where(lengths > 0, page, kv.shape[0])
+    token = jnp.stack([k, v], axis=2).astype(kv.dtype)
+    return plain_writes.set_tokens(kv, page, position % page_size, token)
+
+
+def decode_attention(q: Array, kv: Array, table: Array, lengths: Array) -> Array:
+    """Attention of one query token a row over its first `lengths` cached tokens.
+
+    Args:
+        q: [B, N, H].
+        kv: cache of one layer, [P, K, 2, S, H].
+        table: int32 [B, W]; entries past a row's length are read and ignored, so they must be valid ids.
+        lengths: int32 [B]; 0 gives a row of zeros.
+
+    Returns:
+        [B, N, H] in the dtype of q.
+    """
+    rows, heads, width = q.shape
+    kv_heads = kv.shape[1]
+    grouped = q.reshape(rows, kv_heads, heads // kv_heads, width)
+    block = max(1, GATHERED_BYTES // (rows * math.prod(kv.shape[1:]) * kv.dtype.itemsize))
+    if table.shape[1] <= block:
+        _, total, out = _attend_rows(grouped, kv, table, lengths)
+    else:
+        table = jnp.pad(table, ((0, 0), (0, -table.shape[1] % block)))
+
+        def attend(index: Array, state: _Softmax) -> _Softmax:
+            ids = lax.dynamic_slice_in_dim(table, index * block, block, axis=1)
+            return _merge(state, _attend_rows(grouped, kv, ids, lengths - index * block * kv.shape[3]))
+
+        shape = grouped.shape[:3]
+        state = (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros(grouped.shape))
+        _, total, out = lax.fori_loop(0, table.shape[1] // block, attend, state)
+    total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
+    return (out / total[..., None]).reshape(rows, heads, width).astype(q.dtype)
+
+
+def _attend_rows(grouped: Array, kv: Array, table: Array, lengths: Array) -> _Softmax:
+    """Attend from [B, K, G, H] to the first `lengths` tokens of table rows [B, W]; none where a length is 0 or less."""
+    page_size = kv.shape[3]
+    pages = _read_pages(kv, table)
+    scores = _scores("BKGH,BWKSH->BKGWS", grouped, pages[:, :, :, 0]) * grouped.shape[-1] ** -0.5
+    position = jnp.arange(table.shape[1] * page_size).reshape(table.shape[1], page_size)
+    visible = position[None] < lengths[:, None, None]
+    scores = jnp.where(visible[:, None, None], scores, MASKED)
+    peak = scores.max(axis=(3, 4))
+    weights = jnp.where(visible[:, None, None], jnp.exp(scores - peak[..., None, None]), 0.0)
+    # What other requests left there may be NaN, which a weight of zero does not silence.
+    values = jnp.where(visible[:, :, None, :, None], pages[:, :, :, 1], jnp.zeros((), kv.dtype))
+    return peak, weights.sum(axis=(3, 4)), _weighted_sum("BKGWS,BWKSH->BKGH", weights, values)
+
+
+def _merge(before: _Softmax, more: _Softmax) -> _Softmax:
+    """Return the online softmax over both, sums [...] and outputs [..., H]."""
+    peak = jnp.maximum(before[0], more[0])
+    old, new = jnp.exp(before[0] - peak), jnp.exp(more[0] - peak)
+    return peak, before[1] * old + more[1] * new, before[2] * old[..., None] + more[2] * new[..., None]
+
+
+def prefill_attention(q: Array, kv: Array, table: Array, starts: Array, *, one_request: bool) -> Array:
+    """Causal attention of tiles of prompt tokens over the cache, which holds the tiles' own keys and values already.
+
+    A tile is a page of consecutive tokens of one request. A CPU walks the keys to the end of the tile, an accelerator
+    all pages of the page table's rows: a loop whose end is data makes it wait for the host in each round, and the host
+    for it.
+
+    Args:
+        q: [M, S, N, H], M tiles of S query tokens.
+        kv: cache of one layer, [P, K, 2, S, H].
+        table: int32 [M, W], the page table row of each tile's request; entries must be valid ids.
+        starts: int32 [M], position of each tile's first token, a multiple of S.
+        one_request: each tile continues the one before it; what follows the last may be padding.
+
+    Returns:
+        [M, S, N, H] in the dtype of q.
+    """
+    return lax.platform_dependent(
+        *(q, kv, table, starts),
+        cpu=partial(prefill_to_the_end, one_request=one_request),
+        default=partial(prefill_over_the_table, one_request=one_request),
+    )
+
+
+def prefill_to_the_end(q: Array, kv: Array, table: Array, starts: Array, *, one_request: bool) -> Array:
+    """Return what `prefill_attention` does, walking keys in blocks with an online softmax up to each tile's end.
+
+    The cost follows the true context and no shape depends on it: first come large blocks, which matrix products like,
+    then small ones, which waste little at the end. Consecutive tiles of one request are taken several at a time for the
+    same reason (a `cond` that finds out by itself costs more than it gains).
+    """
+    tiles, page_size = q.shape[:2]
+    large, small = max(1, LARGE_BLOCK // page_size), max(1, SMALL_BLOCK // page_size)
+    merged = math.gcd(tiles, max(1, MERGED_TOKENS // page_size)) if one_request else 1
+    # Padding tiles reach past the end of the row; a slice that does would be moved and show other keys.
+    width = table.shape[1] + (tiles if one_request else 0)
+    table = jnp.pad(table, ((0, 0), (0, width - table.shape[1] + -width % small)))
+    large = min(large, table.shape[1])
+
+    def walk(attend: _AttendBlock, pages: Array, state: _Softmax) -> _Softmax:
+        whole = pages // large
+        state = lax.fori_loop(0, whole, lambda i, s: attend(i * large, large, s), state)
+        rest = (pages - whole * large + small - 1) // small
+        return lax.fori_loop(0, rest, lambda i, s: attend(whole * large + i * small, small, s), state)
+
+    def attend(operands: tuple[Array, Array, Array, Array]) -> Array:
+        return _attend_chunk(*operands, kv=kv, walk=walk)
+
+    if not one_request:
+        return lax.map(attend, (q, table, starts, starts + page_size))
+    return _attend_merged(attend, q, table, starts, merged=merged)
+
+
+def prefill_over_the_table(q: Array, kv: Array, table: Array, starts: Array, *, one_request: bool) -> Array:
+    """Return what `prefill_attention` does, walking all W pages whatever the contexts: no loop's end is data.
+
+    Give it page tables that are cut to a few widths. Tiles are taken many at a time, to fill an accelerator.
+    """
+    tiles, page_size = q.shape[:2]
+    block = min(max(1, LARGE_BLOCK // page_size), table.shape[1])
+    together = max(1, TOGETHER_TOKENS // page_size)
+    table = jnp.pad(table, ((0, 0), (0, -table.shape[1] % block)))
+    rounds = table.shape[1] // block
+
+    def walk(attend: _AttendBlock, pages: Array, state: _Softmax) -> _Softmax:
+        return lax.fori_loop(0, rounds, lambda i, s: attend(i * block, block, s), state)
+
+    def attend(operands: tuple[Array, Array, Array, Array]) -> Array:
+        return _attend_chunk(*operands, kv=kv, walk=walk)
+
+    if not one_request:
+        return lax.map(attend, (q, table, starts, starts + page_size), batch_size=together)
+    return _attend_merged(attend, q, table, starts, merged=math.gcd(tiles, together))
+
+
+_AttendBlock = Callable[[Array, int, _Softmax], _Softmax]
+"""(first page, pages, state) -> state after those pages."""
+
+
+def _attend_merged(
+    attend: Callable[[tuple[Array, Array, Array, Array]], Array], q: Array, table: Array, starts: Array, *, merged: int
+) -> Array:
+    """Attend from the tiles of one request, so many at a time."""
+    tiles, page_size = q.shape[:2]
+    # Padding tiles start at 0, so they do not continue the others.
+    real = (starts == starts[0] + jnp.arange(tiles) * page_size).astype(jnp.int32).sum()
+    end = starts[0] + real * page_size
+    chunks = q.reshape(tiles // merged, merged * page_size, *q.shape[2:])
+    tokens = merged * page_size
+    return jnp.concatenate(
+        [attend((chunk, table[0], starts[0] + i * tokens, end)) for i, chunk in enumerate(chunks)]
+    ).reshape(q.shape)
+
+
+def _attend_chunk(
+    q: Array,
+    table: Array,
+    start: Array,
+    end: Array,
+    *,
+    kv: Array,
+    walk: Callable[[_AttendBlock, Array, _Softmax], _Softmax],
+) -> Array:
+    """Attend from consecutive tokens q [T, N, H] of one request, the first at position `start`, T whole pages.
+
+    The request's pages reach to position `end`; later tokens are padding. `walk` goes over the pages in blocks.
+    """
+    tokens, heads, width = q.shape
+    _, kv_heads, _, page_size, _ = kv.shape
+    group = heads // kv_heads
+    # [K, G*T, H]: one matrix product a key head serves its whole group of query heads.
+    grouped = q.reshape(tokens, kv_heads, group, width).transpose(1, 2, 0, 3)
+    grouped = grouped.reshape(kv_heads, group * tokens, width)
+    query_position = jnp.tile(start + jnp.arange(tokens), group)[None, :, None]
+
+    def attend(first_page: Array, pages: int, state: _Softmax) -> _Softmax:
+        peak, total, out = state
+        ids = lax.dynamic_slice_in_dim(table, first_page, pages)
+        keys, values = _read_pages(kv, ids).transpose(2, 1, 0, 3, 4).reshape(2, kv_heads, pages * page_size, width)
+        scores = _scores("KTH,KSH->KTS", grouped, keys) * width**-0.5
+        position = first_page * page_size + jnp.arange(pages * page_size)
+        scores = jnp.where(position[None, None, :] <= query_position, scores, MASKED)
+        # What other requests left after the end may be NaN, which a weight of zero does not silence.
+        values = jnp.where((position < end)[None, :, None], values, jnp.zeros((), kv.dtype))
+        new_peak = jnp.maximum(peak, scores.max(axis=-1, keepdims=True))
+        weights = jnp.exp(scores - new_peak)
+        shrink = jnp.exp(peak - new_peak)
+        update = _weighted_sum("KTS,KSH->KTH", weights, values)
+        return new_peak, total * shrink + weights.sum(axis=-1, keepdims=True), out * shrink + update
+
+    shape = (kv_heads, group * tokens)
+    state = (jnp.full((*shape, 1), MASKED), jnp.zeros((*shape, 1)), jnp.zeros((*shape, width)))
+    _, total, out = walk(attend, (start + tokens) // page_size, state)
+    out = (out / total).reshape(kv_heads, group, tokens, width).transpose(2, 0, 1, 3)
+    return out.reshape(q.shape).astype(q.dtype)
+
+
+def _read_pages(kv: Array, ids: Array) -> Array:
+    """Return pages [..., K, 2, S, H] of the cache, for ids [...]."""
+
+    def at_once(kv: Array, ids: Array) -> Array:
+        # XLA computes bfloat16 gathers in float32 there, and in a loop would convert the whole cache ahead of it.
+        kv, ids = lax.optimization_barrier((kv, ids))
+        return kv[ids]
+
+    return lax.platform_dependent(kv, ids, cpu=at_once, default=lambda kv, ids: kv[ids])
+
+
+def _scores(equation: str, q: Array, keys: Array) -> Array:
+    """Multiply queries by keys; float32, exact but for the order of sums."""
+    return jnp.einsum(equation, q, keys, precision=_precision(keys), preferred_element_type=jnp.float32)
+
+
+def _weighted_sum(equation: str, weights: Array, values: Array) -> Array:
+    """Sum values by float32 softmax weights; float32."""
+
+    def exact(weights: Array, values: Array) -> Array:
+        return jnp.einsum(equation, weights, values.astype(jnp.float32), precision=lax.Precision.HIGHEST)
+
+    def rounded(weights: Array, values: Array) -> Array:
+        return jnp.einsum(equation, weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+
+    if values.dtype == jnp.float32:
+        return exact(weights, values)
+    return lax.platform_dependent(weights, values, cpu=exact, default=rounded)
+
+
+def _precision(factor: Array) -> lax.Precision | None:
+    """Ask for full float32 products of float32 factors: accelerators would otherwise round them to fewer bits."""
+    return lax.Precision.HIGHEST if factor.dtype == jnp.float32 else None

@@ -1,0 +1,1 @@
+"""What ran when: recording it, keeping it in files, drawing it."""

@@ -1,0 +1,1 @@
+"""From a folder, a file or a name to configuration and weights."""

@@ -1,0 +1,1 @@
+"""The policy behind strategy "auto", and what it says of its decisions."""

@@ -1,0 +1,99 @@
+"""A course in virtual time up to the last request's end, request by request: the rules by which requests are served."""
+
+from __future__ import annotations
+
+import math
+
+from ..cost_model.pacing import Pacing
+from ..roster import Roster
+from ..simulation.request_pool import SimRequest
+from ..simulation.virtual_engine import Serving
+from ..simulation.virtual_scheduler import Machine
+from .forecast import prompts_begin
+from .host_row_selection import riding
+from .journey import Course, Room
+
+MORE = 2
+"""A step here takes as long as that many phases of a `Journey`."""
+
+
+class Rehearsal:
+    """One course in virtual time.
+
+    Args:
+        pacing: what iterations take.
+        num_layers: L.
+        moving_s: seconds for moving a token's KV between the sides.
+        room: what bounds the requests.
+        roster: the requests.
+        course: what is done.
+
+    Attributes:
+        now: seconds since the start; infinity once that is later than somebody wants to know, or nothing moves.
+    """
+
+    def __init__(
+        self, pacing: Pacing, num_layers: int, moving_s: float, room: Room, roster: Roster, course: Course
+    ) -> None:
+        self.now = 0.0
+        self.course = course
+        self._pacing = pacing
+        self._moving_s = moving_s
+        # Every request fits alone, or it would not have been taken.
+        everybody = (*roster.device, *roster.host, *roster.waiting)
+        longest = max((context + left - 1 for context, left in everybody), default=1)
+        machine = Machine(
+            device_kv_tokens=max(room.device_tokens, -(-longest // room.page_size) * room.page_size),
+            host_kv_tokens=room.host_tokens,
+            page_size=room.page_size,
+            max_prefill_tokens=room.prompt_tokens,
+            max_num_seqs=room.device_requests,
+        )
+        self._serving = Serving(machine, num_layers)
+        self._serving.tiers.hold(*_requests(roster))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last request has ended, or does so too late."""
+        return self.now == math.inf or self._serving.tiers.is_empty
+
+    def go_on(self, phases: int, within: float) -> int:
+        """Follow the course for so many phases at most, or up to its end; return how many are left."""
+        while phases > 0 and not self.is_over:
+            self._pass()
+            if self.now > within:
+                self.now = math.inf
+            phases -= MORE
+        return max(0, phases)
+
+    def _pass(self) -> None:
+        serving, tiers = self._serving, self._serving.tiers
+        situation = serving.situation()
+        begins = prompts_begin(situation, self.course.most, tiers.machine.page_size)
+        step = serving.begin(riding(self.course, situation, self._pacing, begins=begins))
+        turn, load = step.turn, step.load
+        rows = sum(turn.lanes)
+        seconds, busy = self._pacing.seconds(
+            turn.strategy,
+            load.device_rows,
+            load.device_kv_tokens,
+            rows,
+            step.row_tokens,
+            (load.prefill_tokens, load.prefill_pairs),
+            share=turn.lanes[0] / rows if rows else 0.0,
+            cohorts=len(turn.lanes),
+        )
+        if tiers.moved_tokens:
+            seconds = max(seconds, busy + self._moving_s * tiers.moved_tokens)
+        serving.end(step, seconds, step.iterations)
+        moves = load.device_rows or load.prefill_tokens or turn.pace or tiers.moved_tokens
+        self.now = serving.now if moves else math.inf
+
+
+def _requests(roster: Roster) -> list[list[SimRequest]]:
+    """Return the requests of each side."""
+    arrivals = iter(roster.arrivals or range(roster.requests))
+    return [
+        [SimRequest(id=next(arrivals), arrival_s=0.0, prompt=context, output=left) for context, left in lengths]
+        for lengths in (roster.device, roster.host, roster.waiting)
+    ]

@@ -1,0 +1,1 @@
+"""Serving in virtual time: the scheduler's rules over requests in sums."""

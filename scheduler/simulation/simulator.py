@@ -1,0 +1,110 @@
+"""Virtual time: what a policy makes of a workload on a machine that a profile describes.
+
+The rules are the scheduler's (see `serving`), the times are the cost model's for iterations that repeat.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from ..cost_model.cost_model import CostModel
+from ..policy import Policy
+from .metrics import Measures, Simulated
+from .request_pool import SimRequest
+from .virtual_engine import Serving
+from .virtual_scheduler import Machine
+from .workload import Job
+
+
+def simulate(
+    jobs: Sequence[Job],
+    machine: Machine,
+    model: CostModel,
+    policy: Policy,
+    *,
+    progress: Callable[[int], object] | None = None,
+) -> Simulated:
+    """Return what serving all jobs takes.
+
+    Args:
+        jobs: the requests, in any order.
+        machine: the memory there is.
+        model: what iterations take.
+        policy: what is asked how to build plans.
+        progress: told how many more requests have ended.
+
+    Raises:
+        ValueError: there are no jobs, or one can never fit on the device.
+    """
+    if not jobs:
+        raise ValueError("there are no requests to simulate")
+    capacity = machine.device_kv_tokens // machine.page_size * machine.page_size
+    for job in jobs:
+        if job.total > capacity + 1:
+            raise ValueError(
+                f"a request of {job.prompt} prompt and {job.output} output tokens exceeds the device KV of {capacity} "
+                "tokens, in which prompts are computed, after a preemption with their output"
+            )
+    return _Simulation(jobs, machine, model, policy, progress or (lambda ended: None)).run()
+
+
+class _Simulation:
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        machine: Machine,
+        model: CostModel,
+        policy: Policy,
+        progress: Callable[[int], object],
+    ) -> None:
+        self.model = model
+        self.policy = policy
+        self.progress = progress
+        ordered = enumerate(sorted(jobs, key=lambda job: job.arrival_s))
+        self.coming = [
+            SimRequest(id=i, arrival_s=job.arrival_s, prompt=job.prompt, output=job.output) for i, job in ordered
+        ][::-1]
+        self.unfinished = len(jobs)
+        self.serving = Serving(machine, model.profile.num_layers)
+        self.measures = Measures()
+
+    def run(self) -> Simulated:
+        serving, tiers = self.serving, self.serving.tiers
+        while self.unfinished:
+            if tiers.is_empty:
+                serving.now = max(serving.now, self.coming[-1].arrival_s)
+            while self.coming and self.coming[-1].arrival_s <= serving.now:
+                tiers.wait(self.coming.pop())
+            self._iterate()
+        return self.measures.result(
+            serving.now, evictions=tiers.evictions, fetches=tiers.fetches, preemptions=tiers.preemptions
+        )
+
+    def _iterate(self) -> None:
+        serving, tiers = self.serving, self.serving.tiers
+        step = serving.begin(self.policy.decide(serving.situation()))
+        turn, load, count = step.turn, step.load, step.iterations
+        prediction = self.model.steady(turn.strategy, load, turn.lanes, step.row_tokens)
+        seconds = prediction.iteration_s
+        if tiers.moved_tokens:
+            # Copies and attention are the host worker's, one after the other.
+            seconds = max(seconds, prediction.host.total + self.model.costs.migration(tiers.moved_tokens))
+        if count > 1 and self.coming:
+            count = max(1, min(count, math.ceil((self.coming[-1].arrival_s - serving.now) / seconds)))
+        self.measures.iterations(
+            prediction,
+            seconds=seconds,
+            steps=count,
+            device_rows=load.device_rows,
+            host_rows=tiers.host.rows,
+            host_tokens=turn.pace,
+        )
+        for request in tiers.completed:
+            self.measures.first_token(request, serving.now + seconds * count)
+        ended = serving.end(step, seconds, count)
+        for request in ended:
+            self.measures.ended(request)
+        self.unfinished -= len(ended)
+        if ended:
+            self.progress(len(ended))

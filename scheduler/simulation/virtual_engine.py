@@ -1,0 +1,161 @@
+"""Requests that are served in virtual time: the scheduler's rules (see `tiers`), and how host rows take part.
+
+Requests on a side are held in sums (see `population`), and iterations between two events are taken in one step, at the
+context lengths of their middle. Host rows of staggered cohorts advance by the fraction of a token that an iteration is.
+What an iteration takes is for others to say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..cost_model.prediction import Load
+from ..plan import Strategy
+from ..planner.candidates import even
+from ..policy import Decision, Situation
+from .request_pool import SimRequest
+from .virtual_scheduler import Machine, Tiers
+
+LONGEST_STEP = 64
+"""Iterations taken in one step at most: contexts grow by no more before the policy is asked again."""
+
+
+class Turn(NamedTuple):
+    """How host rows take part in an iteration.
+
+    Attributes:
+        strategy: what prices it.
+        lanes: rows of each cohort under way.
+        pace: tokens that each host request makes on average.
+    """
+
+    strategy: Strategy
+    lanes: tuple[int, ...] = ()
+    pace: float = 0.0
+
+
+class Step(NamedTuple):
+    """Iterations that are alike.
+
+    Attributes:
+        turn: how host rows take part.
+        load: the device's side of the middle one.
+        row_tokens: mean context of host rows in it.
+        iterations: how many.
+    """
+
+    turn: Turn
+    load: Load
+    row_tokens: float
+    iterations: int
+
+
+def host_turn(strategy: Strategy, lanes: Sequence[int], rows: int, num_layers: int, *, device: bool) -> Turn:
+    """Return how `rows` host requests advance under a decision.
+
+    Cohorts of async_overlap depart evenly spaced over L + 1 iterations, so that no more than L + 1 are under way.
+    Without anything on the device they need not wait for a later iteration, and go through in halves.
+    """
+    if not rows:
+        return Turn("device_only")
+    if not lanes:
+        return Turn("device_only") if device else Turn("layer_sync", (rows,), 1.0)
+    riding = min(rows, sum(lanes))
+    if strategy == "async_overlap" and device:
+        tokens = num_layers + 1
+        under_way = min(len(lanes), tokens)
+        riding = min(riding, int(sum(lanes) / len(lanes) * under_way))
+        return Turn(strategy, even(riding, under_way), riding / rows / tokens)
+    if strategy == "async_overlap":
+        return Turn("asymmetric_pipelining", even(riding, 2), riding / rows)
+    filled = []
+    for size in lanes:
+        filled.append(min(size, riding - sum(filled)))
+    return Turn(strategy, tuple(size for size in filled if size), riding / rows)
+
+
+class Serving:
+    """An engine's requests in virtual time.
+
+    Args:
+        machine: the memory there is.
+        num_layers: L.
+
+    Attributes:
+        now: seconds since the start.
+        tiers: the requests that have arrived.
+    """
+
+    def __init__(self, machine: Machine, num_layers: int) -> None:
+        self.now = 0.0
+        self.tiers = Tiers(machine)
+        self._layers = num_layers
+        self._last_pace = 1.0
+        self._undecided = 0
+
+    def situation(self) -> Situation:
+        """Return what a policy is told."""
+        tiers = self.tiers
+        device, host, machine = tiers.device, tiers.host, tiers.machine
+        between = sum(request.output - request.done for request in (*tiers.landing, *tiers.prefilling))
+        return Situation(
+            num_layers=self._layers,
+            device_rows=device.rows + len(tiers.landing),
+            device_kv_tokens=int(device.kv_tokens),
+            host_rows=host.rows,
+            host_kv_tokens=int(host.kv_tokens),
+            prefill_tokens=tiers.likely_prefill,
+            prefill_context=tiers.prefilling[0].computed if tiers.prefilling else 0,
+            waiting=len(tiers.waiting),
+            waiting_tokens=tiers.waiting_tokens,
+            waiting_first=tiers.waiting[0].length if tiers.waiting else 0,
+            waiting_output=tiers.waiting_output,
+            remaining_tokens=int(device.remaining + host.remaining) + between,
+            host_remaining_tokens=int(host.remaining),
+            free_device_tokens=tiers.free * machine.page_size,
+            free_host_tokens=max(0, int(machine.host_kv_tokens - host.kv_tokens)),
+            oldest_host_wait=int(1 / self._last_pace) if self._last_pace and host.rows else 0,
+            undecided=self._undecided,
+            roster=tiers.roster,
+        )
+
+    def begin(self, decision: Decision) -> Step:
+        """Schedule iterations under a decision: as many as there are until somebody comes, goes or needs a page."""
+        tiers = self.tiers
+        tiers.schedule(decision)
+        decoding, host = tiers.decoding, tiers.host
+        busy = bool(decoding or tiers.prefill_tokens)
+        turn = host_turn(decision.strategy, decision.lanes, host.rows, self._layers, device=busy)
+        count = self._count(decoding, turn.pace)
+        middle = (count - 1) / 2
+        load = Load(
+            device_rows=decoding,
+            device_kv_tokens=tiers.device.kv_tokens + decoding * middle if decoding else 0,
+            prefill_tokens=tiers.prefill_tokens,
+            prefill_pairs=tiers.prefill_pairs,
+            prompt_samples=len(tiers.completed),
+        )
+        return Step(turn, load, host.kv_tokens / host.rows + turn.pace * middle if turn.lanes else 0.0, count)
+
+    def end(self, step: Step, seconds: float, count: int) -> list[SimRequest]:
+        """Let the first `count` iterations of a step pass, each of which takes so long; return who has ended."""
+        self.now += seconds * count
+        self._last_pace, self._undecided = step.turn.pace, count - 1
+        return self.tiers.advance(decoding=step.load.device_rows, host_tokens=step.turn.pace, steps=count)
+
+    def _count(self, decoding: int, pace: float) -> int:
+        tiers = self.tiers
+        if tiers.prefill_tokens or tiers.prefilling or tiers.landing or tiers.moved_tokens:
+            return 1
+        count = LONGEST_STEP
+        if decoding:
+            count = min(count, int(tiers.device.next_end - tiers.device.clock))
+            count = min(count, tiers.device.growth_within(count, tiers.free))
+        if pace:
+            host = tiers.host
+            count = min(count, math.ceil((host.next_end - host.clock) / pace - 1e-6))
+            free = tiers.machine.host_kv_tokens - host.kv_tokens
+            count = min(count, int(max(0.0, free) / (host.rows * pace)))
+        return max(1, count)
