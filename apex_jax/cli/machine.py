@@ -16,7 +16,7 @@ class Host:
         name: the processor's own name.
         cores: those that this process may use.
         memory_bytes: main memory in all.
-        available_bytes: of it, what can be taken without swapping.
+        available_bytes: of it, what this process can take without swapping, its control groups allowing.
     """
 
     name: str
@@ -27,11 +27,11 @@ class Host:
 
 def find_host() -> Host:
     """Return facts of this machine."""
-    from ..engine.capacity import host_memory_available
+    from ..host_offload import available_memory
 
     return Host(
         name=processor_name(),
         cores=usable_cores(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        available_bytes=host_memory_available(),
+        available_bytes=available_memory(),
     )

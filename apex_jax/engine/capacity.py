@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
 from ..execution.buckets import HOST_SEQS
+from ..host_offload import available_memory
 from ..models.config import LlamaConfig
 from ..options import EngineOptions
 
@@ -113,7 +113,7 @@ def _host_pages(config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *
             f"host_kv_bytes={options.host_kv_bytes} is less than two pages of the host KV cache, a request's and "
             f"one that it grows into: {options.page_size} tokens of {token_bytes} bytes each"
         )
-    free = host_memory_available() - used
+    free = available_memory() - used
     if options.host_kv_bytes > free:
         raise ValueError(
             f"host_kv_bytes={options.host_kv_bytes} is above the {free} bytes of main memory that are free"
@@ -181,7 +181,7 @@ def _pages(
 def free_memory(device: jax.Device) -> int:
     """Return the bytes of a device's memory that can still be allocated; those of the host for a CPU."""
     limit = _limit(device)
-    return host_memory_available() if limit is None else limit - device.memory_stats()["bytes_in_use"]
+    return available_memory() if limit is None else limit - device.memory_stats()["bytes_in_use"]
 
 
 def _limit(device: jax.Device) -> int | None:
@@ -193,15 +193,3 @@ def _limit(device: jax.Device) -> int | None:
             "unset, and give other programs room with XLA_PYTHON_CLIENT_MEM_FRACTION"
         )
     return limit
-
-
-def host_memory_available() -> int:
-    """Return the bytes of main memory that can be taken without swapping."""
-    try:
-        with open("/proc/meminfo") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except FileNotFoundError:
-        pass  # Not Linux: the physical memory is all that can be asked for without another package.
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

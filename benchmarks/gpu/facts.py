@@ -22,9 +22,8 @@ from report import Report, open_report
 from timing import queued_seconds, seconds
 
 from apex_jax.bench.host_attention import stream_read_gb_per_s
-from apex_jax.engine.capacity import host_memory_available
 from apex_jax.execution.attention_backend import default_dtype
-from apex_jax.host_offload import machine_instructions
+from apex_jax.host_offload import available_memory, machine_instructions
 from apex_jax.machine.processor import processor_name, usable_cores
 
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "flax", "transformers", "torch", "numpy")
@@ -55,7 +54,7 @@ def describe(report: Report, device: jax.Device) -> None:
     table.add("number type by default", default_dtype(device))
     table.add("kinds of memory", ", ".join(memory.kind for memory in device.addressable_memories()))
     table.add("driver", _driver())
-    table.add("host", f"{processor_name()}, {usable_cores()} cores usable, {host_memory_available()} bytes available")
+    table.add("host", f"{processor_name()}, {usable_cores()} cores usable, {available_memory()} bytes available")
     table.add("native kernel", machine_instructions() or "not built")
     table.add("python", platform.python_version())
     for package in PACKAGES:

@@ -24,8 +24,9 @@ from report import Report, Table, facts_of, open_report
 
 import apex_jax.execution.jax_device
 from apex_jax import LLM, LlamaConfig, SamplingParams
-from apex_jax.engine.capacity import host_memory_available, kv_bytes_per_token
+from apex_jax.engine.capacity import kv_bytes_per_token
 from apex_jax.engine.engine import EngineStats
+from apex_jax.host_offload import available_memory
 from apex_jax.models import preset, random_weights
 from apex_jax.scheduler import STRATEGIES, CostModel, DeviceRates, HostRates, Load, ModelShape, Strategy, describe
 
@@ -125,7 +126,7 @@ def prepare(name: str, *, tiny: bool) -> Setting:
     config = preset(name)
     config = config.replace(num_hidden_layers=max(1, fitting(config, 64, CONTEXT).num_hidden_layers))
     token = kv_bytes_per_token(config, DTYPE)
-    rows = int(host_memory_available() / 2 / (token * (PROMPT + OUTPUT)))
+    rows = int(available_memory() / 2 / (token * (PROMPT + OUTPUT)))
     return Setting(
         name=name,
         config=config,

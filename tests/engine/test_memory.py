@@ -1,6 +1,10 @@
 """What does not fit is refused by its name and numbers before anything is allocated."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -10,7 +14,8 @@ import pytest
 import apex_jax.engine.capacity
 import apex_jax.llm
 from apex_jax import LLM, EngineOptions
-from apex_jax.engine.capacity import free_memory, host_memory_available, plan_memory
+from apex_jax.engine.capacity import free_memory, plan_memory
+from apex_jax.host_offload import available_memory
 from apex_jax.models import preset
 
 GIB = 2**30
@@ -51,7 +56,7 @@ def test_what_no_machine_holds(options, message, config, weights):
 
 @pytest.mark.usefixtures("nothing_is_allocated")
 def test_a_model_that_no_machine_holds(monkeypatch):
-    monkeypatch.setattr(apex_jax.engine.capacity, "host_memory_available", lambda: 100 * GIB)
+    monkeypatch.setattr(apex_jax.engine.capacity, "available_memory", lambda: 100 * GIB)
     with pytest.raises(ValueError, match=rf"weights take {70_553_706_496 * 4} bytes in float32; .* {100 * GIB} bytes"):
         LLM("llama-3.1-70b", load_format="dummy", dtype="float32", device=jax.devices("cpu")[0])
 
@@ -84,8 +89,71 @@ def test_default_sizes_take_a_share_of_what_is_free():
 
 def test_a_cpu_has_the_memory_of_its_host():
     device = jax.devices("cpu")[0]
-    assert 0.5 < free_memory(device) / host_memory_available() < 2
+    assert 0.5 < free_memory(device) / available_memory() < 2
     assert free_memory(accelerator(100, used=30)) == 70
+
+
+def test_a_cpu_cache_takes_its_share_of_a_control_group(config, monkeypatch, tmp_path):
+    """A container of 1 GiB on a machine with 24 GiB free, beside the weights and the work of an iteration."""
+    for name, text in {
+        "proc/meminfo": f"MemAvailable: {24 << 20} kB",
+        "proc/self/cgroup": "0::/",
+        "sys/fs/cgroup/memory.max": f"{GIB}",
+        "sys/fs/cgroup/memory.current": "0",
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setattr(apex_jax.engine.capacity, "available_memory", lambda: available_memory(tmp_path))
+    options = EngineOptions(max_num_seqs=2**12, max_num_batched_tokens=64)
+    per_token = 4 * (2 * 32 + 2 * 64 + 3 * 48)
+    beside = config.num_parameters * 4 + 2**12 * (5 * 97 + 2048 + per_token) + 64 * per_token
+    cpu = jax.devices("cpu")[0]
+    pages = plan_memory(config, np.dtype("float32"), options, device=cpu).pages
+    assert pages == int((GIB - beside) / 8) // (64 * TOKEN_BYTES)
+    with pytest.raises(ValueError, match=rf"host_kv_bytes={GIB} is above the \d+ bytes of main memory that are free"):
+        plan_memory(config, np.dtype("float32"), EngineOptions(host_kv_bytes=GIB, max_num_seqs=2), device=cpu)
+
+
+@pytest.fixture
+def group_of_one_gib():
+    """A control group of 1 GiB inside of this process's own: the file that takes the ids of its processes."""
+    group = limit = None
+    for line in Path("/proc/self/cgroup").read_text().splitlines() if sys.platform == "linux" else []:
+        _, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            group, limit = Path("/sys/fs/cgroup/memory", path.lstrip("/")), "memory.limit_in_bytes"
+        elif controllers == "" and group is None:
+            group, limit = Path("/sys/fs/cgroup", path.lstrip("/")), "memory.max"
+    if group is None or limit is None:
+        pytest.skip("this system has no control groups")
+    group /= f"apex-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    try:
+        if not (group / limit).is_file():
+            pytest.skip("control groups inside of this process's own have no memory limits")
+        (group / limit).write_text(str(GIB))
+        yield group / "cgroup.procs"
+    finally:
+        group.rmdir()
+
+
+def test_a_process_under_a_real_limit(group_of_one_gib):
+    script = f"""
+import os
+with open({str(group_of_one_gib)!r}, "w") as group:
+    group.write(str(os.getpid()))
+import jax
+from apex_jax.engine.capacity import free_memory
+from apex_jax.host_offload import available_memory
+print(available_memory(), free_memory(jax.devices("cpu")[0]))
+"""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert all(0 < int(free) < GIB for free in done.stdout.split())
 
 
 @pytest.mark.parametrize("stats", [None, {}])
