@@ -116,7 +116,7 @@ class HostWorker:
         num_pages: pages that a page id can name.
         losses: how often a layer's pages were lost to a job that failed half-way; they are zero afterwards.
         lost_to: what went wrong the last time.
-        on_end: called after each job, in the thread that ran it, before the next begins.
+        observers: called after each job, in their order, in the thread that ran it, before the next begins.
     """
 
     def __init__(self, cache: HostKVCache, *, num_heads: int) -> None:
@@ -125,7 +125,7 @@ class HostWorker:
         self.num_pages = cache.num_pages
         self._num_heads = num_heads
         self._programs = build_programs()
-        self.on_end: Callable[[HostJob], None] | None = None
+        self.observers: list[Callable[[HostJob], None]] = []
         self._queue: deque[HostJob] = deque()
         self._turn = threading.Lock()
         # Not a semaphore nor an event: those hold locks in Python code, where an exception from outside may leave them.
@@ -331,8 +331,8 @@ class HostWorker:
         try:
             if not job.ended:
                 job.run()
-                if self.on_end is not None:
-                    self.on_end(job)
+                for observer in tuple(self.observers):
+                    observer(job)
         finally:
             if job.ended and self._queue and self._queue[0] is job:
                 self._queue.popleft()

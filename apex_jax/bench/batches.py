@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..engine.engine import Engine, EngineStats
-from ..execution.executor import Executor
 from ..sampling_params import SamplingParams
 from ..scheduler import CostModel, FixedPolicy, Follower, Planner, PlannerOptions, Policy
 from ..scheduler.simulation.simulator import simulate
@@ -61,28 +60,25 @@ def run_batches(
 
     Args:
         benchmark: the machine, and the mean context of the requests.
-        population: its device and worker are used; of no more use afterwards.
+        population: its device and worker are used; it has no requests afterwards.
         sizes: requests of each batch.
         output: tokens that each request makes.
         progress: called after each batch, and after each measurement of the host.
     """
-    device = population.device
     prompt = max(1, benchmark.context - output // 2)
     before = measure_host(benchmark, population)
     progress()
     for size in sizes:
         population.clear()
-        device.skips_prompts = False
+        population.device.skips_prompts = False
         served = []
         for _ in range(benchmark.rounds):
             for name in POLICIES:
                 model = before.model(benchmark.profile, context=benchmark.context)
                 follower = None if name == "device_only" else Follower(model)
-                engine = Engine(Executor(device, population.worker), _policy(benchmark, model, name), follower)
+                engine = Engine(population.engine.executor, _policy(benchmark, model, name), follower)
                 served.append((name, _serve(engine, (1,) * prompt, output, size), engine.stats()))
                 progress()
-        # The worker has told the batches' engines of its jobs.
-        population = Population(device=device, worker=population.worker, context=benchmark.context)
         after = measure_host(benchmark, population)
         progress()
         mean = before.plus(after)

@@ -146,7 +146,7 @@ class Executor:
         self.host = HostCounters()
         self._host_rows: set[int] = set()
         if worker is not None:
-            worker.on_end = self._note
+            worker.observers.append(self._note)
         self._start_empty()
 
     def _start_empty(self) -> None:

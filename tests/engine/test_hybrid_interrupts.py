@@ -98,7 +98,7 @@ def test_an_interrupt_around_any_call(place, after, llm, usable, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(owner, place[1], raising_at(1 + number, after, getattr(owner, place[1]), KeyboardInterrupt()))
             if place[1] == "_note":
-                patch.setattr(executor.worker, "on_end", executor._note)
+                patch.setattr(executor.worker, "observers", [executor._note])
             with pytest.raises(KeyboardInterrupt):
                 generate_again_and_again(llm)
         check_empty(llm)

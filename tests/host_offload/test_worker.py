@@ -115,7 +115,7 @@ class TestOrder:
         """A page is read before it is written to again, though nobody waits in between."""
         contents = [tiles(rng) for _ in range(20)]
         ended, loads = [], []
-        worker.on_end = ended.append
+        worker.observers.append(ended.append)
         jobs = []
         for content in contents:
             jobs.append(worker.store(0, lambda content=content: content, ONE_PAGE))
@@ -135,7 +135,7 @@ class TestOrder:
         names = []
         stuck = worker.store(0, gate, ONE_PAGE)
         assert gate.asked.wait(60)
-        worker.on_end = lambda job: names.append(threading.current_thread().name)
+        worker.observers.append(lambda job: names.append(threading.current_thread().name))
         packed, none = heads(rng), np.zeros(2, np.int32)
         behind = [
             worker.attend(0, lambda: packed, TABLE, none, np.copy, wake=False),
@@ -149,6 +149,16 @@ class TestOrder:
         assert [job.ended for job in (stuck, *behind)] == [True] * 3
         assert len(names) == 3
         assert names[0] == "apex-jax-host"
+
+    def test_all_observers_are_told_while_they_listen(self, worker):
+        first, second = [], []
+        worker.observers += [first.append, second.append]
+        jobs = [worker.load(0, ONE_PAGE, np.copy)]
+        worker.wait(jobs[0])
+        worker.observers.remove(first.append)
+        jobs.append(worker.load(1, ONE_PAGE, np.copy))
+        worker.wait(jobs[1])
+        assert (first, second) == (jobs[:1], jobs)
 
     def test_without_a_wake_no_thread_is_started(self, worker, rng):
         before = set(threading.enumerate())

@@ -24,7 +24,7 @@ class VirtualMachine:
         self.end = 0.0
         self.clock_state = None
         self.host = HostCounters()
-        self.worker = SimpleNamespace(num_pages=host_pages, on_end=None)
+        self.worker = SimpleNamespace(num_pages=host_pages, observers=[])
         self.buckets = Buckets(
             max_num_seqs=max_num_seqs,
             max_host_seqs=max_host_seqs,
@@ -58,8 +58,8 @@ class VirtualMachine:
         for cohort in load.cohorts:
             taken = round(1e9 * self.model.costs.host_attention(cohort.rows, cohort.kv_tokens))
             for _ in range(cohort.first, min(cohort.last + 1, plan.num_layers)):
-                if self.worker.on_end is not None:
-                    self.worker.on_end(SimpleNamespace(kind="attend", fetched_ns=5, ended_ns=5 + taken))
+                for observer in self.worker.observers:
+                    observer(SimpleNamespace(kind="attend", fetched_ns=5, ended_ns=5 + taken))
         self.host.store_ns += round(1e9 * self.model.costs.migration(load.evicted_tokens))
         self.host.load_ns += round(1e9 * self.model.costs.migration(load.fetched_tokens))
         return self.end
