@@ -79,21 +79,6 @@ class HostKVCache:
         """Pages that a page id can name; each exists in every layer."""
         return self.layers[0].shape[0]
 
-    def with_layer(self, layer: int, kv: jax.Array) -> "HostKVCache":
-        """Return the cache with the array of one layer replaced.
-
-        Raises:
-            ValueError, TypeError: there is no such layer, or `kv` is no array of its shape and type.
-        """
-        layer = whole_number("layer", layer, 0, len(self.layers) - 1)
-        check_array("kv", kv)
-        old = self.layers[layer]
-        if kv.shape != old.shape or kv.dtype != old.dtype:
-            raise ValueError(
-                f"kv is {kv.dtype}{list(kv.shape)}, it must be as the layer it replaces, {old.dtype}{list(old.shape)}"
-            )
-        return HostKVCache(layers=(*self.layers[:layer], kv, *self.layers[layer + 1 :]))
-
 
 def allocate(config: HostKVConfig, budget_bytes: int, device: jax.Device | None = None) -> HostKVCache:
     """Allocate as many pages as fit in a budget, zeroed and backed by huge memory pages where the system allows it.

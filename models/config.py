@@ -169,11 +169,6 @@ class LlamaConfig:
         return dataclasses.replace(self, **changes)
 
     @property
-    def group_size(self) -> int:
-        """G = N / K, query heads a key/value head serves."""
-        return self.num_attention_heads // self.num_key_value_heads
-
-    @property
     def query_size(self) -> int:
         """N * H."""
         return self.num_attention_heads * self.head_dim

@@ -192,12 +192,6 @@ def banned_tokens(params: SamplingParams, eos_token_ids: Sequence[int]) -> list[
     return ids
 
 
-def mark_seen(seen: Array, tokens: Array) -> Array:
-    """Return `seen` bool [B, V] with each row's `tokens` int32 [B, T] marked, but for ids outside the vocabulary."""
-    rows = jnp.arange(seen.shape[0])[:, None]
-    return seen.at[rows, jnp.where(tokens < 0, NOT_BANNED, tokens)].set(True, mode="drop")
-
-
 def sample(logits: Array, rows: SamplingRows | None, *, mode: SamplingMode) -> Sampled:
     """Choose one token a row.
 

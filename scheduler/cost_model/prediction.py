@@ -163,11 +163,6 @@ class Prediction:
         """Seconds in which the device waits for the host."""
         return max(0.0, self.iteration_s - self.device_busy_s)
 
-    @property
-    def host_wait_s(self) -> float:
-        """Seconds in which the host has nothing to do."""
-        return max(0.0, self.iteration_s - self.host_busy_s)
-
 
 def prompt_pairs(tokens: int, start: int) -> float:
     """Return the pairs of one of `tokens` prompt tokens and a token up to itself, if `start` tokens precede them."""

@@ -158,23 +158,6 @@ def test_native_moves_name_themselves_and_the_page():
         jax.block_until_ready(write_pages(kv, ids, kv[:2]))
 
 
-def test_layers_are_replaced_within_bounds_and_by_their_like():
-    cache = allocate(CONFIG, 2 * CONFIG.page_bytes)
-    new = jnp.ones_like(cache.layers[1])
-    replaced = cache.with_layer(1, new)
-    assert replaced.layers[0] is cache.layers[0]
-    assert replaced.layers[1] is new
-    for layer in (-1, 2):
-        with pytest.raises(ValueError, match=f"layer is {layer}, it must be from 0 to 1"):
-            cache.with_layer(layer, new)
-    with pytest.raises(TypeError, match=r"layer is 1.0, it must be a whole number"):
-        cache.with_layer(1.0, new)
-    with pytest.raises(ValueError, match="kv is float32"):
-        cache.with_layer(0, new[:1])
-    with pytest.raises(TypeError, match="kv is a HostKVCache"):
-        cache.with_layer(0, cache)
-
-
 def test_a_budget_is_whole_bytes():
     with pytest.raises(TypeError, match=r"budget_bytes is 1000000000\.0"):
         allocate(CONFIG, 1e9)

@@ -15,7 +15,6 @@ from apex_jax.execution.sampler import (
     MAX_BANNED,
     MODES,
     SamplingMode,
-    mark_seen,
     pack_rows,
     sample,
     seed_words,
@@ -310,13 +309,6 @@ def test_repetition_penalty_by_hand():
     np.testing.assert_allclose(weight, np.exp(np.array([2.0, 2.1, -1.3, -1.2]) - 2.1), rtol=1e-6)
     greedy = SamplingParams(repetition_penalty=1.3, temperature=0)
     assert run(sample, EVERYTHING, logits, [(greedy, seed_words(0, 0), 0)], seen).tokens.tolist() == [1]
-
-
-def test_mark_seen_skips_ids_outside_the_vocabulary():
-    seen = np.zeros((2, 5), bool)
-    seen[1, 4] = True
-    marked = np.asarray(jax.jit(mark_seen)(seen, np.array([[1, 3, -1], [5, 0, INVALID_TOKEN]], np.int32)))
-    assert marked.astype(int).tolist() == [[0, 1, 0, 1, 0], [1, 0, 0, 0, 1]]
 
 
 def test_only_a_greedy_mode_needs_no_rows():
