@@ -31,8 +31,9 @@ from .outputs import RequestOutput
 from .profiling.store import profile_key, ready_profile
 from .progress_bar import Bar, each_compilation
 from .sampling_params import SamplingParams
-from .scheduler import Planner, Profile
+from .scheduler import Profile
 from .scheduler.planner.explain import explain
+from .scheduler.planner.planner import Planner
 from .tracing.recorder import Recorder
 
 

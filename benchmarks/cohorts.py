@@ -27,9 +27,9 @@ from apex_jax.bench.overlap import OverlapBenchmark
 from apex_jax.bench.report import machine
 from apex_jax.bench.steady_load import REST, Population, Window
 from apex_jax.scheduler import Decision
+from apex_jax.scheduler.cohorts import even
 from apex_jax.scheduler.cost_model.catalogue import Catalogue
 from apex_jax.scheduler.cost_model.component_times import Costs
-from apex_jax.scheduler.planner.candidates import even
 from apex_jax.tracing.recorder import Recorder, Span
 
 LOADS = (0.9, 1.0, 1.1, 1.3)

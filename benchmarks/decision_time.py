@@ -16,18 +16,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from apex_jax.scheduler import (
-    CostModel,
-    DeviceRates,
-    HostRates,
-    ModelShape,
-    Planner,
-    PlannerOptions,
-    Roster,
-    Situation,
-    describe,
-)
+from apex_jax.scheduler import CostModel, DeviceRates, HostRates, ModelShape, Roster, Situation, describe
 from apex_jax.scheduler.cost_model.component_times import Costs
+from apex_jax.scheduler.planner.options import PlannerOptions
+from apex_jax.scheduler.planner.planner import Planner
 
 
 def model(layers: int) -> CostModel:

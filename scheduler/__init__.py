@@ -1,4 +1,8 @@
-"""Requests, page accounting, plans, the cost model that chooses among them, and the scheduler: plain data, no JAX."""
+"""Requests, page accounting, plans, the scheduler, and the cost model with its profile: plain data, no JAX.
+
+Who decides by predicted times is in `planner`, serving in virtual time in `simulation`, both together in `experiment`;
+what is exported here needs none of them.
+"""
 
 from .cost_model.correction import Measured
 from .cost_model.cost_model import CostModel
@@ -11,11 +15,6 @@ from .cost_model.profile_io import ProfileError, load_profile, save_profile
 from .cost_model.rates import DeviceRates, HostRates, ModelShape, describe
 from .page_allocator import OutOfPages, PageTable
 from .plan import STRATEGIES, Cohort, DecodeRow, Eviction, Fetch, Landing, NewPages, Plan, PrefillChunk, Stage, Strategy
-from .planner.explain import explain
-from .planner.explain_values import explain_values
-from .planner.options import PlannerOptions
-from .planner.paper_rule import PaperRule, pipelining_bound
-from .planner.planner import Choice, Planner
 from .policy import Decision, FixedPolicy, Policy, Situation
 from .request import Request, Side
 from .roster import Roster
@@ -24,7 +23,6 @@ from .scheduler import Scheduler
 __all__ = [
     "STRATEGIES",
     "AttentionTime",
-    "Choice",
     "Clock",
     "Cohort",
     "CohortLoad",
@@ -46,10 +44,7 @@ __all__ = [
     "OutOfPages",
     "Padding",
     "PageTable",
-    "PaperRule",
     "Plan",
-    "Planner",
-    "PlannerOptions",
     "Policy",
     "Prediction",
     "PrefillChunk",
@@ -65,10 +60,7 @@ __all__ = [
     "Strategy",
     "Terms",
     "describe",
-    "explain",
-    "explain_values",
     "load_profile",
-    "pipelining_bound",
     "prompt_pairs",
     "save_profile",
 ]

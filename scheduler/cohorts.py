@@ -100,3 +100,9 @@ class Cohorts:
                     request.computed = request.length
                     request.in_flight += 1
                     request.cohort = None
+
+
+def even(rows: int, count: int) -> tuple[int, ...]:
+    """Spread rows evenly over at most `count` lanes, larger ones first."""
+    least, more = divmod(rows, count)
+    return tuple(size for size in (least + 1,) * more + (least,) * (count - more) if size)

@@ -14,7 +14,9 @@ from typing import Any
 
 from ..engine.engine import Engine, EngineStats
 from ..sampling_params import SamplingParams
-from ..scheduler import CostModel, FixedPolicy, Follower, Planner, PlannerOptions, Policy
+from ..scheduler import CostModel, FixedPolicy, Follower, Policy
+from ..scheduler.planner.options import PlannerOptions
+from ..scheduler.planner.planner import Planner
 from ..scheduler.simulation.simulator import simulate
 from ..scheduler.simulation.virtual_scheduler import Machine
 from ..scheduler.simulation.workload import equal

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..scheduler import AttentionTime, CostModel, Curve, Decision, Load, Profile
-from ..scheduler.planner.candidates import even
+from ..scheduler.cohorts import even
 from .steady_load import REST, Population, Window
 
 SYNCHRONOUS_ROWS = (4, 16)

@@ -61,10 +61,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from ..scheduler import CostModel, Planner, PlannerOptions
+    from ..scheduler import CostModel
     from ..scheduler.planner.explain import explain
     from ..scheduler.planner.explain_values import explain_values
-    from ..scheduler.planner.options import ALL_PHASES
+    from ..scheduler.planner.options import ALL_PHASES, PlannerOptions
+    from ..scheduler.planner.planner import Planner
 
     if not args.device_requests + args.host_requests + args.waiting:
         raise UserError("there are no requests: give --device-requests, --host-requests or --waiting")

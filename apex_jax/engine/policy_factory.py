@@ -20,8 +20,6 @@ from ..scheduler import (
     Follower,
     HostRates,
     ModelShape,
-    Planner,
-    PlannerOptions,
     Policy,
     Profile,
     ProfileKey,
@@ -29,6 +27,8 @@ from ..scheduler import (
     describe,
 )
 from ..scheduler.cost_model.catalogue import Catalogue
+from ..scheduler.planner.options import PlannerOptions
+from ..scheduler.planner.planner import Planner
 from ..scheduler.policy import DEFAULT_COHORTS
 
 ASSUMED_CPU = DeviceRates(

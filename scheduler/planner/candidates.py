@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from ..cohorts import even
 from ..cost_model.component_times import Costs
 from ..cost_model.prediction import Load, Prediction
 from ..cost_model.steady_state import DeviceSide
@@ -276,12 +277,6 @@ class Valuation:
             prediction=main,
             beyond=tuple(dict.fromkeys(beyond)) if beyond else (),
         )
-
-
-def even(rows: int, count: int) -> tuple[int, ...]:
-    """Spread rows evenly over at most `count` lanes, larger ones first."""
-    least, more = divmod(rows, count)
-    return tuple(size for size in (least + 1,) * more + (least,) * (count - more) if size)
 
 
 def _excess(candidate: Candidate) -> float:

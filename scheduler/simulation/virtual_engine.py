@@ -11,9 +11,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ..cohorts import even
 from ..cost_model.prediction import Load
 from ..plan import Strategy
-from ..planner.candidates import even
 from ..policy import Decision, Situation
 from .request_pool import SimRequest
 from .virtual_scheduler import Machine, Tiers

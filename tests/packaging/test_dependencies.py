@@ -25,6 +25,12 @@ FORBIDDEN = {
 }
 """Beside these, none of the three may import what is directly in apex_jax."""
 
+ABOVE = {
+    "cost_model": {"planner", "simulation", "experiment"},
+    "simulation": {"planner", "experiment"},
+    "planner": {"experiment"},
+}
+"""What packages of the scheduler may not import of it."""
 
 MEASURED_BESIDE = {"torch"}
 """Not brought by any dependency: benchmarks measure it where it happens to be installed."""
@@ -73,9 +79,23 @@ def test_direction(package):
                 assert not any(within(name, other) for other in FORBIDDEN[package]), f"{module} imports {name}"
 
 
-def test_the_scheduler_runs_without_jax():
-    script = "import sys, apex_jax.scheduler; assert not {'jax', 'numpy'} & sys.modules.keys()"
-    subprocess.run([sys.executable, "-c", script], check=True)
+@pytest.mark.parametrize("inner", ABOVE)
+def test_direction_within_the_scheduler(inner):
+    for module, file in modules():
+        if within(module, f"apex_jax.scheduler.{inner}"):
+            for name in imports(module, file):
+                above = [other for other in ABOVE[inner] if within(name, f"apex_jax.scheduler.{other}")]
+                assert not above, f"{module} imports {name}"
+
+
+def test_the_scheduler_runs_without_jax_and_without_who_decides():
+    script = "import sys, apex_jax.scheduler as s; print([m for m in sys.modules if m.startswith(s.__name__ + '.')])"
+    script += "; assert not {'jax', 'numpy'} & sys.modules.keys()"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    loaded = ast.literal_eval(done.stdout)
+    assert "apex_jax.scheduler.scheduler" in loaded
+    above = [f"apex_jax.scheduler.{name}" for name in ("planner", "simulation", "experiment")]
+    assert not [name for name in loaded if any(within(name, other) for other in above)]
 
 
 def test_only_what_an_installation_brings_is_imported():

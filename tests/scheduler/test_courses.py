@@ -5,17 +5,7 @@ from dataclasses import replace
 import pytest
 from machines import machine
 
-from apex_jax.scheduler import (
-    CostModel,
-    FixedPolicy,
-    PageTable,
-    Planner,
-    PlannerOptions,
-    Request,
-    Roster,
-    Scheduler,
-    Situation,
-)
+from apex_jax.scheduler import CostModel, FixedPolicy, PageTable, Request, Roster, Scheduler, Situation
 from apex_jax.scheduler.cost_model.catalogue import Catalogue
 from apex_jax.scheduler.cost_model.pacing import Pacing
 from apex_jax.scheduler.experiment import Experiment
@@ -23,6 +13,8 @@ from apex_jax.scheduler.plan import STRATEGIES
 from apex_jax.scheduler.planner.explain import explain
 from apex_jax.scheduler.planner.host_row_selection import riding
 from apex_jax.scheduler.planner.journey import Course
+from apex_jax.scheduler.planner.options import PlannerOptions
+from apex_jax.scheduler.planner.planner import Planner
 from apex_jax.scheduler.simulation.workload import Moments, equal
 
 KNOWN = Catalogue.built_in()

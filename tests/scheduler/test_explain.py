@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 from machines import machine
 
-from apex_jax.scheduler import AttentionTime, CostModel, Curve, Measured, Planner, PlannerOptions, Roster, Situation
+from apex_jax.scheduler import AttentionTime, CostModel, Curve, Measured, Roster, Situation
 from apex_jax.scheduler.planner.explain import explain
 from apex_jax.scheduler.planner.explain_values import explain_values
 from apex_jax.scheduler.planner.lookahead import PHASES
+from apex_jax.scheduler.planner.options import PlannerOptions
+from apex_jax.scheduler.planner.planner import Planner
 
 DEVICE = {"num_layers": 4, "device_rows": 10, "device_kv_tokens": 100, "remaining_tokens": 10**10}
 

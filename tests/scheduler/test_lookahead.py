@@ -6,11 +6,11 @@ import pytest
 from machines import machine
 
 from apex_jax.scheduler import CostModel, FixedPolicy, Load, Roster
+from apex_jax.scheduler.cohorts import even
 from apex_jax.scheduler.cost_model.catalogue import Catalogue
 from apex_jax.scheduler.cost_model.pacing import Pacing
 from apex_jax.scheduler.experiment import Experiment
 from apex_jax.scheduler.plan import STRATEGIES
-from apex_jax.scheduler.planner.candidates import even
 from apex_jax.scheduler.planner.journey import ALONE, Course, Room
 from apex_jax.scheduler.planner.lookahead import SINGLE, Lookahead
 from apex_jax.scheduler.roster import grouped

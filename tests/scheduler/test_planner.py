@@ -12,22 +12,11 @@ from dataclasses import replace
 import pytest
 from machines import machine
 
-from apex_jax.scheduler import (
-    CostModel,
-    Curve,
-    DeviceRates,
-    HostRates,
-    Load,
-    Measured,
-    ModelShape,
-    PaperRule,
-    Planner,
-    PlannerOptions,
-    Situation,
-    describe,
-    pipelining_bound,
-)
-from apex_jax.scheduler.planner.candidates import even
+from apex_jax.scheduler import CostModel, Curve, DeviceRates, HostRates, Load, Measured, ModelShape, Situation, describe
+from apex_jax.scheduler.cohorts import even
+from apex_jax.scheduler.planner.options import PlannerOptions
+from apex_jax.scheduler.planner.paper_rule import PaperRule, pipelining_bound
+from apex_jax.scheduler.planner.planner import Planner
 
 PROFILE = machine(layers=4, device_token=0.02, host_token=0.005)
 DEVICE = {"num_layers": 4, "device_rows": 10, "device_kv_tokens": 100, "remaining_tokens": 10**10}

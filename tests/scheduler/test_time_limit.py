@@ -14,7 +14,9 @@ import math
 import pytest
 from machines import machine
 
-from apex_jax.scheduler import CostModel, Planner, PlannerOptions, Situation
+from apex_jax.scheduler import CostModel, Situation
+from apex_jax.scheduler.planner.options import PlannerOptions
+from apex_jax.scheduler.planner.planner import Planner
 
 SLOW_HOST = machine(layers=4, device_token=0.02, host_token=0.04)
 QUICK_HOST = machine(layers=4, device_token=0.02, host_token=0.005)
