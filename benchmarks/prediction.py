@@ -29,7 +29,7 @@ from apex_jax.execution.buckets import Buckets, padding_of
 from apex_jax.execution.emulated_device import EmulatedDevice
 from apex_jax.execution.executor import Executor
 from apex_jax.host_offload import HostKVConfig, HostWorker, allocate
-from apex_jax.machine.processor import processor_name, usable_cores
+from apex_jax.machine.processor import processor_and_cores
 from apex_jax.profiling.probe_plans import ProfilePlans
 from apex_jax.profiling.profiler import Profiler
 from apex_jax.progress_bar import Bar
@@ -244,7 +244,7 @@ def main() -> None:
             *device_situations(plans, rng, count=own, longest=args.longest),
             *hybrid_situations(plans, rng, count=hybrid, longest=args.longest, host_rows=64),
         ]
-    print(f"{processor_name()}, {usable_cores()} cores, jax {jax.__version__}, Python {platform.python_version()}")
+    print(f"{processor_and_cores()}, jax {jax.__version__}, Python {platform.python_version()}")
     profile = profiled(executor)
     compare(executor, profile, situations)
 

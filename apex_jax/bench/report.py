@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from .. import __version__
 from ..host_offload import native_library
 from ..machine.processor import processor_name, usable_cores
+from ..machine.versions import installed_versions
 from .overlap import OverlapBenchmark, Turn
 
 
@@ -21,7 +21,7 @@ def machine() -> dict[str, Any]:
         "host": processor_name(),
         "cores": usable_cores(),
         "instructions": native_library.machine_instructions() if native_library.load() is not None else "plain JAX",
-        "versions": {"apex_jax": __version__} | {name: version(name) for name in ("jax", "jaxlib", "numpy")},
+        "versions": {"apex_jax": __version__} | installed_versions(("jax", "jaxlib", "numpy")),
     }
 
 

@@ -6,10 +6,10 @@ import argparse
 import json
 import platform
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from .. import __version__
+from ..machine.versions import installed_versions
 from .machine import find_host
 from .report import in_bytes
 
@@ -48,13 +48,8 @@ def find_all() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str | None]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
+    found = installed_versions(_PACKAGES)
+    return {package: found.get(package) for package in _PACKAGES}
 
 
 def _devices() -> list[dict[str, Any]]:

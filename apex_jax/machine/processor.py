@@ -22,3 +22,8 @@ def processor_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def processor_and_cores() -> str:
+    """Return both in words: what a measurement of the host is valid for."""
+    return f"{processor_name()}, {usable_cores()} cores"

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from ..engine.capacity import kv_bytes_per_token
 from ..execution.buckets import padding_of
 from ..execution.executor import Executor
-from ..machine.processor import processor_name, usable_cores
+from ..machine.processor import processor_and_cores
 from ..models.config import LlamaConfig
 from ..models.loading.registry import cache_folder
 from ..progress_bar import Bar
@@ -42,7 +42,7 @@ def profile_key(
         attention: name of the device's decode attention.
         page_size: tokens in a page.
     """
-    host = f"{processor_name()}, {usable_cores()} cores"
+    host = processor_and_cores()
     sizes = {
         "L": config.num_hidden_layers,
         "D": config.hidden_size,

@@ -26,9 +26,9 @@ from __future__ import annotations
 import os
 import platform
 from collections import deque
-from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 
+from ..machine.versions import installed_versions
 from .trace_file import TRACKS, Instant, Span, Trace, TraceError, Track, Value, load, save
 
 __all__ = ["ITERATION", "TRACKS", "Instant", "Recorder", "Span", "Trace", "TraceError", "Track", "Value", "load"]
@@ -127,10 +127,4 @@ def _versions() -> dict[str, str]:
     # Only here, since this module is imported by the package that has the number.
     from .. import __version__
 
-    found = {"apex_jax": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"apex_jax": __version__, "python": platform.python_version(), **installed_versions(_PACKAGES)}

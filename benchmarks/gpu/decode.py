@@ -4,10 +4,8 @@ for attention over the paged cache."""
 from __future__ import annotations
 
 import functools
-import statistics
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from candidates import CANDIDATES, Attention, kernel
 from report import Report, Table, facts_of, open_report
-from timing import queued_seconds
+from timing import queued_seconds, seconds
 
 from apex_jax import LlamaConfig
 from apex_jax.engine.capacity import free_memory, kv_bytes_per_token
@@ -184,11 +182,12 @@ class Bench:
             for programs, call in (("one", steps.whole), ("one a layer", steps.layer_by_layer)):
                 with self.report.attempt(f"{name}, {config.num_hidden_layers} layers, programs {programs}, {way}"):
                     took = queued_seconds(lambda _, call=call: call().tokens, calls=20)
+                    dispatched, _ = seconds(lambda _, call=call: call())
                     limit = moved / self.copied
                     scaled = took * step_bytes(whole, rows, context) / moved
                     self.steps.add(
                         *(name, config.num_hidden_layers, rows, context, programs, way, 1e3 * took, 1e3 * limit),
-                        *(limit / took, 1e3 * dispatch_seconds(call), 1e3 * scaled),
+                        *(limit / took, 1e3 * dispatched, 1e3 * scaled),
                     )
                     if way == next(iter(CANDIDATES)):
                         times[programs] = scaled
@@ -237,17 +236,6 @@ def step_bytes(config: LlamaConfig, rows: int, context: int) -> float:
     table = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
     weights = (config.num_parameters - table) * DTYPE.itemsize
     return weights + rows * context * kv_bytes_per_token(config, DTYPE)
-
-
-def dispatch_seconds(call: Callable[[], Any]) -> float:
-    """Return the median time until a step has been dispatched to an idle device."""
-    times = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        sampled = call()
-        times.append(time.perf_counter() - begin)
-        jax.block_until_ready(sampled)
-    return statistics.median(times)
 
 
 @dataclass(frozen=True, kw_only=True)

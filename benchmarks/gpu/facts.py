@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,7 +23,8 @@ from timing import queued_seconds, seconds
 from apex_jax.bench.host_attention import stream_read_gb_per_s
 from apex_jax.execution.attention_backend import default_dtype
 from apex_jax.host_offload import available_memory, machine_instructions
-from apex_jax.machine.processor import processor_name, usable_cores
+from apex_jax.machine.processor import processor_and_cores
+from apex_jax.machine.versions import installed_versions
 
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "flax", "transformers", "torch", "numpy")
 
@@ -54,17 +54,14 @@ def describe(report: Report, device: jax.Device) -> None:
     table.add("number type by default", default_dtype(device))
     table.add("kinds of memory", ", ".join(memory.kind for memory in device.addressable_memories()))
     table.add("driver", _driver())
-    table.add("host", f"{processor_name()}, {usable_cores()} cores usable, {available_memory()} bytes available")
+    table.add("host", f"{processor_and_cores()} usable, {available_memory()} bytes available")
     table.add("native kernel", machine_instructions() or "not built")
     table.add("python", platform.python_version())
-    for package in PACKAGES:
-        try:
-            table.add(package, version(package))
-        except PackageNotFoundError:
-            continue
+    for package, number in installed_versions(PACKAGES).items():
+        table.add(package, number)
     table.add("JAX_PLATFORMS, XLA_FLAGS", f"{os.environ.get('JAX_PLATFORMS')}, {os.environ.get('XLA_FLAGS')}")
     report.fact("device", device.device_kind)
-    report.fact("host", f"{processor_name()}, {usable_cores()} cores")
+    report.fact("host", processor_and_cores())
 
 
 def _driver() -> str:
@@ -102,7 +99,7 @@ def bandwidths(report: Report, device: jax.Device, host: jax.Device, *, tiny: bo
     table.add(f"bfloat16 product of {size} x {size}", flops / 1e12, "TFLOP/s")
     report.fact("flops_per_s", flops)
     small, tick = jnp.ones(8, device=device), jax.jit(lambda x: x + 1)
-    latency = seconds(lambda: tick(small), repeats=50)
+    _, latency = seconds(lambda _: tick(small), repeats=50)
     table.add("smallest program, waited for", 1e6 * latency, "us")
     table.add("smallest program, queued", 1e6 * queued_seconds(lambda _: tick(small), calls=200), "us")
     with jax.default_device(host):
@@ -186,25 +183,12 @@ def by_size(report: Report, transfers: Transfers, *, sizes: tuple[int, ...]) -> 
         for way, (make, move) in ways.items():
             with report.attempt(f"{direction}, {way}"):
                 for nbytes in sizes:
-                    whole, call = _move(make, move, nbytes, repeats=3 if nbytes > 2**24 else 7)
+                    call, whole = seconds(move, repeats=3 if nbytes > 2**24 else 7, prepare=partial(make, nbytes))
                     table.add(way, nbytes, 1e6 * whole, nbytes / whole / 1e9, 1e6 * call)
                     fastest, quickest = max(fastest, nbytes / whole), min(quickest, whole)
         name = direction.replace(" ", "_")
         report.fact(f"{name}_bytes_per_s", fastest)
         report.fact(f"{name}_latency_s", quickest)
-
-
-def _move(make: Make, move: Move, nbytes: int, *, repeats: int) -> tuple[float, float]:
-    """Return the median time of a copy, and of the call that began it."""
-    whole, calls = [], []
-    for _ in range(repeats + 1):
-        array = make(nbytes)
-        begin = time.perf_counter()
-        moved = move(array)
-        calls.append(time.perf_counter() - begin)
-        jax.block_until_ready(moved)
-        whole.append(time.perf_counter() - begin)
-    return statistics.median(whole[1:]), statistics.median(calls[1:])
 
 
 def beside_work(report: Report, transfers: Transfers, *, tiny: bool) -> None:
@@ -215,7 +199,7 @@ def beside_work(report: Report, transfers: Transfers, *, tiny: bool) -> None:
     work = jax.jit(lambda x: jax.lax.fori_loop(0, rounds, lambda _, y: y @ x, x))
     # The copied array needs the result, as the attention's inputs do.
     after = jax.jit(lambda x, y: x + y[0, 0].astype(x.dtype))
-    alone = seconds(lambda: work(square), repeats=3)
+    _, alone = seconds(lambda _: work(square), repeats=3)
     table = report.table(
         f"copies of {nbytes} bytes beside {1e3 * alone:.1f} ms of work on the device",
         "way",

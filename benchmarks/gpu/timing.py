@@ -10,15 +10,22 @@ from typing import Any
 import jax
 
 
-def seconds(call: Callable[[], Any], *, repeats: int = 5) -> float:
-    """Return the median time of a call whose result is waited for, after one that is not counted."""
-    jax.block_until_ready(call())
-    times = []
-    for _ in range(repeats):
+def seconds(
+    call: Callable[[Any], Any], *, repeats: int = 5, prepare: Callable[[], Any] = lambda: None
+) -> tuple[float, float]:
+    """Return the median times until a call of what `prepare` gives returns, and until its result is there.
+
+    Each is waited for; the first is not counted.
+    """
+    returned, done = [], []
+    for _ in range(repeats + 1):
+        given = prepare()
         begin = time.perf_counter()
-        jax.block_until_ready(call())
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
+        result = call(given)
+        returned.append(time.perf_counter() - begin)
+        jax.block_until_ready(result)
+        done.append(time.perf_counter() - begin)
+    return statistics.median(returned[1:]), statistics.median(done[1:])
 
 
 def queued_seconds(call: Callable[[int], Any], *, calls: int) -> float:

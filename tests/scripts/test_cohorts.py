@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "cohorts.py"
-LOADS = [0.9, 1.0, 1.1, 1.3]
 
 
 @pytest.fixture
@@ -33,11 +32,6 @@ def test_rows(bench):
         assert row["kind"] == "emulated"
         assert row["tokens_per_s"] > 0
         assert 0 < row["job_ms"][0] <= row["job_ms"][1] <= row["job_ms"][2]
-    assert [row["load"] for row in found["replayed"] if not row["as_measured"]] == 2 * LOADS
-    for row in found["replayed"]:
-        assert row["kind"] == "replayed"
-        assert row["wait"]["missed"] == row["sit_out"]["waited"] == 0
-        assert row["wait_sized"]["tokens_per_s"] >= row["wait"]["tokens_per_s"] > 0
 
 
 def test_more_requests_than_fit(bench):
