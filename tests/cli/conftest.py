@@ -1,37 +1,8 @@
-"""The command, called in this process with its output captured, and models for it."""
+"""What `apex-jax generate` gives, and a model for it."""
 
-import io
 import json
-from pathlib import Path
 
 import pytest
-
-from apex_jax.cli import main
-
-STORIES = Path(__file__).parents[2].parent / "shared" / "models" / "stories260K"
-
-
-@pytest.fixture
-def stories():
-    if not STORIES.is_dir():
-        pytest.skip("the shared stories260K model is not beside the repository")
-    return STORIES
-
-
-@pytest.fixture
-def command(capsys, monkeypatch):
-    """(arguments..., stdin="") -> (exit status, standard output, standard error)."""
-
-    def call(*arguments, stdin=""):
-        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
-        try:
-            status = main([str(argument) for argument in arguments])
-        except SystemExit as ended:
-            status = ended.code
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,9 +17,6 @@ from apex_jax.execution.attention_backend import DeviceAttention
 from apex_jax.execution.paged_attention import decode_attention, write_tokens
 from apex_jax.host_offload import native_attention_available
 from apex_jax.models import forward, random_weights
-
-# pytest's importlib mode leaves this folder out of the path.
-sys.path.append(str(Path(__file__).parent))
 
 EOS = 11
 LIMIT = 256

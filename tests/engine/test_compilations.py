@@ -8,11 +8,12 @@ import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hybrid import Restless, check_empty, run, settle, unsettle
 
 from apex_jax import LLM, LlamaConfig, SamplingParams
 from apex_jax.execution.sampler import MODES, SamplingMode
 from apex_jax.models import random_weights
+
+from .hybrid import Restless, check_empty, run, settle, unsettle
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 PROMPT = [5, 17, 40]

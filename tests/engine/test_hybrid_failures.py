@@ -7,10 +7,11 @@ import types
 
 import numpy as np
 import pytest
-from hybrid import HOST_ROWS, OPTIONS, Reference, check_empty, draw_load, run, settle, unsettle
 
 from apex_jax import SamplingParams
 from apex_jax.scheduler import Fetch
+
+from .hybrid import HOST_ROWS, OPTIONS, Reference, check_empty, draw_load, run, settle, unsettle
 
 STRATEGIES = ("layer_sync", "asymmetric_pipelining", "async_overlap")
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)

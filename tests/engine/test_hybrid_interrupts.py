@@ -7,10 +7,11 @@ import threading
 
 import numpy as np
 import pytest
-from hybrid import OPTIONS, check_empty, settle, unsettle
 
 from apex_jax import SamplingParams
 from apex_jax.host_offload import worker as worker_module
+
+from .hybrid import OPTIONS, check_empty, settle, unsettle
 
 STRATEGIES = ("layer_sync", "asymmetric_pipelining", "async_overlap")
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)

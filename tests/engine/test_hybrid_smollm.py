@@ -5,11 +5,12 @@ import functools
 import jax
 import numpy as np
 import pytest
-from hybrid import Reference, check_empty
 
 from apex_jax import LLM, SamplingParams
 from apex_jax.models import forward, load_model
 from apex_jax.models.loading.registry import REGISTERED, cache_folder
+
+from .hybrid import Reference, check_empty
 
 FILE = cache_folder() / REGISTERED["smollm2-135m-instruct"].file
 NAMES = ("Ann", "Ben", "Cas", "Dan", "Eve", "Flo", "Gus", "Hal", "Ida", "Jon", "Kit", "Lou", "Max")

@@ -1,9 +1,10 @@
 """A thousand requests over changing strategies: all end, and nothing stays behind on either side."""
 
 import numpy as np
-from hybrid import HOST_ROWS, OPTIONS, Reference, Restless, check_empty, draw_load, run, settle, unsettle
 
 from apex_jax.scheduler import FixedPolicy
+
+from .hybrid import HOST_ROWS, OPTIONS, Reference, Restless, check_empty, draw_load, run, settle, unsettle
 
 HYBRID = ("layer_sync", "asymmetric_pipelining", "async_overlap")
 

@@ -4,19 +4,18 @@ import dataclasses
 import functools
 import itertools
 import threading
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from hybrid import HOST_ROWS, OPTIONS, Reference, Restless, check_empty, draw_load, run, settle, unsettle
 
 from apex_jax import LLM, SamplingParams
 from apex_jax.models import forward, random_weights
 from apex_jax.scheduler import FixedPolicy
 
+from .hybrid import HOST_ROWS, OPTIONS, Reference, Restless, check_empty, draw_load, run, settle, unsettle
+
 LAYERS = 2
-SHARED = Path(__file__).parents[3] / "shared" / "models" / "stories260K"
 HYBRID = ("layer_sync", "asymmetric_pipelining", "async_overlap")
 
 
@@ -208,12 +207,11 @@ class TestFromOutside:
         check_empty(public)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared stories260K model is not beside the repository")
 @pytest.mark.parametrize("strategy", ["device_only", *HYBRID])
-def test_a_real_model_tells_its_story(strategy):
+def test_a_real_model_tells_its_story(strategy, stories):
     """Five requests begin the same story at different places, in a device cache for one of them and a half."""
     llm = LLM(
-        SHARED,
+        stories,
         page_size=16,
         max_num_seqs=1,
         max_host_seqs=4,
@@ -222,7 +220,7 @@ def test_a_real_model_tells_its_story(strategy):
         host_kv_bytes=1 << 20,
         strategy=strategy,
     )
-    with np.load(SHARED / "golden_greedy.npz") as golden:
+    with np.load(stories / "golden_greedy.npz") as golden:
         ids = golden["ids"].tolist()
     starts = (1, 20, 47, 90, 130)
     params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)

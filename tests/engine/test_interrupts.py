@@ -304,7 +304,7 @@ class TestThreads:
 
 
 SCRIPT = """
-import dataclasses, sys, threading
+import dataclasses, signal, sys, threading
 from apex_jax import LLM, LlamaConfig, SamplingParams
 from apex_jax.models import random_weights
 
@@ -320,6 +320,8 @@ short = SamplingParams(temperature=0, max_tokens=8)
 expected = llm.generate([[1, 2], [3]], short, use_tqdm=False)
 endless = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
 before = set(threading.enumerate())
+# A shell starts its background jobs with this signal ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 print("ready", flush=True)
 try:
     if sys.argv[1] == "generate":
@@ -353,10 +355,18 @@ def test_a_real_signal(call, strategy):
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(timeout=0.3)  # it is in the middle of an endless request by now
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=100)
+        watchdog = threading.Timer(100, process.kill)
+        watchdog.start()
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            ready = process.stdout.readline()
+            assert ready == "ready\n", process.stderr.read()
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(timeout=0.3)  # it is in the middle of an endless request by now
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate()
+        finally:
+            watchdog.cancel()
+            process.kill()
     assert (process.returncode, output) == (0, "usable\n"), errors

@@ -1,15 +1,12 @@
 """Many requests in a cache that is too small for them, with cancellations: nothing is lost, nothing stays."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
-import pytest
 
 from apex_jax import LLM, SamplingParams
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
-SHARED = Path(__file__).parents[3] / "shared" / "models" / "stories260K"
 
 
 def test_hundreds_of_requests_in_a_tiny_cache(attention, make, draw, whole, dense):
@@ -44,14 +41,13 @@ def check_greedy(dense, prompt, tokens, count):
     assert logits.argmax(-1).tolist() == tokens
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared stories260K model is not beside the repository")
-def test_a_real_model_tells_its_story():
-    llm = LLM(SHARED, device_kv_tokens=1024)
+def test_a_real_model_tells_its_story(stories):
+    llm = LLM(stories, device_kv_tokens=1024)
     params = SamplingParams(temperature=0, max_tokens=256, ignore_eos=True)
-    with np.load(SHARED / "golden_greedy.npz") as golden:
+    with np.load(stories / "golden_greedy.npz") as golden:
         ids = golden["ids"].tolist()
     (output,) = llm.generate([[llm.config.bos_token_id]], params, use_tqdm=False)
     (completion,) = output.outputs
     assert completion.token_ids == ids[-256:]
-    told = (SHARED / "golden_greedy.txt").read_text(encoding="utf-8")
+    told = (stories / "golden_greedy.txt").read_text(encoding="utf-8")
     assert told.strip().startswith(completion.text.strip()[:200])

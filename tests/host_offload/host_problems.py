@@ -4,6 +4,11 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
+
+from apex_jax.host_offload import native_library
+
+needs_native = pytest.mark.skipif(native_library.load() is None, reason="apex_jax was installed without a compiler")
 
 
 @dataclasses.dataclass

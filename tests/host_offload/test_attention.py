@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from host_problems import bound_of_rounded_weights, exact, make, tolerance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apex_jax.host_offload import decode_attention, decode_attention_packed, machine_instructions, native_library
 
+from .host_problems import bound_of_rounded_weights, exact, make, needs_native, tolerance
+
 INSTRUCTIONS = native_library.INSTRUCTIONS
-needs_native = pytest.mark.skipif(native_library.load() is None, reason="apex_jax was installed without a compiler")
 TYPES = [
     ("float32", "float32"),
     ("bfloat16", "bfloat16"),

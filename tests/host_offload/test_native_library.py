@@ -4,9 +4,10 @@ import logging
 from pathlib import Path
 
 import pytest
-from host_problems import make
 
 from apex_jax.host_offload import decode_attention, machine_instructions, native_attention_available, native_library
+
+from .host_problems import make
 
 
 @pytest.fixture

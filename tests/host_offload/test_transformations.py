@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from host_problems import exact, make, tolerance
 
-from apex_jax.host_offload import decode_attention, decode_attention_packed, native_library
+from apex_jax.host_offload import decode_attention, decode_attention_packed
 
-needs_native = pytest.mark.skipif(native_library.load() is None, reason="apex_jax was installed without a compiler")
+from .host_problems import exact, make, needs_native, tolerance
+
 both = pytest.mark.parametrize("implementation", [pytest.param("native", marks=needs_native), "jax"])
 
 

@@ -1,7 +1,5 @@
 """Streaming text against decoding everything at once."""
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,8 +8,6 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from apex_jax.models import Detokenizer, Tokenizer
 from apex_jax.models.tokenization.detokenizer import _WINDOW
-
-STORIES = Path(__file__).parents[2].parent / "shared" / "models" / "stories260K"
 
 characters = st.one_of(
     st.sampled_from("ab e"), st.sampled_from("é€😀\u200d👧 的한\ufffd"), st.characters(exclude_categories=["Cs"])
@@ -110,28 +106,26 @@ def test_unfinished_character_comes_with_finish():
 
 
 @pytest.fixture(scope="module")
-def stories():
+def tokenizer(stories):
     """A vocabulary whose words begin with their space and whose other characters are single bytes."""
-    if not STORIES.is_dir():
-        pytest.skip("the shared stories260K model is not beside the repository")
-    return Tokenizer.from_folder(STORIES)
+    return Tokenizer.from_folder(stories)
 
 
 @pytest.mark.parametrize("text", ["Once upon a time", "née 的 😀😀 end", "  two  spaces ", "a\n\n b"])
 @pytest.mark.parametrize("size", [1, 3, 100])
-def test_sentence_piece_equals_decoding(stories, text, size):
-    ids = stories.encode(text)
-    assert "".join(stream(stories.detokenizer(), ids, size)) == stories.decode(ids)
+def test_sentence_piece_equals_decoding(tokenizer, text, size):
+    ids = tokenizer.encode(text)
+    assert "".join(stream(tokenizer.detokenizer(), ids, size)) == tokenizer.decode(ids)
 
 
-def test_first_piece_after_a_prompt_keeps_its_space(stories):
-    prompt, answer = stories.encode("Once"), stories.encode("upon a")[1:]
-    assert stories.detokenizer(context=prompt).push(answer) == " upon a"
-    assert stories.detokenizer().push(answer) == "upon a"
+def test_first_piece_after_a_prompt_keeps_its_space(tokenizer):
+    prompt, answer = tokenizer.encode("Once"), tokenizer.encode("upon a")[1:]
+    assert tokenizer.detokenizer(context=prompt).push(answer) == " upon a"
+    assert tokenizer.detokenizer().push(answer) == "upon a"
 
 
-def test_special_tokens(stories):
-    ids = [1, *stories.encode("upon a")[1:], 2]
-    assert "".join(stream(stories.detokenizer(), ids, 1)) == "upon a"
-    shown = stories.detokenizer(skip_special_tokens=False)
-    assert "".join(stream(shown, ids, 1)) == stories.decode(ids, skip_special_tokens=False)
+def test_special_tokens(tokenizer):
+    ids = [1, *tokenizer.encode("upon a")[1:], 2]
+    assert "".join(stream(tokenizer.detokenizer(), ids, 1)) == "upon a"
+    shown = tokenizer.detokenizer(skip_special_tokens=False)
+    assert "".join(stream(shown, ids, 1)) == tokenizer.decode(ids, skip_special_tokens=False)

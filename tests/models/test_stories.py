@@ -1,7 +1,5 @@
 """A real model from its own files: stories260K must tell its story."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,19 +7,16 @@ import pytest
 
 from apex_jax.models import forward, load_model
 
-FOLDER = Path(__file__).parents[2].parent / "shared" / "models" / "stories260K"
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="the shared stories260K model is not beside the repository")
-
 compiled = jax.jit(forward, static_argnums=0)
 
 
 @pytest.fixture(scope="module")
-def model():
-    return load_model(FOLDER)
+def model(stories):
+    return load_model(stories)
 
 
-def test_logits_and_greedy_ids(model):
-    with np.load(FOLDER / "golden_greedy.npz") as golden:
+def test_logits_and_greedy_ids(model, stories):
+    with np.load(stories / "golden_greedy.npz") as golden:
         ids, logits = golden["ids"], golden["logits"]
     found = compiled(model.config, model.weights, jnp.asarray(ids)[None, :-1])
     np.testing.assert_allclose(np.asarray(found)[0], logits, rtol=0, atol=1e-3)
@@ -37,15 +32,15 @@ def test_logits_and_greedy_ids(model):
     np.testing.assert_array_equal([*told, last], ids)
 
 
-def test_text(model):
-    with np.load(FOLDER / "golden_greedy.npz") as golden:
+def test_text(model, stories):
+    with np.load(stories / "golden_greedy.npz") as golden:
         ids = golden["ids"].tolist()
-    text = (FOLDER / "golden_greedy.txt").read_text(encoding="utf-8")
+    text = (stories / "golden_greedy.txt").read_text(encoding="utf-8")
     assert model.tokenizer.decode(ids) == text
     stream = model.tokenizer.detokenizer()
     assert "".join(stream.push([token]) for token in ids) + stream.finish() == text
 
 
-def test_generation_config_ends_the_story(model):
+def test_generation_config_ends_the_story(model, stories):
     assert model.config.eos_token_ids == (1, 2)
     assert str(model.weights.dtype) == "float32"

@@ -14,7 +14,6 @@ from apex_jax.models.loading.gguf_file import GGUFFile, open_gguf
 from apex_jax.models.loading.registry import REGISTERED, cache_folder
 from apex_jax.models.tokenization.gguf_tokenizer import tokenizer_from_gguf
 
-STORIES = Path(__file__).parents[2].parent / "shared" / "models" / "stories260K"
 SMOLLM = cache_folder() / REGISTERED["smollm2-135m-instruct"].file
 
 TEXTS = [
@@ -30,13 +29,6 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def stories_folder():
-    if not STORIES.is_dir():
-        pytest.skip("the shared stories260K model is not beside the repository")
-    return STORIES
-
-
-@pytest.fixture(scope="module")
 def smollm():
     """The file's header and our tokenizer of it."""
     if not SMOLLM.is_file():
@@ -46,10 +38,10 @@ def smollm():
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_folder_equals_transformers(stories_folder, text):
+def test_folder_equals_transformers(stories, text):
     from transformers import AutoTokenizer
 
-    ours, theirs = Tokenizer.from_folder(stories_folder), AutoTokenizer.from_pretrained(stories_folder)
+    ours, theirs = Tokenizer.from_folder(stories), AutoTokenizer.from_pretrained(stories)
     ids = ours.encode(text)
     assert ids == theirs(text)["input_ids"]
     assert ids[0] == 1
@@ -57,8 +49,8 @@ def test_folder_equals_transformers(stories_folder, text):
     assert ours.vocab_size == 512
 
 
-def test_model_without_chat_template(stories_folder):
-    tokenizer = Tokenizer.from_folder(stories_folder)
+def test_model_without_chat_template(stories):
+    tokenizer = Tokenizer.from_folder(stories)
     assert tokenizer.chat_template is None
     with pytest.raises(ValueError, match="no chat template"):
         tokenizer.encode_chat([{"role": "user", "content": "hi"}])
@@ -77,22 +69,22 @@ def with_code(stories, folder, **config):
 
 
 @pytest.mark.parametrize("place", ["tokenizer_config.json", "config.json"])
-def test_code_of_a_folder_is_ignored_where_its_kind_is_known(stories_folder, tmp_path, monkeypatch, place):
+def test_code_of_a_folder_is_ignored_where_its_kind_is_known(stories, tmp_path, monkeypatch, place):
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 8))
-    mark = with_code(stories_folder, tmp_path / "model")
+    mark = with_code(stories, tmp_path / "model")
     if place == "config.json":
-        shutil.copy(stories_folder / "tokenizer_config.json", tmp_path / "model")
+        shutil.copy(stories / "tokenizer_config.json", tmp_path / "model")
         settings = {"model_type": "own", "auto_map": {"AutoConfig": "code.Own", "AutoTokenizer": ["code.Own", None]}}
         (tmp_path / "model" / place).write_text(json.dumps(settings), encoding="utf-8")
     tokenizer = Tokenizer.from_folder(tmp_path / "model")
-    assert tokenizer.encode(TEXTS[0]) == Tokenizer.from_folder(stories_folder).encode(TEXTS[0])
+    assert tokenizer.encode(TEXTS[0]) == Tokenizer.from_folder(stories).encode(TEXTS[0])
     assert not mark.exists()
     assert len(sys.stdin.read()) == 16
 
 
-def test_code_of_a_folder_is_refused_where_nothing_else_reads_it(stories_folder, tmp_path, monkeypatch):
+def test_code_of_a_folder_is_refused_where_nothing_else_reads_it(stories, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 8))
-    mark = with_code(stories_folder, tmp_path / "model", tokenizer_class="OwnTokenizer")
+    mark = with_code(stories, tmp_path / "model", tokenizer_class="OwnTokenizer")
     with pytest.raises(CheckpointError, match=r"code of its own \(auto_map"):
         Tokenizer.from_folder(tmp_path / "model")
     assert not mark.exists()
@@ -125,10 +117,10 @@ def stories_as_gguf(path: Path, folder: Path) -> GGUFFile:
 
 
 @pytest.mark.parametrize("text", [text for text in TEXTS if "<" not in text])
-def test_sentence_piece_in_gguf_equals_sentencepiece(tmp_path, stories_folder, text):
+def test_sentence_piece_in_gguf_equals_sentencepiece(tmp_path, stories, text):
     sentencepiece = pytest.importorskip("sentencepiece", reason="compares with Google's own library")
-    theirs = sentencepiece.SentencePieceProcessor(model_file=str(stories_folder / "tokenizer.model"))
-    ours = Tokenizer(tokenizer_from_gguf(stories_as_gguf(tmp_path / "vocabulary.gguf", stories_folder)))
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(stories / "tokenizer.model"))
+    ours = Tokenizer(tokenizer_from_gguf(stories_as_gguf(tmp_path / "vocabulary.gguf", stories)))
     ids = ours.encode(text)
     assert ids == [theirs.bos_id(), *theirs.encode(text)]
     assert ours.decode(ids) == theirs.decode(ids[1:])

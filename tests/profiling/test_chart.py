@@ -3,10 +3,11 @@
 from dataclasses import replace
 
 import pytest
-from test_profiling import known
 
 from apex_jax.profiling.chart import draw_profile
 from apex_jax.scheduler import Curve
+
+from .test_profiling import known
 
 
 def panels(profile):

@@ -4,11 +4,12 @@ import random
 from dataclasses import replace
 
 import pytest
-from virtual_machine import VirtualMachine
 
 from apex_jax.execution.buckets import padding_of
 from apex_jax.profiling.profiler import Profiler
 from apex_jax.scheduler import AttentionTime, CostModel, Curve, Load, Profile, ProfileKey, prompt_pairs
+
+from .virtual_machine import VirtualMachine
 
 KEY = ProfileKey(device="d", host="h", model="m", dtypes="t", software="s")
 

@@ -5,11 +5,12 @@ import random
 from dataclasses import replace
 
 import pytest
-from machines import machine
 
 from apex_jax.scheduler import CostModel, DeviceRates, HostRates, Load, ModelShape, Terms, describe
 from apex_jax.scheduler.cost_model.component_times import Costs
 from apex_jax.scheduler.cost_model.correction import Measured
+
+from .machines import machine
 
 SHAPE = ModelShape(
     name="m",

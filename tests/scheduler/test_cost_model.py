@@ -5,7 +5,6 @@ import random
 from dataclasses import replace
 
 import pytest
-from machines import cohorts, machine
 
 from apex_jax.scheduler import (
     Clock,
@@ -26,6 +25,8 @@ from apex_jax.scheduler import (
     describe,
     prompt_pairs,
 )
+
+from .machines import cohorts, machine
 
 HYBRID = ("layer_sync", "asymmetric_pipelining", "async_overlap")
 

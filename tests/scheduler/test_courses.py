@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-from machines import machine
 
 from apex_jax.scheduler import CostModel, FixedPolicy, PageTable, Request, Roster, Scheduler, Situation
 from apex_jax.scheduler.cost_model.catalogue import Catalogue
@@ -16,6 +15,8 @@ from apex_jax.scheduler.planner.journey import Course
 from apex_jax.scheduler.planner.options import PlannerOptions
 from apex_jax.scheduler.planner.planner import Planner
 from apex_jax.scheduler.simulation.workload import Moments, equal
+
+from .machines import machine
 
 KNOWN = Catalogue.built_in()
 PROFILE = machine(layers=4, device_token=0.02, host_token=0.005)

@@ -5,7 +5,6 @@ import re
 from dataclasses import replace
 
 import pytest
-from machines import machine
 
 from apex_jax.scheduler import AttentionTime, CostModel, Curve, Measured, Roster, Situation
 from apex_jax.scheduler.planner.explain import explain
@@ -13,6 +12,8 @@ from apex_jax.scheduler.planner.explain_values import explain_values
 from apex_jax.scheduler.planner.lookahead import PHASES
 from apex_jax.scheduler.planner.options import PlannerOptions
 from apex_jax.scheduler.planner.planner import Planner
+
+from .machines import machine
 
 DEVICE = {"num_layers": 4, "device_rows": 10, "device_kv_tokens": 100, "remaining_tokens": 10**10}
 

@@ -3,7 +3,6 @@
 import csv
 import json
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,6 @@ from apex_jax.models.presets import PRESETS
 from apex_jax.scheduler.cost_model.catalogue import Catalogue
 from apex_jax.scheduler.cost_model.hardware import Device, Host, described_profile, device_kv_tokens
 
-ANCHORS = Path(__file__).parents[2].parent / "shared" / "anchors"
 KNOWN = Catalogue.built_in()
 OWN = {
     "name": "mine",
@@ -22,13 +20,6 @@ OWN = {
     "link_gb_per_s": 8,
 }
 BOX = {"name": "box", "cores": 4, "memory_gb": 32, "attention_gb_per_s": 20}
-
-
-@pytest.fixture
-def anchors():
-    if not ANCHORS.is_dir():
-        pytest.skip("the shared anchors are not beside the repository")
-    return ANCHORS
 
 
 @pytest.mark.parametrize("spec", [*KNOWN.devices.values(), *KNOWN.hosts.values()], ids=lambda spec: spec.name)

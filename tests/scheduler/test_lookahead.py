@@ -3,7 +3,6 @@
 import random
 
 import pytest
-from machines import machine
 
 from apex_jax.scheduler import CostModel, FixedPolicy, Load, Roster
 from apex_jax.scheduler.cohorts import even
@@ -15,6 +14,8 @@ from apex_jax.scheduler.planner.journey import ALONE, Course, Room
 from apex_jax.scheduler.planner.lookahead import SINGLE, Lookahead
 from apex_jax.scheduler.roster import grouped
 from apex_jax.scheduler.simulation.workload import Job, equal
+
+from .machines import machine
 
 KNOWN = Catalogue.built_in()
 ROOM = Room(device_tokens=1600, host_tokens=16_000, page_size=16, device_requests=64, prompt_tokens=512)

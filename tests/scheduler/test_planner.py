@@ -10,13 +10,14 @@ import random
 from dataclasses import replace
 
 import pytest
-from machines import machine
 
 from apex_jax.scheduler import CostModel, Curve, DeviceRates, HostRates, Load, Measured, ModelShape, Situation, describe
 from apex_jax.scheduler.cohorts import even
 from apex_jax.scheduler.planner.options import PlannerOptions
 from apex_jax.scheduler.planner.paper_rule import PaperRule, pipelining_bound
 from apex_jax.scheduler.planner.planner import Planner
+
+from .machines import machine
 
 PROFILE = machine(layers=4, device_token=0.02, host_token=0.005)
 DEVICE = {"num_layers": 4, "device_rows": 10, "device_kv_tokens": 100, "remaining_tokens": 10**10}

@@ -3,7 +3,6 @@
 import random
 
 import pytest
-from machines import machine
 
 from apex_jax.scheduler import CostModel, Roster
 from apex_jax.scheduler.cost_model.catalogue import Catalogue
@@ -17,6 +16,8 @@ from apex_jax.scheduler.planner.rollout import Rehearsal
 from apex_jax.scheduler.simulation.request_pool import SimRequest
 from apex_jax.scheduler.simulation.virtual_engine import Serving
 from apex_jax.scheduler.simulation.workload import Job
+
+from .machines import machine
 
 KNOWN = Catalogue.built_in()
 ROOM = Room(device_tokens=1600, host_tokens=16_000, page_size=16, device_requests=64, prompt_tokens=512)

@@ -1,7 +1,6 @@
 """The simulator against numbers worked out by hand, and against the scheduler's own plans walked one by one."""
 
 import pytest
-from machines import machine
 
 from apex_jax.scheduler import CostModel, FixedPolicy, PageTable, Request, Scheduler
 from apex_jax.scheduler.cost_model.catalogue import Catalogue
@@ -10,6 +9,8 @@ from apex_jax.scheduler.simulation.simulator import simulate
 from apex_jax.scheduler.simulation.virtual_engine import host_turn
 from apex_jax.scheduler.simulation.virtual_scheduler import Machine
 from apex_jax.scheduler.simulation.workload import Job, equal
+
+from .machines import machine
 
 ROOMY = Machine(device_kv_tokens=16_000)
 ALONE = FixedPolicy(strategy="device_only")

@@ -12,11 +12,12 @@ takes the host 0.4 s in a layer, so that 15 of them give tokens of these times:
 import math
 
 import pytest
-from machines import machine
 
 from apex_jax.scheduler import CostModel, Situation
 from apex_jax.scheduler.planner.options import PlannerOptions
 from apex_jax.scheduler.planner.planner import Planner
+
+from .machines import machine
 
 SLOW_HOST = machine(layers=4, device_token=0.02, host_token=0.04)
 QUICK_HOST = machine(layers=4, device_token=0.02, host_token=0.005)

@@ -2,21 +2,11 @@
 
 import statistics
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
 from apex_jax.scheduler.simulation.recorded import read_trace
 from apex_jax.scheduler.simulation.workload import PUBLISHED, Job, Moments, arriving, at_once, equal, fitting
-
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
-
-
-@pytest.fixture
-def shared():
-    if not SHARED.is_dir():
-        pytest.skip("the shared data are not beside the repository")
-    return SHARED
 
 
 def test_equal():
@@ -53,8 +43,8 @@ def test_drawn_lengths_have_the_moments(name):
         ("osc/lengths.json", "summarisation"),
     ],
 )
-def test_moments_are_those_of_the_data(shared, file, name):
-    jobs = read_trace(shared / file).jobs
+def test_moments_are_those_of_the_data(recorded_loads, file, name):
+    jobs = read_trace(recorded_loads / file).jobs
     for kind in ("prompt", "output"):
         lengths = [getattr(job, kind) for job in jobs]
         mean, deviation = getattr(PUBLISHED[name], kind)

@@ -6,11 +6,12 @@ from itertools import pairwise
 import pytest
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex
-from synthetic_traces import ATTENTION, HOP, LAYER, synthetic
 
 from apex_jax.tracing.recorder import TRACKS, Recorder
 from apex_jax.tracing.timeline import choose, find_iterations
 from apex_jax.tracing.timeline_chart import COHORT_COLOURS, draw
+
+from .synthetic_traces import ATTENTION, HOP, LAYER, synthetic
 
 
 def recorded(*iterations, marks="device"):
