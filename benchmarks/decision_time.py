@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from apex_jax.scheduler import CostModel, DeviceRates, HostRates, ModelShape, Roster, Situation, describe
+from apex_jax.scheduler import CostModel, DeviceSpec, HostSpec, ModelShape, Roster, Situation, describe
 from apex_jax.scheduler.cost_model.component_times import Costs
 from apex_jax.scheduler.planner.options import PlannerOptions
 from apex_jax.scheduler.planner.planner import Planner
@@ -34,15 +34,16 @@ def model(layers: int) -> CostModel:
         intermediate_size=11008,
         vocab_size=32000,
     )
-    device = DeviceRates(
+    device = DeviceSpec(
         name="T4",
-        weights_bytes_per_s=232e9,
-        attention_bytes_per_s=232e9,
-        flops_per_s=19e12,
-        link_bytes_per_s=12e9,
-        link_s=3e-5,
+        memory_gb=16,
+        weights_gb_per_s=232,
+        attention_gb_per_s=232,
+        tflops=19,
+        link_gb_per_s=12,
+        link_us=30,
     )
-    host = HostRates(name="8 cores", attention_bytes_per_s=44e9, job_s=2e-5)
+    host = HostSpec(name="8 cores", cores=8, memory_gb=64, attention_gb_per_s=44, job_us=20)
     return CostModel(describe(device=device, host=host, model=shape))
 
 

@@ -33,9 +33,8 @@ from apex_jax.machine.processor import processor_and_cores
 from apex_jax.profiling.probe_plans import ProfilePlans
 from apex_jax.profiling.profiler import Profiler
 from apex_jax.progress_bar import Bar
-from apex_jax.scheduler import CostModel, Load, Plan, Profile, ProfileKey, Strategy
+from apex_jax.scheduler import CostModel, Load, Plan, Profile, ProfileKey, Strategy, describe
 from apex_jax.scheduler.cost_model.catalogue import Catalogue
-from apex_jax.scheduler.cost_model.hardware import described_profile
 
 HYBRID: tuple[Strategy, ...] = ("layer_sync", "asymmetric_pipelining", "async_overlap")
 KEY = ProfileKey(device="here", host="here", model="of this run", dtypes="of this run", software="of this run")
@@ -193,8 +192,7 @@ def cpu_executor(model: str, longest: int, num_layers: int | None) -> Executor:
 def emulated_executor(device: str, model: str, longest: int) -> Executor:
     """Return an executor on an emulated device, with a real host worker."""
     known = Catalogue.built_in()
-    described = known.model(model)
-    shape = described.shape
+    shape = known.model(model)
     page = 64
     buckets = Buckets(
         max_num_seqs=16,
@@ -204,7 +202,7 @@ def emulated_executor(device: str, model: str, longest: int) -> Executor:
         table_width=longest // page,
         ragged_attention=True,
     )
-    profile = described_profile(known.device(device), known.host("g4dn.4xlarge"), described, page_size=page)
+    profile = describe(known.device(device), known.host("g4dn.4xlarge"), shape, page_size=page)
     layout = HostKVConfig(
         num_layers=shape.num_layers, num_kv_heads=shape.num_kv_heads, head_width=shape.head_dim, page_size=page
     )

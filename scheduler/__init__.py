@@ -8,11 +8,12 @@ from .cost_model.correction import Measured
 from .cost_model.cost_model import CostModel
 from .cost_model.critical_path import Clock
 from .cost_model.curve import AttentionTime, Curve
+from .cost_model.hardware import DeviceSpec, HostSpec, ModelShape
 from .cost_model.online_correction import Follower
 from .cost_model.prediction import CohortLoad, Load, Prediction, Terms, prompt_pairs
 from .cost_model.profile import Padding, Profile, ProfileKey
 from .cost_model.profile_io import ProfileError, load_profile, save_profile
-from .cost_model.rates import DeviceRates, HostRates, ModelShape, describe
+from .cost_model.roofline import describe
 from .page_allocator import OutOfPages, PageTable
 from .plan import STRATEGIES, Cohort, DecodeRow, Eviction, Fetch, Landing, NewPages, Plan, PrefillChunk, Stage, Strategy
 from .policy import Decision, FixedPolicy, Policy, Situation
@@ -30,12 +31,12 @@ __all__ = [
     "Curve",
     "Decision",
     "DecodeRow",
-    "DeviceRates",
+    "DeviceSpec",
     "Eviction",
     "Fetch",
     "FixedPolicy",
     "Follower",
-    "HostRates",
+    "HostSpec",
     "Landing",
     "Load",
     "Measured",

@@ -9,8 +9,9 @@ from functools import cached_property
 from typing import Literal
 
 from .cost_model.cost_model import CostModel
-from .cost_model.hardware import Device, Host, Model, described_profile, device_kv_tokens
+from .cost_model.hardware import DeviceSpec, HostSpec, ModelShape, device_kv_tokens
 from .cost_model.profile import Padding
+from .cost_model.roofline import describe
 from .plan import STRATEGIES, Strategy
 from .planner.options import ALL_PHASES, PlannerOptions
 from .planner.planner import Planner
@@ -51,9 +52,9 @@ class Experiment:
             device.
     """
 
-    device: Device
-    host: Host
-    model: Model
+    device: DeviceSpec
+    host: HostSpec
+    model: ModelShape
     strategy: Choice = "auto"
     device_kv_tokens: int | None = None
     host_kv_gb: float | None = None
@@ -101,7 +102,7 @@ class Experiment:
     @cached_property
     def cost_model(self) -> CostModel:
         """What iterations take."""
-        profile = described_profile(self.device, self.host, self.model, page_size=self.page_size, padding=self.padding)
+        profile = describe(self.device, self.host, self.model, page_size=self.page_size, padding=self.padding)
         overhead = profile.iteration_overhead + self.iteration_overhead_s
         return CostModel(replace(profile, iteration_overhead=overhead))
 
@@ -149,7 +150,7 @@ class Experiment:
 
     def described(self) -> dict[str, object]:
         """Return the names and sizes, for people and files."""
-        kv_bytes = self.model.shape.kv_bytes_per_token
+        kv_bytes = self.model.kv_bytes_per_token
         return {
             "device": self.device.name,
             "host": self.host.name,
@@ -167,4 +168,4 @@ class Experiment:
         }
 
     def _tokens(self, gigabytes: float) -> int:
-        return int(gigabytes * 1e9 // self.model.shape.kv_bytes_per_token)
+        return int(gigabytes * 1e9 // self.model.kv_bytes_per_token)

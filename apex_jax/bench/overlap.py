@@ -18,7 +18,8 @@ from ..execution.emulated_device import EmulatedDevice
 from ..host_offload import HostKVConfig, HostWorker, allocate
 from ..scheduler import STRATEGIES, CostModel, Decision, Load, Prediction, Profile, Strategy, Terms
 from ..scheduler.cost_model.component_times import Costs
-from ..scheduler.cost_model.hardware import Device, Host, Model, described_profile
+from ..scheduler.cost_model.hardware import DeviceSpec, HostSpec, ModelShape
+from ..scheduler.cost_model.roofline import describe
 from ..scheduler.cost_model.steady_state import most_lanes, steady
 from ..scheduler.planner.candidates import Outlook, Valuation
 from ..tracing.recorder import Recorder
@@ -57,8 +58,8 @@ class OverlapBenchmark:
         ValueError: a number is out of range, or there is no such strategy.
     """
 
-    device: Device
-    model: Model
+    device: DeviceSpec
+    model: ModelShape
     device_kv_tokens: int
     context: int
     host_kv_bytes: int
@@ -95,9 +96,17 @@ class OverlapBenchmark:
     @property
     def host_kv_tokens(self) -> int:
         """Tokens in whole pages of the host's memory."""
-        shape = self.model.shape
-        token = shape.kv_bytes_per_token // shape.kv_bytes * jnp.dtype(self.dtype).itemsize
-        return self.host_kv_bytes // (token * self.page_size) * self.page_size
+        return self.host_kv_bytes // self._layout.page_bytes * self.page_size
+
+    @property
+    def _layout(self) -> HostKVConfig:
+        return HostKVConfig(
+            num_layers=self.model.num_layers,
+            num_kv_heads=self.model.num_kv_heads,
+            head_width=self.model.head_dim,
+            page_size=self.page_size,
+            dtype=self.dtype,
+        )
 
     @cached_property
     def buckets(self) -> Buckets:
@@ -114,9 +123,9 @@ class OverlapBenchmark:
     @cached_property
     def profile(self) -> Profile:
         """The device's times; those of the host have to be measured."""
-        unknown = Host(name="not yet measured", cores=1, memory_gb=1.0, attention_gb_per_s=1.0)
+        unknown = HostSpec(name="not yet measured", cores=1, memory_gb=1.0, attention_gb_per_s=1.0)
         padding = padding_of(self.buckets)
-        return described_profile(self.device, unknown, self.model, page_size=self.page_size, padding=padding)
+        return describe(self.device, unknown, self.model, page_size=self.page_size, padding=padding)
 
     def population(self) -> Population:
         """Allocate the host's memory and make an engine.
@@ -124,18 +133,12 @@ class OverlapBenchmark:
         Raises:
             MemoryError: the machine does not have it.
         """
-        shape = self.model.shape
-        layout = HostKVConfig(
-            num_layers=shape.num_layers,
-            num_kv_heads=shape.num_kv_heads,
-            head_width=shape.head_dim,
-            page_size=self.page_size,
-            dtype=self.dtype,
-        )
-        pages = allocate(layout, self.host_kv_bytes, jax.devices("cpu")[0])
-        worker = HostWorker(pages, num_heads=shape.num_heads)
+        pages = allocate(self._layout, self.host_kv_bytes, jax.devices("cpu")[0])
+        worker = HostWorker(pages, num_heads=self.model.num_heads)
         dtype = jnp.dtype(self.dtype)
-        device = EmulatedDevice(self.profile, shape, dtype=dtype, num_pages=self.device_pages, buckets=self.buckets)
+        device = EmulatedDevice(
+            self.profile, self.model, dtype=dtype, num_pages=self.device_pages, buckets=self.buckets
+        )
         return Population(device=device, worker=worker, context=self.context)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..scheduler.cost_model.catalogue import Catalogue
-    from ..scheduler.cost_model.hardware import Device, Host, Model
+    from ..scheduler.cost_model.hardware import DeviceSpec, HostSpec, ModelShape
 
 
 def catalogue_lines(catalogue: Catalogue) -> Iterator[str]:
@@ -26,7 +26,7 @@ def catalogue_lines(catalogue: Catalogue) -> Iterator[str]:
         yield _sizes(model)
 
 
-def _numbers(spec: Device | Host) -> Iterator[str]:
+def _numbers(spec: DeviceSpec | HostSpec) -> Iterator[str]:
     for field in fields(spec):
         value = getattr(spec, field.name)
         # An engine without published linear times has none of the two.
@@ -37,8 +37,7 @@ def _numbers(spec: Device | Host) -> Iterator[str]:
         yield f"    {field.name:<20} {shown:>10}  {spec.sources.get(field.name, unknown)}"
 
 
-def _sizes(model: Model) -> str:
-    shape = model.shape
-    numbers = f"{shape.weight_bytes} bytes a weight, {shape.kv_bytes} a number of KV"
+def _sizes(model: ModelShape) -> str:
+    numbers = f"{model.weight_bytes} bytes a weight, {model.kv_bytes} a number of KV"
     tied = ", output head tied to the embedding" if model.tied else ""
-    return f"  {model.name:<16} {model.weights_bytes / 1e9:7.1f} GB of weights, {shape}, {numbers}{tied}"
+    return f"  {model.name:<16} {model.weights_bytes / 1e9:7.1f} GB of weights, {model}, {numbers}{tied}"

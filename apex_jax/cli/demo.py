@@ -154,7 +154,7 @@ def _draw(recorder: Recorder, path: Path) -> None:
 
 
 def _closing(llm: LLM, summary: RunSummary, before: EngineStats) -> str:
-    from ..engine.capacity import kv_bytes_per_token
+    from ..execution.model_shape import shape_of
     from ..host_offload import machine_instructions
 
     device = f"{summary.device}: {summary.device_kind}"
@@ -166,7 +166,7 @@ def _closing(llm: LLM, summary: RunSummary, before: EngineStats) -> str:
         if summary.attention == "native"
         else "compiled by XLA"
     )
-    token_bytes, now = kv_bytes_per_token(llm.config, llm.dtype), llm.stats()
+    token_bytes, now = shape_of(llm.config, llm.dtype).kv_bytes_per_token, llm.stats()
     sizes = [
         f"{counted(tokens, 'token')} on the {side} ({in_bytes(tokens * token_bytes)})"
         for side, tokens in (("device", llm.device_kv_tokens), ("host", llm.host_kv_tokens))

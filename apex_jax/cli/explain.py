@@ -84,9 +84,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _profile(args: argparse.Namespace) -> Profile:
-    from ..scheduler import load_profile
+    from ..scheduler import describe, load_profile
     from ..scheduler.cost_model.catalogue import Catalogue
-    from ..scheduler.cost_model.hardware import described_profile
 
     given = {name: getattr(args, name) for name in MACHINE if getattr(args, name) is not None}
     if args.profile is not None:
@@ -96,7 +95,7 @@ def _profile(args: argparse.Namespace) -> Profile:
         return load_profile(args.profile)
     known, machine = Catalogue.built_in(), {**MACHINE, **given}
     device, host, model = known.device(machine["device"]), known.host(machine["host"]), known.model(machine["model"])
-    return described_profile(device, host, model, page_size=64)
+    return describe(device, host, model, page_size=64)
 
 
 def _situation(args: argparse.Namespace, num_layers: int) -> Situation:

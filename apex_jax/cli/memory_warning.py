@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from ..scheduler.cost_model.hardware import Device, Host, Model
+    from ..scheduler.cost_model.hardware import DeviceSpec, HostSpec, ModelShape
 
 
 def warn_of_memory(
     out: TextIO,
     *,
-    device: Device,
-    model: Model,
+    device: DeviceSpec,
+    model: ModelShape,
     device_kv_tokens: int | None,
-    host: Host | None = None,
+    host: HostSpec | None = None,
     host_kv_gb: float | None = None,
 ) -> None:
     """Write one line if what was asked for exceeds the memory; cards of other sizes may be meant, so it is no error.
@@ -28,7 +28,7 @@ def warn_of_memory(
     """
     found = []
     if device_kv_tokens is not None:
-        weights, kv = model.weights_bytes / 1e9, device_kv_tokens * model.shape.kv_bytes_per_token / 1e9
+        weights, kv = model.weights_bytes / 1e9, device_kv_tokens * model.kv_bytes_per_token / 1e9
         if weights + kv > device.memory_gb:
             found.append(
                 f"{model.name}'s weights of {weights:.3g} GB and {device_kv_tokens:,} tokens of KV, {kv:.3g} GB, "

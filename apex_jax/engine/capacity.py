@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..execution.buckets import HOST_SEQS
+from ..execution.model_shape import shape_of
 from ..host_offload import available_memory
 from ..models.config import LlamaConfig
 from ..options import EngineOptions
@@ -41,11 +42,6 @@ class EngineSizes:
     max_model_len: int
     host_pages: int
     max_host_seqs: int
-
-
-def kv_bytes_per_token(config: LlamaConfig, dtype: jnp.dtype) -> int:
-    """Return the bytes that one token's keys and values take in all layers."""
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * jnp.dtype(dtype).itemsize
 
 
 def plan_memory(config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *, device: jax.Device) -> EngineSizes:
@@ -82,7 +78,7 @@ def plan_memory(config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *
             f"max_model_len={options.max_model_len} is above what the KV cache holds: {budget} gives {cached} tokens "
             f"in pages of {page_size}, and every request is prefilled on the device"
         )
-    used = free_memory(device) - free + pages * page_size * kv_bytes_per_token(config, dtype)
+    used = free_memory(device) - free + pages * page_size * shape_of(config, dtype).kv_bytes_per_token
     return EngineSizes(
         pages=pages,
         max_num_seqs=max_num_seqs,
@@ -106,7 +102,7 @@ def _host_pages(config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *
     """Return the pages of the host KV cache; `used` bytes of main memory are the device's, where it is a CPU."""
     if options.host_kv_bytes is None:
         return 0
-    token_bytes = kv_bytes_per_token(config, dtype)
+    token_bytes = shape_of(config, dtype).kv_bytes_per_token
     pages = options.host_kv_bytes // (token_bytes * options.page_size)
     if pages < 2:
         raise ValueError(
@@ -155,7 +151,7 @@ def _pages(
     config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *, useful_tokens: int, free: int, device: jax.Device
 ) -> tuple[int, str]:
     """Return the pages of the KV cache and what decided them."""
-    token_bytes = kv_bytes_per_token(config, dtype)
+    token_bytes = shape_of(config, dtype).kv_bytes_per_token
     page_bytes = token_bytes * options.page_size
     if options.device_kv_tokens is not None:
         pages, budget = options.device_kv_tokens // options.page_size, f"device_kv_tokens={options.device_kv_tokens}"

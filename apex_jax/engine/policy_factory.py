@@ -10,16 +10,16 @@ import jax.numpy as jnp
 
 from ..execution.buckets import padding_of
 from ..execution.executor import Executor
+from ..execution.model_shape import shape_of
 from ..models.config import LlamaConfig
 from ..options import EngineOptions
 from ..profiling.store import find_profile, profile_key, ready_profile
 from ..scheduler import (
     CostModel,
-    DeviceRates,
+    DeviceSpec,
     FixedPolicy,
     Follower,
-    HostRates,
-    ModelShape,
+    HostSpec,
     Policy,
     Profile,
     ProfileKey,
@@ -31,17 +31,18 @@ from ..scheduler.planner.options import PlannerOptions
 from ..scheduler.planner.planner import Planner
 from ..scheduler.policy import DEFAULT_COHORTS
 
-ASSUMED_CPU = DeviceRates(
+ASSUMED_CPU = DeviceSpec(
     name="CPU of assumed rates",
-    weights_bytes_per_s=20e9,
-    attention_bytes_per_s=20e9,
-    flops_per_s=1e11,
-    link_bytes_per_s=8e9,
-    link_s=1e-4,
+    memory_gb=16,
+    weights_gb_per_s=20,
+    attention_gb_per_s=20,
+    tflops=0.1,
+    link_gb_per_s=8,
+    link_us=100,
 )
 """Where the device is a CPU: a few cores' rates."""
 
-ASSUMED_HOST = HostRates(name="CPU of assumed rates", attention_bytes_per_s=25e9, job_s=5e-5)
+ASSUMED_HOST = HostSpec(name="CPU of assumed rates", cores=1, memory_gb=16, attention_gb_per_s=25, job_us=50)
 
 ASSUMED = "rates are assumed and corrected; `apex-jax profile` measures them"
 """What the explanation says of a machine whose profile nobody has measured."""
@@ -108,32 +109,17 @@ def assumed_profile(
     executor: Executor, config: LlamaConfig, dtype: jnp.dtype, key: ProfileKey, *, device: jax.Device
 ) -> Profile:
     """Return a profile of this model for rates that nobody measured here."""
-    size = jnp.dtype(dtype).itemsize
-    shape = ModelShape(
-        name="model",
-        num_layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
-        num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        intermediate_size=config.intermediate_size,
-        vocab_size=config.vocab_size,
-        weight_bytes=size,
-        kv_bytes=size,
-    )
-    rates = ASSUMED_CPU if device.platform == "cpu" else _accelerator(device.device_kind)
-    buckets = executor.buckets
-    profile = describe(
-        device=rates, host=ASSUMED_HOST, model=shape, page_size=buckets.page_size, padding=padding_of(buckets)
-    )
+    spec = ASSUMED_CPU if device.platform == "cpu" else _accelerator(device.device_kind)
+    buckets, shape = executor.buckets, shape_of(config, dtype)
+    profile = describe(spec, ASSUMED_HOST, shape, page_size=buckets.page_size, padding=padding_of(buckets))
     return replace(profile, key=replace(key, software=ASSUMED))
 
 
-def _accelerator(kind: str) -> DeviceRates:
+def _accelerator(kind: str) -> DeviceSpec:
     devices = Catalogue.built_in().devices
     words = kind.lower().replace(" ", "-").split("-")
     # Longer names first: "a10g" is no "a10".
     for name in sorted(devices, key=len, reverse=True):
         if all(part in words for part in name.split("-")):
-            return devices[name].rates
-    return replace(devices[UNKNOWN_ACCELERATOR].rates, name=f"{kind}, rates assumed")
+            return devices[name]
+    return replace(devices[UNKNOWN_ACCELERATOR], name=f"{kind}, rates assumed")

@@ -14,9 +14,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from ..engine.capacity import kv_bytes_per_token
 from ..execution.buckets import padding_of
 from ..execution.executor import Executor
+from ..execution.model_shape import shape_of
 from ..machine.processor import processor_and_cores
 from ..models.config import LlamaConfig
 from ..models.loading.registry import cache_folder
@@ -43,20 +43,11 @@ def profile_key(
         page_size: tokens in a page.
     """
     host = processor_and_cores()
-    sizes = {
-        "L": config.num_hidden_layers,
-        "D": config.hidden_size,
-        "N": config.num_attention_heads,
-        "K": config.num_key_value_heads,
-        "H": config.head_dim,
-        "F": config.intermediate_size,
-        "V": config.vocab_size,
-    }
     libraries = ", ".join(f"{name} {version(name)}" for name in ("apex-jax", "jax", "jaxlib"))
     return ProfileKey(
         device=host if device.platform == "cpu" else device.device_kind,
         host=host,
-        model=" ".join(f"{letter}{size}" for letter, size in sizes.items()),
+        model=str(shape_of(config, dtype)),
         dtypes=f"{jnp.dtype(dtype)} weights and KV in pages of {page_size}",
         software=f"{libraries}, {attention} attention on the device",
     )
@@ -77,14 +68,12 @@ def profiler(
     Raises:
         ValueError: the executor has no host tier.
     """
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    before = config.hidden_size * (heads + 2 * kv_heads) * config.head_dim
-    after = config.hidden_size * (heads * config.head_dim + 3 * config.intermediate_size)
+    shape = shape_of(config, dtype)
     return Profiler(
         executor,
         key,
-        kv_bytes_per_token=kv_bytes_per_token(config, dtype),
-        pre_share=before / (before + after),
+        kv_bytes_per_token=shape.kv_bytes_per_token,
+        pre_share=shape.pre_weights / shape.layer_weights,
         on_point=on_point,
     )
 
@@ -111,7 +100,7 @@ def find_profile(
         return None
     try:
         profile = load_profile(path, key)
-        _check(profile, executor, kv_bytes_per_token(config, dtype), path)
+        _check(profile, executor, shape_of(config, dtype).kv_bytes_per_token, path)
         beyond = _beyond(profile, executor)
         if beyond and whole:
             raise ProfileError(f"{path} covers less than this engine can hold: {'; '.join(beyond)}")

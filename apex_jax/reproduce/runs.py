@@ -80,7 +80,7 @@ def variant(engine: Experiment, jobs: Sequence[Job], name: str) -> Simulated:
         slower = replace(engine.host, attention_gb_per_s=engine.host.attention_gb_per_s * SLOWER_KERNEL)
         return replace(engine, host=slower).run(jobs)
     if name == "always overlap":
-        cohorts = engine.model.shape.num_layers + 1
+        cohorts = engine.model.num_layers + 1
         policy = FixedPolicy(strategy="async_overlap", num_cohorts=cohorts, max_host_requests=10**6)
         return engine.run(jobs, policy=policy)
     if name == "apex without overlap":

@@ -13,7 +13,7 @@ from decode import PAGE_SIZE, TINY
 from report import Report, Table, open_report
 
 from apex_jax import LlamaConfig
-from apex_jax.engine.capacity import kv_bytes_per_token
+from apex_jax.execution.model_shape import shape_of
 from apex_jax.models import preset
 
 PROMPT, SHORT, LONG = 468, 8, 72
@@ -50,7 +50,7 @@ def measure(report: Report, table: Table, name: str, config: LlamaConfig, budget
     model = build(config, device)
     prompt, short, longer = (PROMPT, SHORT, LONG) if device == "cuda" else (20, 2, 6)
     for budget in budgets:
-        tokens = int(budget * 2**30) // kv_bytes_per_token(config, "bfloat16")
+        tokens = int(budget * 2**30) // shape_of(config, "bfloat16").kv_bytes_per_token
         pages = -(-(prompt + longer) // PAGE_SIZE)
         rows = 2 if device == "cpu" else tokens // (pages * PAGE_SIZE)
         if rows < 1 or report.left < 5:

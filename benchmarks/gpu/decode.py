@@ -17,9 +17,10 @@ from report import Report, Table, facts_of, open_report
 from timing import queued_seconds, seconds
 
 from apex_jax import LlamaConfig
-from apex_jax.engine.capacity import free_memory, kv_bytes_per_token
+from apex_jax.engine.capacity import free_memory
 from apex_jax.execution.buckets import Buckets
 from apex_jax.execution.jax_device import JaxDevice
+from apex_jax.execution.model_shape import shape_of
 from apex_jax.execution.paged_attention import decode_attention, write_tokens
 from apex_jax.execution.programs import DecodeAttention
 from apex_jax.models import Weights, preset, random_weights
@@ -150,7 +151,7 @@ def fitting(config: LlamaConfig, rows: int, context: int) -> LlamaConfig:
     free = 0.75 * free_memory(jax.devices()[0])
     ends = 2 * config.vocab_size * config.hidden_size * DTYPE.itemsize
     layer = (config.num_parameters * DTYPE.itemsize - ends) / config.num_hidden_layers
-    layer += rows * (context + PAGE_SIZE) * kv_bytes_per_token(config, DTYPE) / config.num_hidden_layers
+    layer += rows * (context + PAGE_SIZE) * shape_of(config, DTYPE).kv_bytes_per_token / config.num_hidden_layers
     layers = max(1, min(config.num_hidden_layers, int((free - ends) / layer)))
     return config.replace(num_hidden_layers=layers)
 
@@ -199,7 +200,7 @@ class Bench:
         """Note what the cost model of this machine takes: the rate of reading weights, with all that a step takes
         beside its attention, and what steps in many programs take more."""
         heads = f"{whole.num_attention_heads}/{whole.num_key_value_heads}/{whole.head_dim}"
-        kv = rows * context * kv_bytes_per_token(whole, DTYPE)
+        kv = rows * context * shape_of(whole, DTYPE).kv_bytes_per_token
         attended = self.report.known(f"attention {heads} bytes per s", self.copied)
         linear = times.get("one", 0.0) - kv / attended
         if linear > 0:
@@ -235,7 +236,7 @@ def step_bytes(config: LlamaConfig, rows: int, context: int) -> float:
     """Return the bytes that a decode step reads at least: all matrices once, the embedding's rows left out, and KV."""
     table = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
     weights = (config.num_parameters - table) * DTYPE.itemsize
-    return weights + rows * context * kv_bytes_per_token(config, DTYPE)
+    return weights + rows * context * shape_of(config, DTYPE).kv_bytes_per_token
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,11 +24,13 @@ from report import Report, Table, facts_of, open_report
 
 import apex_jax.execution.jax_device
 from apex_jax import LLM, LlamaConfig, SamplingParams
-from apex_jax.engine.capacity import kv_bytes_per_token
+from apex_jax.engine.capacity import free_memory
 from apex_jax.engine.engine import EngineStats
+from apex_jax.execution.model_shape import shape_of
 from apex_jax.host_offload import available_memory
+from apex_jax.machine.processor import usable_cores
 from apex_jax.models import preset, random_weights
-from apex_jax.scheduler import STRATEGIES, CostModel, DeviceRates, HostRates, Load, ModelShape, Strategy, describe
+from apex_jax.scheduler import STRATEGIES, CostModel, DeviceSpec, HostSpec, Load, Strategy, describe
 
 PROMPT, OUTPUT = 420, 192
 CONTEXT = 500
@@ -66,7 +68,7 @@ class Setting:
         Raises:
             ValueError: not even one.
         """
-        page = kv_bytes_per_token(self.config, self.weights.dtype) * PAGE_SIZE
+        page = shape_of(self.config, self.weights.dtype).kv_bytes_per_token * PAGE_SIZE
         rows = budget // page // -(-(self.prompt + self.output) // PAGE_SIZE)
         if rows < 1:
             raise ValueError(f"{budget} bytes of KV hold no request of {self.prompt + self.output} tokens")
@@ -121,11 +123,11 @@ def prepare(name: str, *, tiny: bool) -> Setting:
     """Draw the weights of a model, or of as many of its layers as fit twice."""
     if tiny:
         weights = random_weights(TINY, 0, jnp.float32)
-        budget = 8 * PAGE_SIZE * kv_bytes_per_token(TINY, jnp.dtype(jnp.float32))
+        budget = 8 * PAGE_SIZE * shape_of(TINY, jnp.dtype(jnp.float32)).kv_bytes_per_token
         return Setting(name=name, config=TINY, weights=weights, prompt=70, output=60, host_rows=8, budgets=(budget,))
     config = preset(name)
     config = config.replace(num_hidden_layers=max(1, fitting(config, 64, CONTEXT).num_hidden_layers))
-    token = kv_bytes_per_token(config, DTYPE)
+    token = shape_of(config, DTYPE).kv_bytes_per_token
     rows = int(available_memory() / 2 / (token * (PROMPT + OUTPUT)))
     return Setting(
         name=name,
@@ -141,32 +143,28 @@ def prepare(name: str, *, tiny: bool) -> Setting:
 def cost_model(setting: Setting, facts: dict[str, Any]) -> CostModel | None:
     """Return the cost model of the rates that earlier sections have measured; None where one of them is missing."""
     config, dtype = setting.config, setting.weights.dtype
-    shape = ModelShape(
-        name=setting.name,
-        num_layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
-        num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        intermediate_size=config.intermediate_size,
-        vocab_size=config.vocab_size,
-        weight_bytes=dtype.itemsize,
-        kv_bytes=dtype.itemsize,
-    )
+    shape = shape_of(config, dtype, name=setting.name)
     heads = f"{shape.num_heads}/{shape.num_kv_heads}/{shape.head_dim}"
     copied = facts.get("copy_bytes_per_s")
     needed = (copied, facts.get(setting.name), facts.get("to_device_latency_s"), facts.get("to_host_latency_s"))
     if any(value is None for value in needed):
         return None
-    device = DeviceRates(
+    device = DeviceSpec(
         name=facts["device"],
-        weights_bytes_per_s=facts.get(f"{setting.name} weights bytes per s", copied),
-        attention_bytes_per_s=facts.get(f"attention {heads} bytes per s", copied),
-        flops_per_s=facts["flops_per_s"],
-        link_bytes_per_s=min(facts["to_device_bytes_per_s"], facts["to_host_bytes_per_s"]),
-        link_s=facts["to_device_latency_s"] + facts["to_host_latency_s"],
+        memory_gb=free_memory(jax.devices()[0]) / 1e9,
+        weights_gb_per_s=facts.get(f"{setting.name} weights bytes per s", copied) / 1e9,
+        attention_gb_per_s=facts.get(f"attention {heads} bytes per s", copied) / 1e9,
+        tflops=facts["flops_per_s"] / 1e12,
+        link_gb_per_s=min(facts["to_device_bytes_per_s"], facts["to_host_bytes_per_s"]) / 1e9,
+        link_us=(facts["to_device_latency_s"] + facts["to_host_latency_s"]) * 1e6,
     )
-    host = HostRates(name=facts["host"], attention_bytes_per_s=facts[setting.name], job_s=facts["latency_us"] / 1e6)
+    host = HostSpec(
+        name=facts["host"],
+        cores=usable_cores(),
+        memory_gb=available_memory() / 1e9,
+        attention_gb_per_s=facts[setting.name] / 1e9,
+        job_us=facts["latency_us"],
+    )
     profile = describe(device=device, host=host, model=shape, page_size=PAGE_SIZE)
     stepwise = facts.get(f"{setting.name} stepwise overhead s", 0.0)
     return CostModel(replace(profile, stepwise_overhead=max(0.0, stepwise)))
@@ -291,7 +289,7 @@ class Run:
 
     def __init__(self, setting: Setting, strategy: str, *, budget: int, host_rows: int) -> None:
         config = setting.config
-        token = kv_bytes_per_token(config, setting.weights.dtype)
+        token = shape_of(config, setting.weights.dtype).kv_bytes_per_token
         pages = -(-(setting.prompt + setting.output) // PAGE_SIZE)
         device_rows = setting.device_rows(budget)
         self.layers = config.num_hidden_layers

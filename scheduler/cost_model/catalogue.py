@@ -8,9 +8,8 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .hardware import Device, Host, Model
+from .hardware import DeviceSpec, HostSpec, ModelShape
 from .known_hardware import DEVICES, HOSTS, MODELS
-from .rates import ModelShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +20,9 @@ class Catalogue:
         devices, hosts, models: by name.
     """
 
-    devices: Mapping[str, Device]
-    hosts: Mapping[str, Host]
-    models: Mapping[str, Model]
+    devices: Mapping[str, DeviceSpec]
+    hosts: Mapping[str, HostSpec]
+    models: Mapping[str, ModelShape]
 
     @classmethod
     def built_in(cls) -> Catalogue:
@@ -38,7 +37,7 @@ class Catalogue:
         """Return the catalogue with a file's entries added; entries of the same name, see `device`, are replaced.
 
         The file is a JSON object with any of the lists `devices`, `hosts` and `models`. Their objects have the
-        attributes of `Device`, `Host` and `ModelShape` (beside `tied`) as keys.
+        attributes of `DeviceSpec`, `HostSpec` and `ModelShape` as keys.
 
         Raises:
             OSError: the file cannot be read.
@@ -47,14 +46,14 @@ class Catalogue:
         content = _read_object(file)
         try:
             return Catalogue(
-                devices=_with(self.devices, [_entry(Device, item) for item in _list(content, "devices")]),
-                hosts=_with(self.hosts, [_entry(Host, item) for item in _list(content, "hosts")]),
-                models=_with(self.models, [_own_model(item) for item in _list(content, "models")]),
+                devices=_with(self.devices, [_entry(DeviceSpec, item) for item in _list(content, "devices")]),
+                hosts=_with(self.hosts, [_entry(HostSpec, item) for item in _list(content, "hosts")]),
+                models=_with(self.models, [_entry(ModelShape, item) for item in _list(content, "models")]),
             )
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
 
-    def device(self, name: str) -> Device:
+    def device(self, name: str) -> DeviceSpec:
         """Return the device of that name; large letters do not matter, nor do spaces and underscores for hyphens.
 
         Raises:
@@ -62,17 +61,16 @@ class Catalogue:
         """
         return _look_up("device", self.devices, name)
 
-    def host(self, name: str) -> Host:
+    def host(self, name: str) -> HostSpec:
         """Return the host of that name; see `device`."""
         return _look_up("host", self.hosts, name)
 
-    def model(self, name: str) -> Model:
+    def model(self, name: str) -> ModelShape:
         """Return the model of that name; see `device`."""
         return _look_up("model", self.models, name)
 
 
-_Named = TypeVar("_Named", Device, Host, Model)
-_Entry = TypeVar("_Entry", Device, Host, ModelShape)
+_Named = TypeVar("_Named", DeviceSpec, HostSpec, ModelShape)
 
 
 def _look_up(kind: str, known: Mapping[str, _Named], name: str) -> _Named:
@@ -115,7 +113,7 @@ def _list(content: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     return items
 
 
-def _entry(kind: type[_Entry], item: Mapping[str, Any]) -> _Entry:
+def _entry(kind: type[_Named], item: Mapping[str, Any]) -> _Named:
     """Make an entry of a JSON object, refusing keys that it does not have."""
     name = item.get("name")
     if not isinstance(name, str) or not name:
@@ -140,10 +138,3 @@ def _points(name: str, points: object) -> tuple[tuple[int, float], ...]:
     if not isinstance(points, list) or not all(isinstance(p, list) and len(p) == 2 for p in points):
         raise ValueError(f"{name!r}: linear_ms must be a list of [rows, milliseconds]")
     return tuple((rows, ms) for rows, ms in points)
-
-
-def _own_model(item: Mapping[str, Any]) -> Model:
-    tied = item.get("tied", False)
-    if not isinstance(tied, bool):
-        raise ValueError(f"{item.get('name')!r}: tied is {tied!r}; true or false is needed")
-    return Model(shape=_entry(ModelShape, {key: value for key, value in item.items() if key != "tied"}), tied=tied)

@@ -1,26 +1,24 @@
-"""Accelerators, hosts and models that are not at hand: their rates and sizes, and the profiles that follow."""
+"""Accelerators, hosts and models by their rates and sizes: what a user describes, and what times follow from."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 
 from .curve import Curve
-from .profile import Padding, Profile
-from .rates import DeviceRates, HostRates, ModelShape, describe
 
 
-@dataclass(frozen=True, kw_only=True)
-class Device:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSpec:
     """An accelerator by what engines reach on it, not by its peaks. GB are 1e9 bytes.
 
     Attributes:
         name: as catalogues and the command line know it.
-        memory_gb: all of its memory.
+        memory_gb: all of its memory; no time follows from it.
         weights_gb_per_s: reading weights in a linear layer of few rows.
         attention_gb_per_s: reading KV in decode attention.
-        tflops: half-precision matrix products of many rows.
+        tflops: half-precision matrix products of many rows, and prefill attention.
         overlap: how far reading weights and computing overlap, 0 (one after the other) to 1 (the longer one counts).
         link_gb_per_s: copies to and from the host, in large pieces.
         link_us: latency of a handover to the host and back.
@@ -29,6 +27,9 @@ class Device:
             rates for linear layers count only between models. Empty: the rates alone.
         linear_weights_gb: weights of that model.
         sources: for each number where it comes from; a text that begins with "assumed" marks an assumption.
+
+    Raises:
+        ValueError: a number is not finite or out of range.
     """
 
     name: str
@@ -57,34 +58,22 @@ class Device:
             except ValueError as error:
                 raise ValueError(f"device {self.name!r}: linear_ms is no curve: {error}") from error
 
-    @property
-    def rates(self) -> DeviceRates:
-        """The same in bytes and seconds."""
-        return DeviceRates(
-            name=self.name,
-            weights_bytes_per_s=self.weights_gb_per_s * 1e9,
-            attention_bytes_per_s=self.attention_gb_per_s * 1e9,
-            flops_per_s=self.tflops * 1e12,
-            overlap=self.overlap,
-            layer_s=self.layer_us * 1e-6,
-            iteration_s=self.iteration_us * 1e-6,
-            link_bytes_per_s=self.link_gb_per_s * 1e9,
-            link_s=self.link_us * 1e-6,
-        )
 
-
-@dataclass(frozen=True, kw_only=True)
-class Host:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostSpec:
     """A host by what decode attention reaches in its memory. GB are 1e9 bytes.
 
     Attributes:
         name: as catalogues and the command line know it.
         cores: physical cores; no time follows from them.
-        memory_gb: all of its memory.
+        memory_gb: all of its memory; no time follows from it.
         attention_gb_per_s: reading KV in decode attention, all cores together.
         job_us: what the attention of one layer of a cohort takes beyond that, whatever its rows.
         row_us: what each of its rows takes beyond that.
         sources: for each number where it comes from; a text that begins with "assumed" marks an assumption.
+
+    Raises:
+        ValueError: a number is not finite or out of range.
     """
 
     name: str
@@ -100,61 +89,91 @@ class Host:
         if not isinstance(self.cores, int):
             raise ValueError(f"host {self.name!r}: cores is {self.cores!r}; a whole number is needed")
 
-    @property
-    def rates(self) -> HostRates:
-        """The same in bytes and seconds."""
-        return HostRates(
-            name=self.name,
-            attention_bytes_per_s=self.attention_gb_per_s * 1e9,
-            job_s=self.job_us * 1e-6,
-            row_s=self.row_us * 1e-6,
-        )
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """Sizes of a LLaMA that times and memory follow from, in the project's letters.
 
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """A model by its shape, and whether its output head is the embedding matrix."""
+    Attributes:
+        name: for people.
+        num_layers: L.
+        hidden_size: D.
+        num_heads, num_kv_heads, head_dim: N, K, H.
+        intermediate_size: F.
+        vocab_size: V.
+        weight_bytes, kv_bytes: bytes of one number among the weights and in the KV cache.
+        tied: the output head is the embedding matrix.
 
-    shape: ModelShape
+    Raises:
+        ValueError: a size is no whole number from 1 on, K does not divide N, or `tied` is no truth value.
+    """
+
+    name: str
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    weight_bytes: int = 2
+    kv_bytes: int = 2
     tied: bool = False
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.tied, bool):
+            raise ValueError(f"{self.name!r}: tied is {self.tied!r}; true or false is needed")
+        for size in fields(self):
+            value = getattr(self, size.name)
+            if size.name in ("name", "tied"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{size.name} of {self.name} is {value!r}; whole numbers from 1 on are allowed")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads of {self.name} is {self.num_heads}; a multiple of its num_kv_heads, {self.num_kv_heads}, "
+                "is needed"
+            )
+
     @property
-    def name(self) -> str:
-        return self.shape.name
+    def pre_weights(self) -> int:
+        """Numbers in one layer's pre-attention."""
+        return self.hidden_size * (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+
+    @property
+    def layer_weights(self) -> int:
+        """Numbers in one layer's matrices."""
+        output = self.num_heads * self.head_dim * self.hidden_size
+        return self.pre_weights + output + 3 * self.hidden_size * self.intermediate_size
+
+    @property
+    def head_weights(self) -> int:
+        """Numbers in the head."""
+        return self.hidden_size * self.vocab_size
 
     @property
     def linear_bytes(self) -> int:
         """Bytes that one pass over all layers and the head reads."""
-        shape = self.shape
-        return (shape.num_layers * shape.layer_weights + shape.head_weights) * shape.weight_bytes
+        return (self.num_layers * self.layer_weights + self.head_weights) * self.weight_bytes
 
     @property
     def weights_bytes(self) -> int:
         """Bytes of all matrices, the embedding included."""
-        return self.linear_bytes + (0 if self.tied else self.shape.head_weights * self.shape.weight_bytes)
+        return self.linear_bytes + (0 if self.tied else self.head_weights * self.weight_bytes)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """KV of one token through all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.kv_bytes
+
+    def __str__(self) -> str:
+        return (
+            f"L{self.num_layers} D{self.hidden_size} N{self.num_heads} K{self.num_kv_heads} H{self.head_dim} "
+            f"F{self.intermediate_size} V{self.vocab_size}"
+        )
 
 
-def described_profile(
-    device: Device, host: Host, model: Model, *, page_size: int = 64, padding: Padding | None = None
-) -> Profile:
-    """Return the profile that follows from the rates, with the device's published linear times where it has them.
-
-    Published times of another model are scaled by the weights of each part: at equal rows both its reading and its
-    computing are proportional to them.
-    """
-    shape = model.shape
-    profile = describe(device=device.rates, host=host.rates, model=shape, page_size=page_size, padding=padding)
-    if not device.linear_ms:
-        return profile
-
-    def part(weights: int, start: float) -> Curve:
-        share = weights * shape.weight_bytes / (device.linear_weights_gb * 1e9)
-        return Curve(points=tuple((float(rows), start + ms * 1e-3 * share) for rows, ms in device.linear_ms))
-
-    return replace(profile, layer=part(shape.layer_weights, device.layer_us * 1e-6), head=part(shape.head_weights, 0.0))
-
-
-def device_kv_tokens(device: Device, model: Model, *, memory_fraction: float, workspace_gb: float) -> int:
+def device_kv_tokens(device: DeviceSpec, model: ModelShape, *, memory_fraction: float, workspace_gb: float) -> int:
     """Return how many tokens of KV fit beside the weights.
 
     Args:
@@ -165,15 +184,15 @@ def device_kv_tokens(device: Device, model: Model, *, memory_fraction: float, wo
         ValueError: not one token fits.
     """
     free = (device.memory_gb * memory_fraction - workspace_gb) * 1e9 - model.weights_bytes
-    if free < model.shape.kv_bytes_per_token:
+    if free < model.kv_bytes_per_token:
         raise ValueError(
             f"{model.name} needs {model.weights_bytes / 1e9:.1f} GB for weights and {workspace_gb:g} GB beside them; "
             f"{memory_fraction:.0%} of {device.name}'s {device.memory_gb:g} GB leave no room for KV"
         )
-    return int(free // model.shape.kv_bytes_per_token)
+    return int(free // model.kv_bytes_per_token)
 
 
-def _check(kind: str, spec: Device | Host, *, may_be_zero: tuple[str, ...]) -> None:
+def _check(kind: str, spec: DeviceSpec | HostSpec, *, may_be_zero: tuple[str, ...]) -> None:
     known = [f.name for f in fields(spec)]
     for name in known:
         value = getattr(spec, name)

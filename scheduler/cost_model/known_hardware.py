@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .hardware import Device, Host, Model
-from .rates import ModelShape
+from .hardware import DeviceSpec, HostSpec, ModelShape
 
 _SWEEP = "derived from a published sweep of a pipelined hybrid engine on this card"
 _SHEET = "data sheet"
@@ -28,16 +27,16 @@ _STEPS = (
 )  # fmt: skip
 
 
-def _device(name: str, **values: Any) -> Device:
+def _device(name: str, **values: Any) -> DeviceSpec:
     """Read `attribute=(value, source)`."""
     numbers = {key: value for key, (value, _) in values.items()}
-    return Device(name=name, **numbers, sources={key: source for key, (_, source) in values.items()})
+    return DeviceSpec(name=name, **numbers, sources={key: source for key, (_, source) in values.items()})
 
 
-def _host(name: str, **values: Any) -> Host:
+def _host(name: str, **values: Any) -> HostSpec:
     values = {"job_us": (12.0, _AVX512), "row_us": (0.0, "assumed: covered by the rate"), **values}
     numbers = {key: value for key, (value, _) in values.items()}
-    return Host(name=name, **numbers, sources={key: source for key, (_, source) in values.items()})
+    return HostSpec(name=name, **numbers, sources={key: source for key, (_, source) in values.items()})
 
 
 DEVICES = (
@@ -166,12 +165,12 @@ HOSTS = (
 )
 
 
-def _llama_2(name: str, d: int, f: int, layers: int, heads: int) -> Model:
+def _llama_2(name: str, d: int, f: int, layers: int, heads: int) -> ModelShape:
     return _model(name, d, f, layers, heads, heads, 128, 32_000, tied=False)
 
 
-def _model(name: str, d: int, f: int, layers: int, n: int, k: int, h: int, vocab: int, *, tied: bool) -> Model:
-    shape = ModelShape(
+def _model(name: str, d: int, f: int, layers: int, n: int, k: int, h: int, vocab: int, *, tied: bool) -> ModelShape:
+    return ModelShape(
         name=name,
         num_layers=layers,
         hidden_size=d,
@@ -180,8 +179,8 @@ def _model(name: str, d: int, f: int, layers: int, n: int, k: int, h: int, vocab
         head_dim=h,
         intermediate_size=f,
         vocab_size=vocab,
+        tied=tied,
     )
-    return Model(shape=shape, tied=tied)
 
 
 MODELS = (

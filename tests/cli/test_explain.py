@@ -7,7 +7,7 @@ import pytest
 from apex_jax.cli import main
 from apex_jax.scheduler import save_profile
 from apex_jax.scheduler.cost_model.catalogue import Catalogue
-from apex_jax.scheduler.cost_model.hardware import described_profile
+from apex_jax.scheduler.cost_model.roofline import describe
 
 MANY = ("explain", "--device-requests", "4", "--host-requests", "300", "--context", "600", "--remaining", "1000")
 MANY += ("--free-host-tokens", "400000", "--free-device-tokens", "8000")
@@ -55,7 +55,7 @@ def test_json(capsys):
 def test_a_profile_from_a_file(tmp_path, capsys):
     known = Catalogue.built_in()
     machine = known.device("h100"), known.host("g4dn.4xlarge"), known.model("llama-3.1-8b")
-    save_profile(described_profile(*machine, page_size=64), tmp_path / "p.json")
+    save_profile(describe(*machine, page_size=64), tmp_path / "p.json")
     assert main(["explain", "--profile", str(tmp_path / "p.json"), "--device-requests", "3"]) == 0
     assert "machine     h100" in capsys.readouterr().out
 

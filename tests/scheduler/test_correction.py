@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from apex_jax.scheduler import CostModel, DeviceRates, HostRates, Load, ModelShape, Terms, describe
+from apex_jax.scheduler import CostModel, DeviceSpec, HostSpec, Load, ModelShape, Terms, describe
 from apex_jax.scheduler.cost_model.component_times import Costs
 from apex_jax.scheduler.cost_model.correction import Measured
 
@@ -23,16 +23,18 @@ SHAPE = ModelShape(
     vocab_size=128256,
 )
 PROFILE = describe(
-    device=DeviceRates(
+    device=DeviceSpec(
         name="d",
-        weights_bytes_per_s=230e9,
-        attention_bytes_per_s=230e9,
-        flops_per_s=2e13,
+        memory_gb=16,
+        weights_gb_per_s=230,
+        attention_gb_per_s=230,
+        tflops=20,
         overlap=0.8,
-        iteration_s=5e-4,
-        link_s=2e-5,
+        iteration_us=500,
+        link_gb_per_s=12,
+        link_us=20,
     ),
-    host=HostRates(name="h", attention_bytes_per_s=4e10, job_s=2e-5),
+    host=HostSpec(name="h", cores=8, memory_gb=64, attention_gb_per_s=40, job_us=20),
     model=SHAPE,
 )
 STRATEGIES = ("device_only", "layer_sync", "asymmetric_pipelining", "async_overlap")

@@ -13,10 +13,10 @@ from apex_jax.scheduler import (
     CostModel,
     Curve,
     DecodeRow,
-    DeviceRates,
+    DeviceSpec,
     Eviction,
     Fetch,
-    HostRates,
+    HostSpec,
     Load,
     ModelShape,
     Padding,
@@ -330,17 +330,21 @@ class TestTheyAgree:
     )
 
     def random_model(self, rng):
-        device = DeviceRates(
+        device = DeviceSpec(
             name="d",
-            weights_bytes_per_s=rng.uniform(1e11, 1e12),
-            attention_bytes_per_s=rng.uniform(1e11, 1e12),
-            flops_per_s=rng.uniform(1e13, 1e14),
+            memory_gb=16,
+            weights_gb_per_s=rng.uniform(100, 1000),
+            attention_gb_per_s=rng.uniform(100, 1000),
+            tflops=rng.uniform(10, 100),
             overlap=rng.random(),
-            layer_s=rng.choice([0, 5e-5]),
-            iteration_s=rng.choice([0, 1e-3]),
-            link_s=rng.choice([0, 2e-5, 2e-4]),
+            layer_us=rng.choice([0, 50]),
+            iteration_us=rng.choice([0, 1000]),
+            link_gb_per_s=12,
+            link_us=rng.choice([0, 20, 200]),
         )
-        host = HostRates(name="h", attention_bytes_per_s=rng.uniform(1e10, 1e11), job_s=rng.choice([0, 5e-5, 2e-4]))
+        host = HostSpec(
+            name="h", cores=8, memory_gb=64, attention_gb_per_s=rng.uniform(10, 100), job_us=rng.choice([0, 50, 200])
+        )
         return CostModel(describe(device=device, host=host, model=self.SHAPE))
 
     def random_load(self, rng, *, rows):

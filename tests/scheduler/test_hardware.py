@@ -6,9 +6,11 @@ from dataclasses import fields
 
 import pytest
 
+from apex_jax.execution.model_shape import shape_of
 from apex_jax.models.presets import PRESETS
 from apex_jax.scheduler.cost_model.catalogue import Catalogue
-from apex_jax.scheduler.cost_model.hardware import Device, Host, described_profile, device_kv_tokens
+from apex_jax.scheduler.cost_model.hardware import DeviceSpec, HostSpec, device_kv_tokens
+from apex_jax.scheduler.cost_model.roofline import describe
 
 KNOWN = Catalogue.built_in()
 OWN = {
@@ -18,6 +20,16 @@ OWN = {
     "attention_gb_per_s": 50,
     "tflops": 10,
     "link_gb_per_s": 8,
+}
+SMALL = {
+    "name": "small",
+    "num_layers": 2,
+    "hidden_size": 64,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 128,
+    "vocab_size": 1000,
 }
 BOX = {"name": "box", "cores": 4, "memory_gb": 32, "attention_gb_per_s": 20}
 
@@ -32,25 +44,15 @@ def test_every_number_has_a_source(spec):
 @pytest.mark.parametrize("name", PRESETS)
 def test_models_are_the_presets(name):
     config, model = PRESETS[name], KNOWN.model(name)
-    shape = model.shape
-    assert (shape.num_layers, shape.hidden_size, shape.intermediate_size, shape.vocab_size) == (
-        config.num_hidden_layers,
-        config.hidden_size,
-        config.intermediate_size,
-        config.vocab_size,
-    )
-    assert (shape.num_heads, shape.num_kv_heads, shape.head_dim, model.tied) == (
-        config.num_attention_heads,
-        config.num_key_value_heads,
-        config.head_dim,
-        config.tie_word_embeddings,
-    )
+    assert model == shape_of(config, "bfloat16", name=name)
+    norms = (2 * config.num_hidden_layers + 1) * config.hidden_size
+    assert model.weights_bytes == 2 * (config.num_parameters - norms)
     assert set(KNOWN.models) == set(PRESETS)
 
 
 def test_sizes_of_llama_2_7b():
     model = KNOWN.model("llama-2-7b")
-    assert model.shape.kv_bytes_per_token == 524_288
+    assert model.kv_bytes_per_token == 524_288
     assert model.weights_bytes == pytest.approx(2 * 6.738e9, rel=1e-3)
     # 16 GB * 0.9 - 13.476 GB - 0.47 GB are 0.454 GB.
     assert device_kv_tokens(KNOWN.device("t4"), model, memory_fraction=0.9, workspace_gb=0.47) == 865
@@ -70,7 +72,7 @@ def test_rates_are_the_anchors(anchors):
 
 
 def test_linear_times_of_a10g_are_the_published_ones(anchors):
-    profile = described_profile(KNOWN.device("a10g"), KNOWN.host("g5.4xlarge"), KNOWN.model("llama-3.1-8b"))
+    profile = describe(KNOWN.device("a10g"), KNOWN.host("g5.4xlarge"), KNOWN.model("llama-3.1-8b"))
     for row in csv.DictReader((anchors / "a10g_linear.csv").read_text().splitlines()):
         assert profile.linear(int(row["tokens"])) * 1e3 == pytest.approx(float(row["forward_ms"]), rel=1e-3)
     assert not profile.layer.covers(1025)
@@ -79,12 +81,12 @@ def test_linear_times_of_a10g_are_the_published_ones(anchors):
 def test_linear_times_scale_with_the_model():
     device, host = KNOWN.device("a10g"), KNOWN.host("g5.4xlarge")
     large, small = KNOWN.model("llama-3.1-8b"), KNOWN.model("llama-3.2-1b")
-    ratio = described_profile(device, host, small).linear(64) / described_profile(device, host, large).linear(64)
+    ratio = describe(device, host, small).linear(64) / describe(device, host, large).linear(64)
     assert ratio == pytest.approx(small.linear_bytes / large.linear_bytes)
 
 
 def test_described_linear_times_follow_the_rates():
-    profile = described_profile(KNOWN.device("t4"), KNOWN.host("g4dn.4xlarge"), KNOWN.model("llama-2-7b"))
+    profile = describe(KNOWN.device("t4"), KNOWN.host("g4dn.4xlarge"), KNOWN.model("llama-2-7b"))
     reading, computing = 13.214e9 / 232e9, 2 * 6.607e9 / 20e12
     assert profile.linear(1) == pytest.approx(reading + 0.25 * computing, rel=1e-3)
     assert profile.linear(1000) == pytest.approx(1000 * computing + 0.25 * reading, rel=1e-3)
@@ -113,16 +115,15 @@ def test_unknown_names_list_what_is_known(kind):
 
 
 def test_own_entries(tmp_path):
-    shape = {"name": "small", "num_layers": 2, "hidden_size": 64, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16}
     content = {
         "devices": [{**OWN, "sources": {"tflops": "a guess"}}, {**OWN, "name": "t4"}],
         "hosts": [BOX],
-        "models": [{**shape, "intermediate_size": 128, "vocab_size": 1000, "tied": True}],
+        "models": [{**SMALL, "tied": True}],
     }
     file = tmp_path / "own.json"
     file.write_text(json.dumps(content))
     catalogue = KNOWN.extended(file)
-    assert catalogue.device("mine").rates.flops_per_s == 10e12
+    assert catalogue.device("mine").tflops == 10
     assert catalogue.device("t4").memory_gb == 10
     assert catalogue.host("box").cores == 4
     assert catalogue.model("small").weights_bytes == catalogue.model("small").linear_bytes
@@ -159,7 +160,11 @@ def test_own_entries(tmp_path):
             json.dumps({"devices": [{**OWN, "linear_ms": [[2, 2], [1, 3]], "linear_weights_gb": 1}]}),
             "linear_ms is no curve: a curve's counts must rise",
         ),
-        ('{"models": [{"name": "x", "tied": 1}]}', "'x': tied is 1; true or false is needed"),
+        (json.dumps({"models": [{**SMALL, "tied": 1}]}), "'small': tied is 1; true or false is needed"),
+        (
+            json.dumps({"models": [{**SMALL, "size": 1}]}),
+            "'small' has the key 'size'; allowed are name, .*kv_bytes, tied",
+        ),
     ],
 )
 def test_unusable_files(tmp_path, content, message):
@@ -177,8 +182,8 @@ def test_no_room_for_kv():
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), True])
 def test_impossible_rates(value):
     with pytest.raises(ValueError, match="host 'box': attention_gb_per_s is"):
-        Host(name="box", cores=1, memory_gb=1, attention_gb_per_s=value)
+        HostSpec(name="box", cores=1, memory_gb=1, attention_gb_per_s=value)
 
 
 def test_a_device_needs_no_overheads():
-    assert Device(**OWN).rates.layer_s == 0
+    assert DeviceSpec(**OWN).layer_us == 0

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from apex_jax.scheduler import CostModel, Curve, DeviceRates, HostRates, Load, Measured, ModelShape, Situation, describe
+from apex_jax.scheduler import CostModel, Curve, DeviceSpec, HostSpec, Load, Measured, ModelShape, Situation, describe
 from apex_jax.scheduler.cohorts import even
 from apex_jax.scheduler.planner.options import PlannerOptions
 from apex_jax.scheduler.planner.paper_rule import PaperRule, pipelining_bound
@@ -321,15 +321,19 @@ class TestAgainstTryingEverything:
     )
 
     def random_model(self, rng):
-        device = DeviceRates(
+        device = DeviceSpec(
             name="d",
-            weights_bytes_per_s=10 ** rng.uniform(11, 12.5),
-            attention_bytes_per_s=10 ** rng.uniform(11, 12.5),
-            flops_per_s=10 ** rng.uniform(13, 15),
+            memory_gb=16,
+            weights_gb_per_s=10 ** rng.uniform(2, 3.5),
+            attention_gb_per_s=10 ** rng.uniform(2, 3.5),
+            tflops=10 ** rng.uniform(1, 3),
             overlap=rng.uniform(0.5, 1),
-            link_s=rng.choice([0, 3e-5, 1e-4]),
+            link_gb_per_s=12,
+            link_us=rng.choice([0, 30, 100]),
         )
-        host = HostRates(name="h", attention_bytes_per_s=10 ** rng.uniform(10, 11.5), job_s=rng.choice([0, 5e-5]))
+        host = HostSpec(
+            name="h", cores=8, memory_gb=64, attention_gb_per_s=10 ** rng.uniform(1, 2.5), job_us=rng.choice([0, 50])
+        )
         return CostModel(describe(device=device, host=host, model=self.SHAPE))
 
     def everything(self, model, load, rows, tokens):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from apex_jax.scheduler import (
     AttentionTime,
     Curve,
-    DeviceRates,
-    HostRates,
+    DeviceSpec,
+    HostSpec,
     ModelShape,
     Padding,
     Profile,
@@ -267,10 +267,10 @@ class TestDescribed:
         intermediate_size=16,
         vocab_size=100,
     )
-    DEVICE = DeviceRates(
-        name="card", weights_bytes_per_s=1e6, attention_bytes_per_s=2e6, flops_per_s=1e7, link_bytes_per_s=1e5
+    DEVICE = DeviceSpec(
+        name="card", memory_gb=1, weights_gb_per_s=1e-3, attention_gb_per_s=2e-3, tflops=1e-5, link_gb_per_s=1e-4
     )
-    HOST = HostRates(name="cores", attention_bytes_per_s=1e6, job_s=1e-3, row_s=1e-4)
+    HOST = HostSpec(name="cores", cores=1, memory_gb=1, attention_gb_per_s=1e-3, job_us=1000, row_us=100)
 
     def test_times_by_hand(self):
         """Pre-attention has 8*(2+2)*4 = 128 weights, a layer 128 + 64 + 384 = 576 or 1,152 bytes, read in 1.152 ms;
@@ -290,7 +290,7 @@ class TestDescribed:
         assert got.hop(5) == pytest.approx(5 * 6 * 4 * 2 / 1e5)
 
     def test_without_overlap_reading_and_computing_add_up(self):
-        device = dataclasses.replace(self.DEVICE, overlap=0.0, layer_s=1e-3)
+        device = dataclasses.replace(self.DEVICE, overlap=0.0, layer_us=1000)
         got = describe(device=device, host=self.HOST, model=self.MODEL)
         assert [got.layer(rows) for rows in (1, 10, 20)] == pytest.approx(
             [1e-3 + 1.152e-3 + 0.1152e-3, 1e-3 + 2.304e-3, 1e-3 + 3.456e-3]
@@ -304,11 +304,11 @@ class TestDescribed:
     @pytest.mark.parametrize(
         ("change", "match"),
         [
-            ({"flops_per_s": 0}, "flops_per_s of card is 0"),
-            ({"attention_bytes_per_s": -1.0}, "attention_bytes_per_s of card is -1"),
-            ({"weights_bytes_per_s": math.nan}, "weights_bytes_per_s of card is nan"),
-            ({"overlap": 2.0}, "overlap of card is 2"),
-            ({"link_s": "x"}, "link_s of card is 'x'"),
+            ({"tflops": 0}, "device 'card': tflops is 0"),
+            ({"attention_gb_per_s": -1.0}, "device 'card': attention_gb_per_s is -1"),
+            ({"weights_gb_per_s": math.nan}, "device 'card': weights_gb_per_s is nan"),
+            ({"overlap": 2.0}, "device 'card': overlap is 2"),
+            ({"link_us": "x"}, "device 'card': link_us is 'x'"),
         ],
     )
     def test_device_refused(self, change, match):
@@ -316,8 +316,8 @@ class TestDescribed:
             dataclasses.replace(self.DEVICE, **change)
 
     def test_host_and_model_refused(self):
-        with pytest.raises(ValueError, match="attention_bytes_per_s of h is inf"):
-            HostRates(name="h", attention_bytes_per_s=math.inf)
+        with pytest.raises(ValueError, match="host 'h': attention_gb_per_s is inf"):
+            HostSpec(name="h", cores=1, memory_gb=1, attention_gb_per_s=math.inf)
         with pytest.raises(ValueError, match="num_kv_heads of small is 0"):
             dataclasses.replace(self.MODEL, num_kv_heads=0)
         with pytest.raises(ValueError, match=r"num_heads of small is 8; a multiple of its num_kv_heads, 3, is needed"):
