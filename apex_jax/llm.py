@@ -34,6 +34,7 @@ from .sampling_params import SamplingParams
 from .scheduler import Profile
 from .scheduler.planner.explain import explain
 from .scheduler.planner.planner import Planner
+from .scheduler.strategies import DEVICE_ONLY
 from .tracing.recorder import Recorder
 
 
@@ -250,7 +251,7 @@ class LLM:
         """Return what the parts of an iteration take on this machine with this model.
 
         Measured profiles are kept in `$APEX_JAX_CACHE/profiles`, by default under `~/.cache/apex_jax`, and found again
-        by an engine of the same hardware, model sizes, types and versions. Strategy "auto" decides by it from then on.
+        by an engine of the same hardware, model sizes, types and versions. str "auto" decides by it from then on.
 
         Args:
             again: measure even if one is kept.
@@ -289,7 +290,7 @@ class LLM:
             if isinstance(policy, Planner):
                 return explain(policy)
             why = "there is no host tier (host_kv_bytes)" if not self.host_kv_tokens else "it was asked for"
-            strategy = "device_only" if not self.host_kv_tokens else self.strategy
+            strategy = DEVICE_ONLY.name if not self.host_kv_tokens else self.strategy
             return f"Nothing is decided: the strategy is always {strategy}, because {why}."
 
     @contextmanager

@@ -8,7 +8,7 @@ from numbers import Integral, Real
 
 import jax
 
-from .scheduler import STRATEGIES
+from .scheduler.strategies import DEVICE_ONLY, STRATEGIES
 
 PAGE_SIZES = (16, 32, 64, 128)
 
@@ -32,9 +32,9 @@ class EngineOptions:
             there and have their attention computed by the CPU. It holds more requests, not longer ones, since each is
             prefilled on the device. None for no host tier.
         max_host_seqs: requests that live there at once; four times `max_num_seqs` if None.
-        strategy: how the device's and the host's work go together: "device_only", "layer_sync",
-            "asymmetric_pipelining", "async_overlap", or "auto": what a cost model predicts to be fastest, iteration by
-            iteration. Without a host tier there is only "device_only", and "auto" means that.
+        strategy: how the device's and the host's work go together: one of `apex_jax.scheduler.STRATEGIES`, or
+            "auto": what a cost model predicts to be fastest, iteration by iteration. Without a host tier there is only
+            "device_only", and "auto" means that.
         num_cohorts: groups in which the host requests of "async_overlap" advance, each at another layer: 1 to L + 1, or
             2 if None; with "auto" the cost model chooses.
         max_time_per_token: with "auto" and a host tier, seconds that no running request should wait longer for a token,
@@ -107,7 +107,7 @@ class EngineOptions:
             allowed = ", ".join(("auto", *STRATEGIES))
             raise ValueError(f"strategy must be one of {allowed}, got {self.strategy!r}")
         if self.host_kv_bytes is None:
-            if self.strategy not in ("auto", "device_only"):
+            if self.strategy not in ("auto", DEVICE_ONLY.name):
                 raise ValueError(f"strategy={self.strategy!r} needs a host KV cache: give host_kv_bytes")
             for name in ("max_host_seqs", "num_cohorts"):
                 if getattr(self, name) is not None:

@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 
 from apex_jax.scheduler.cost_model.catalogue import Catalogue
 from apex_jax.scheduler.experiment import Experiment
-from apex_jax.scheduler.plan import STRATEGIES
 from apex_jax.scheduler.policy import FixedPolicy
 from apex_jax.scheduler.simulation.workload import Job, Moments
+from apex_jax.scheduler.strategies import STRATEGIES
 
 MACHINES = (
     ("t4", "g4dn.4xlarge", "llama-2-7b"),

@@ -33,10 +33,11 @@ from apex_jax.machine.processor import processor_and_cores
 from apex_jax.profiling.probe_plans import ProfilePlans
 from apex_jax.profiling.profiler import Profiler
 from apex_jax.progress_bar import Bar
-from apex_jax.scheduler import CostModel, Load, Plan, Profile, ProfileKey, Strategy, describe
+from apex_jax.scheduler import CostModel, Load, Plan, Profile, ProfileKey, describe
 from apex_jax.scheduler.cost_model.catalogue import Catalogue
+from apex_jax.scheduler.strategies.steady import steady
 
-HYBRID: tuple[Strategy, ...] = ("layer_sync", "asymmetric_pipelining", "async_overlap")
+HYBRID: tuple[str, ...] = ("layer_sync", "asymmetric_pipelining", "async_overlap")
 KEY = ProfileKey(device="here", host="here", model="of this run", dtypes="of this run", software="of this run")
 
 
@@ -51,7 +52,7 @@ class Situation:
         lanes, length: host rows of each cohort and their contexts.
     """
 
-    strategy: Strategy
+    strategy: str
     text: str
     make: Callable[[int], Plan]
     lanes: tuple[int, ...] = ()
@@ -102,7 +103,7 @@ def hybrid_situations(
         def make(
             turn: int,
             own: Plan = alone,
-            strategy: Strategy = strategy,
+            strategy: str = strategy,
             lanes: tuple[int, ...] = lanes,
             host_length: int = host_length,
         ) -> Plan:
@@ -138,7 +139,7 @@ def compare(executor: Executor, profile: Profile, situations: list[Situation]) -
     print(f"{'strategy':22} {'measured ms':>12} {'predicted ms':>12} {'error':>7}   situation")
     for situation in situations:
         measured = measure(executor, situation)
-        predicted = model.steady(situation.strategy, situation.load, situation.lanes, situation.length)
+        predicted = steady(model.costs, situation.strategy, situation.load, situation.lanes, situation.length)
         error = predicted.iteration_s / measured - 1
         errors.setdefault(situation.strategy, []).append(abs(error))
         mark = "  (beyond the profile)" if predicted.extrapolated else ""

@@ -15,11 +15,12 @@ from .cost_model.profile import Padding, Profile, ProfileKey
 from .cost_model.profile_io import ProfileError, load_profile, save_profile
 from .cost_model.roofline import describe
 from .page_allocator import OutOfPages, PageTable
-from .plan import STRATEGIES, Cohort, DecodeRow, Eviction, Fetch, Landing, NewPages, Plan, PrefillChunk, Stage, Strategy
+from .plan import Cohort, DecodeRow, Eviction, Fetch, Landing, NewPages, Plan, PrefillChunk, Stage
 from .policy import Decision, FixedPolicy, Policy, Situation
 from .request import Request, Side
 from .roster import Roster
 from .scheduler import Scheduler
+from .strategies import STRATEGIES, Strategy
 
 __all__ = [
     "STRATEGIES",

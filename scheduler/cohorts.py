@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from .plan import Cohort, DecodeRow
 from .plan_builder import Draft
@@ -11,6 +12,21 @@ from .request import Request
 
 ROUNDING = 1e-6
 """Plans by which sums of times of departure may be off."""
+
+
+class Departure(NamedTuple):
+    """A cohort that may be formed for a plan.
+
+    Attributes:
+        rows: at most.
+        through: it rides all boundaries in this plan, not boundary 0 alone.
+        hurried: its requests are those that rode in the plan before, as far as they rest, and it comes before the
+            cohorts under way: where both ride, it shares the device rows' pass.
+    """
+
+    rows: int
+    through: bool
+    hurried: bool = False
 
 
 @dataclass(kw_only=True, eq=False)
@@ -61,8 +77,10 @@ class Cohorts:
             return ()
         return (lanes[self._next_lane % len(lanes)],)
 
-    def depart(self, requests: Sequence[Request], draft: Draft, *, plan: int, through: bool) -> None:
-        """Form a cohort of resting requests, which rides boundary 0, or `through` to the end."""
+    def depart(
+        self, requests: Sequence[Request], draft: Draft, *, plan: int, through: bool, hurried: bool = False
+    ) -> None:
+        """Form a cohort of resting requests; see `Departure`."""
         rows: list[DecodeRow | None] = []
         for request in requests:
             assert request.slot is not None
@@ -71,9 +89,12 @@ class Cohorts:
             request.last_turn = plan
         cohort = _UnderWay(id=self._next_id, requests=list(requests), rows=rows)
         self._next_id += 1
-        self._next_lane += 1
-        self._departed = self._due if plan - 1 + ROUNDING < self._due <= plan + ROUNDING else plan
         self._ride(cohort, draft, through=through)
+        if hurried:
+            draft.cohorts.insert(0, draft.cohorts.pop())
+        else:
+            self._next_lane += 1
+            self._departed = self._due if plan - 1 + ROUNDING < self._due <= plan + ROUNDING else plan
         if cohort.position <= self._num_layers:
             self._under_way.append(cohort)
 
@@ -103,6 +124,6 @@ class Cohorts:
 
 
 def even(rows: int, count: int) -> tuple[int, ...]:
-    """Spread rows evenly over at most `count` lanes, larger ones first."""
+    """Spread rows evenly over at most `count` cohorts, larger ones first."""
     least, more = divmod(rows, count)
     return tuple(size for size in (least + 1,) * more + (least,) * (count - more) if size)

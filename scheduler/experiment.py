@@ -6,13 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
 
 from .cost_model.cost_model import CostModel
 from .cost_model.hardware import DeviceSpec, HostSpec, ModelShape, device_kv_tokens
 from .cost_model.profile import Padding
 from .cost_model.roofline import describe
-from .plan import STRATEGIES, Strategy
 from .planner.options import ALL_PHASES, PlannerOptions
 from .planner.planner import Planner
 from .policy import FixedPolicy, Policy
@@ -20,8 +18,7 @@ from .simulation.metrics import Simulated
 from .simulation.simulator import simulate
 from .simulation.virtual_scheduler import Machine
 from .simulation.workload import Job
-
-Choice = Literal["auto"] | Strategy
+from .strategies import DEVICE_ONLY, STRATEGIES
 
 DEVICE_FRACTION = 0.9
 """Share of device memory that an engine takes: the default of this engine and of others."""
@@ -55,7 +52,7 @@ class Experiment:
     device: DeviceSpec
     host: HostSpec
     model: ModelShape
-    strategy: Choice = "auto"
+    strategy: str = "auto"
     device_kv_tokens: int | None = None
     host_kv_gb: float | None = None
     page_size: int = 16
@@ -69,7 +66,7 @@ class Experiment:
     def __post_init__(self) -> None:
         if self.strategy != "auto" and self.strategy not in STRATEGIES:
             raise ValueError(f"strategy is {self.strategy!r}; allowed are auto, {', '.join(STRATEGIES)}")
-        if self.max_time_per_token is not None and self.strategy == "device_only":
+        if self.max_time_per_token is not None and self.strategy == DEVICE_ONLY.name:
             raise ValueError(
                 f"max_time_per_token={self.max_time_per_token} chooses among plans; with strategy device_only there is "
                 "nothing to choose"
@@ -92,7 +89,7 @@ class Experiment:
         host_gb = self.host.memory_gb * HOST_FRACTION if self.host_kv_gb is None else self.host_kv_gb
         return Machine(
             device_kv_tokens=tokens,
-            host_kv_tokens=0 if self.strategy == "device_only" else self._tokens(host_gb),
+            host_kv_tokens=0 if self.strategy == DEVICE_ONLY.name else self._tokens(host_gb),
             page_size=self.page_size,
             max_prefill_tokens=self.max_prefill_tokens,
             max_num_seqs=self.max_num_seqs,
@@ -113,11 +110,11 @@ class Experiment:
 
     def policy(self) -> Policy:
         """Return a fresh policy for the strategy."""
-        if self.strategy == "device_only":
-            return FixedPolicy(strategy="device_only")
+        if self.strategy == DEVICE_ONLY.name:
+            return FixedPolicy(strategy=DEVICE_ONLY.name)
         return self.planner(STRATEGIES if self.strategy == "auto" else (self.strategy,))
 
-    def planner(self, strategies: tuple[Strategy, ...]) -> Planner:
+    def planner(self, strategies: tuple[str, ...]) -> Planner:
         """Return a fresh planner that chooses among these strategies and device_only."""
         options = PlannerOptions(
             max_device_requests=self.max_num_seqs,

@@ -9,11 +9,6 @@ rows, on the host for the rows of cohorts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-Strategy = Literal["device_only", "layer_sync", "asymmetric_pipelining", "async_overlap"]
-
-STRATEGIES: tuple[Strategy, ...] = ("device_only", "layer_sync", "asymmetric_pipelining", "async_overlap")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +140,7 @@ class Plan:
     Attributes:
         number: counts the plans of a scheduler from 0.
         num_layers: L.
-        strategy: what built the plan; for people, an executor needs only the rest.
+        strategy: name of what built the plan; for people, an executor needs only the rest.
         prefill: chunks of prompts, first come first.
         decode: device requests that produce one token each.
         cohorts: host rows that ride in this iteration. The first one of a boundary shares the device rows' pass over
@@ -157,7 +152,7 @@ class Plan:
 
     number: int
     num_layers: int
-    strategy: Strategy = "device_only"
+    strategy: str
     prefill: tuple[PrefillChunk, ...] = ()
     decode: tuple[DecodeRow, ...] = ()
     cohorts: tuple[Cohort, ...] = ()

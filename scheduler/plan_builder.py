@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .plan import Cohort, DecodeRow, Eviction, Fetch, Landing, NewPages, Plan, PrefillChunk, Strategy
+from .plan import Cohort, DecodeRow, Eviction, Fetch, Landing, NewPages, Plan, PrefillChunk
 
 
 @dataclass(kw_only=True)
@@ -43,7 +43,7 @@ class Draft:
         self.new_pages[:] = [change for change in self.new_pages if change.slot != slot]
         self.new_host_pages[:] = [change for change in self.new_host_pages if change.slot != slot]
 
-    def plan(self, *, number: int, num_layers: int, strategy: Strategy) -> Plan:
+    def plan(self, *, number: int, num_layers: int, strategy: str) -> Plan:
         """Return what has been decided."""
         return Plan(
             number=number,

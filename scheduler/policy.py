@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from .plan import Strategy
 from .roster import Roster
+from .strategies import named
 
 DEFAULT_COHORTS = 2
-"""Of async_overlap, where nobody says how many."""
+"""Of strategies with any number of cohorts, where nobody says how many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,15 +62,13 @@ class Decision:
     """How the next plans are built.
 
     Attributes:
-        strategy: the strategy.
-        lanes: most host rows of each cohort: one for layer_sync, two for asymmetric_pipelining (the first shares the
-            device rows' pass), any number for async_overlap, whose cohorts depart evenly spaced over L + 1 iterations.
-            Empty for device_only.
+        strategy: name of the strategy.
+        lanes: most host rows of each cohort that it has; empty where none are to depart.
         max_host_requests: requests that may live on the host; more are not evicted to it. Those that are there
             already stay until they end or are fetched.
     """
 
-    strategy: Strategy
+    strategy: str
     lanes: tuple[int, ...] = ()
     max_host_requests: int = 0
 
@@ -89,19 +87,15 @@ class FixedPolicy:
 
     Attributes:
         strategy: the strategy.
-        num_cohorts: cohorts of async_overlap; no more than L + 1 are formed, one for each boundary.
+        num_cohorts: cohorts of a strategy that may have several, up to as many as it can space.
         max_host_requests: requests that may live on the host.
     """
 
-    strategy: Strategy
+    strategy: str
     num_cohorts: int = DEFAULT_COHORTS
     max_host_requests: int = 0
 
     def decide(self, situation: Situation) -> Decision:
         """Return the strategy with lanes of even size for the host rows that exist."""
-        if self.strategy == "device_only":
-            return Decision(strategy="device_only")
-        most = min(self.num_cohorts, situation.num_layers + 1)
-        count = {"layer_sync": 1, "asymmetric_pipelining": 2, "async_overlap": most}[self.strategy]
-        size = max(1, -(-situation.host_rows // count))
-        return Decision(strategy=self.strategy, lanes=(size,) * count, max_host_requests=self.max_host_requests)
+        lanes = named(self.strategy).fixed_lanes(situation.host_rows, self.num_cohorts, situation.num_layers)
+        return Decision(strategy=self.strategy, lanes=lanes, max_host_requests=self.max_host_requests if lanes else 0)

@@ -15,13 +15,14 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterable, Sequence
 
-from .cohorts import Cohorts
+from .cohorts import Cohorts, Departure
 from .page_allocator import PageTable
 from .plan import DecodeRow, Eviction, Fetch, Landing, Plan, PrefillChunk
 from .plan_builder import Draft
 from .policy import Decision, FixedPolicy, Policy, Situation
 from .request import Request
 from .roster import Roster
+from .strategies import DEVICE_ONLY, named
 
 
 class Scheduler:
@@ -60,9 +61,9 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_host_seqs = max_host_seqs if host_pages is not None else 0
         self.max_prefill_pages = max(1, max_prefill_tokens // pages.page_size)
-        self.policy: Policy = policy or FixedPolicy(strategy="device_only")
+        self.policy: Policy = policy or FixedPolicy(strategy=DEVICE_ONLY.name)
         self.preemptions = self.evictions = self.landings = 0
-        self.decision = Decision(strategy="device_only")
+        self.decision = Decision(strategy=DEVICE_ONLY.name)
         self._plans = 0
         self._requests: dict[int, Request] = {}
         self._waiting: list[Request] = []
@@ -403,20 +404,22 @@ class Scheduler:
     def _schedule_host(self, draft: Draft) -> None:
         """Let cohorts ride on, and let resting requests begin tokens in new ones."""
         # A request whose token arrives with this plan can begin the next one only in a later plan.
-        resting = sorted((r for r in self._running if r.is_resting), key=lambda r: (r.last_turn, r.id))
-        through = self.decision.strategy in ("layer_sync", "asymmetric_pipelining") or not draft.has_device_rows
+        resting = sorted((r for r in self._running if r.is_resting), key=_longest_rested)
+        strategy = named(self.decision.strategy)
+        through = strategy.through or not draft.has_device_rows
         draining = self._cohorts.ride(draft, through=through)
         if through and draining:
             return
-        lanes = self.decision.lanes
-        if not lanes and not draft.has_device_rows:
+        if draft.has_device_rows:
+            departures = strategy.departures(self.decision.lanes, self._cohorts, self._plans)
+        else:
             # Nothing else would move them.
-            lanes = (self.max_host_seqs,)
-        if self.decision.strategy == "async_overlap" and not through:
-            lanes = self._cohorts.due(lanes, self._plans)
-        for size in lanes:
+            departures = (Departure(size, through=True) for size in self.decision.lanes or (self.max_host_seqs,))
+        for departure in departures:
             rows = []
-            while resting and len(rows) < size:
+            if departure.hurried:
+                resting.sort(key=lambda request: (request.last_turn != self._plans - 1, request.id))
+            while resting and len(rows) < departure.rows:
                 request = resting.pop(0)
                 # Another one's growth may have preempted it.
                 here = request.slot is not None and request.is_resting
@@ -425,7 +428,10 @@ class Scheduler:
             # The same may have happened to one that was to depart.
             rows = [request for request in rows if request.slot is not None]
             if rows:
-                self._cohorts.depart(rows, draft, plan=self._plans, through=through)
+                through, hurried = departure.through, departure.hurried
+                self._cohorts.depart(rows, draft, plan=self._plans, through=through, hurried=hurried)
+            if departure.hurried:
+                resting.sort(key=_longest_rested)
 
     def _grow_on_host(self, request: Request, draft: Draft) -> bool:
         """Give a resting request the host page its next token needs; returns False if it cannot begin one."""
@@ -497,6 +503,10 @@ def _tokens(requests: Iterable[Request]) -> tuple[int, int]:
         contexts += len(request.prompt) + steps
         remaining += request.max_tokens - steps
     return contexts, remaining
+
+
+def _longest_rested(request: Request) -> tuple[int, int]:
+    return request.last_turn, request.id
 
 
 def _arrival(request: Request) -> int:

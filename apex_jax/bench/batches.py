@@ -20,12 +20,13 @@ from ..scheduler.planner.planner import Planner
 from ..scheduler.simulation.simulator import simulate
 from ..scheduler.simulation.virtual_scheduler import Machine
 from ..scheduler.simulation.workload import equal
+from ..scheduler.strategies import DEVICE_ONLY
 from .calibration import Calibration
 from .overlap import OverlapBenchmark, measure_host
 from .report import machine, print_setting, setting
 from .steady_load import Population, TimedStream
 
-POLICIES = ("device_only", "auto")
+POLICIES = (DEVICE_ONLY.name, "auto")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Batch:
 
     Attributes:
         requests: how many.
-        policy: "auto" or "device_only".
+        policy: "auto" or DEVICE_ONLY.name.
         seconds: from the first request to the last token.
         simulated_s: the same in the simulator.
         stats: of its engine.
@@ -77,7 +78,7 @@ def run_batches(
         for _ in range(benchmark.rounds):
             for name in POLICIES:
                 model = before.model(benchmark.profile, context=benchmark.context)
-                follower = None if name == "device_only" else Follower(model)
+                follower = None if name == DEVICE_ONLY.name else Follower(model)
                 engine = Engine(population.engine.executor, _policy(benchmark, model, name), follower)
                 served.append((name, _serve(engine, (1,) * prompt, output, size), engine.stats()))
                 progress()
@@ -92,8 +93,8 @@ def run_batches(
 
 
 def _policy(benchmark: OverlapBenchmark, model: CostModel, name: str) -> Policy:
-    if name == "device_only":
-        return FixedPolicy(strategy="device_only")
+    if name == DEVICE_ONLY.name:
+        return FixedPolicy(strategy=DEVICE_ONLY.name)
     buckets = benchmark.buckets
     options = PlannerOptions(
         max_device_requests=buckets.max_num_seqs,
@@ -110,7 +111,7 @@ def _simulated(
     buckets, model = benchmark.buckets, calibration.model(benchmark.profile, context=benchmark.context)
     machine = Machine(
         device_kv_tokens=benchmark.device_kv_tokens,
-        host_kv_tokens=0 if name == "device_only" else benchmark.host_kv_tokens,
+        host_kv_tokens=0 if name == DEVICE_ONLY.name else benchmark.host_kv_tokens,
         page_size=benchmark.page_size,
         max_prefill_tokens=buckets.max_prefill_pages * buckets.page_size,
         max_num_seqs=buckets.max_num_seqs,
@@ -134,7 +135,7 @@ def batch_rows(benchmark: OverlapBenchmark, batches: Sequence[Batch], *, output:
     found = []
     for size, policy in dict.fromkeys((batch.requests, batch.policy) for batch in batches):
         same = [batch for batch in batches if (batch.requests, batch.policy) == (size, policy)]
-        alone = [batch.seconds for batch in batches if batch.requests == size and batch.policy == "device_only"]
+        alone = [batch.seconds for batch in batches if batch.requests == size and batch.policy == DEVICE_ONLY.name]
         seconds = sorted(batch.seconds for batch in same)
         last = same[-1].stats
         found.append(

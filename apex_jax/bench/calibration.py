@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 
 from ..scheduler import AttentionTime, CostModel, Curve, Decision, Load, Profile
 from ..scheduler.cohorts import even
+from ..scheduler.strategies import ASYNC_OVERLAP, LAYER_SYNC
+from ..scheduler.strategies.steady import steady
 from .steady_load import REST, Population, Window
 
 SYNCHRONOUS_ROWS = (4, 16)
@@ -82,13 +84,13 @@ def calibrate(profile: Profile, population: Population, *, host_requests: int, s
     jobs, delays, device_rows = [], [], []
     for _ in range(PASSES):
         for rows in SYNCHRONOUS_ROWS:
-            decision = Decision(strategy="layer_sync", lanes=(rows,))
+            decision = Decision(strategy=LAYER_SYNC.name, lanes=(rows,))
             window = _run(population, decision, warm_up=4, seconds=seconds / PASSES)
             jobs.append(_job(population, decision.lanes, window))
             delays.append(_delay(profile, window, rows))
             device_rows.append(window.device_rows)
         for lanes in sizes:
-            decision = Decision(strategy="async_overlap", lanes=lanes)
+            decision = Decision(strategy=ASYNC_OVERLAP.name, lanes=lanes)
             window = _run(population, decision, warm_up=profile.num_layers + 4, seconds=seconds / PASSES)
             jobs.append(_job(population, lanes, window))
             device_rows.append(window.device_rows)
@@ -111,6 +113,6 @@ def _delay(profile: Profile, window: Window, rows: int) -> float:
     """Return what is left of a layer of layer_sync beside the device's time, the host's attention and the transfers."""
     model = CostModel(profile)
     load = Load(device_rows=round(window.device_rows), device_kv_tokens=0.0)
-    device = model.steady("layer_sync", load, (rows,), window.host_context).device
+    device = steady(model.costs, LAYER_SYNC.name, load, (rows,), window.host_context).device
     waiting = (window.iteration_s - device.total) / profile.num_layers
     return max(0.0, waiting - window.job_seconds - model.costs.hop(model.costs.host_width(rows)))

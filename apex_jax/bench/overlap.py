@@ -16,12 +16,13 @@ import jax.numpy as jnp
 from ..execution.buckets import Buckets, padding_of
 from ..execution.emulated_device import EmulatedDevice
 from ..host_offload import HostKVConfig, HostWorker, allocate
-from ..scheduler import STRATEGIES, CostModel, Decision, Load, Prediction, Profile, Strategy, Terms
+from ..scheduler import CostModel, Decision, Load, Prediction, Profile, Terms
 from ..scheduler.cost_model.component_times import Costs
 from ..scheduler.cost_model.hardware import DeviceSpec, HostSpec, ModelShape
 from ..scheduler.cost_model.roofline import describe
-from ..scheduler.cost_model.steady_state import most_lanes, steady
 from ..scheduler.planner.candidates import Outlook, Valuation
+from ..scheduler.strategies import STRATEGIES, named
+from ..scheduler.strategies.steady import steady
 from ..tracing.recorder import Recorder
 from .calibration import Calibration, calibrate
 from .steady_load import Population, Window
@@ -63,7 +64,7 @@ class OverlapBenchmark:
     device_kv_tokens: int
     context: int
     host_kv_bytes: int
-    strategies: Sequence[Strategy] = STRATEGIES
+    strategies: Sequence[str] = STRATEGIES
     seconds: float = 2.0
     rounds: int = 5
     page_size: int = 64
@@ -171,7 +172,7 @@ class Turn:
         prediction: an iteration of it, by the cost model.
     """
 
-    strategy: Strategy
+    strategy: str
     cohorts: Cohorts
     window: Window
     prediction: Prediction
@@ -228,20 +229,21 @@ def measure_host(benchmark: OverlapBenchmark, population: Population) -> Calibra
 
 
 def _turn(
-    benchmark: OverlapBenchmark, population: Population, strategy: Strategy, cohorts: Cohorts, calibration: Calibration
+    benchmark: OverlapBenchmark, population: Population, strategy: str, cohorts: Cohorts, calibration: Calibration
 ) -> Window:
     # Host requests grow while they are measured; their mean is to be the context that was asked for.
     load, context = _load(benchmark, calibration), benchmark.context
     model = calibration.model(benchmark.profile, context=context)
-    token_s = model.steady(strategy, load, cohorts.under_way, float(context)).host_token_s
+    token_s = steady(model.costs, strategy, load, cohorts.under_way, float(context)).host_token_s
     grown = min(benchmark.seconds / token_s / 2, context / 4) if token_s else 0.0
     population.fill(cohorts.riding, context=round(context - grown))
-    asynchronous, period = strategy == "async_overlap", benchmark.profile.num_layers + 1
-    population.run(Decision(strategy=strategy, lanes=cohorts.lanes), 2 * period if asynchronous else period)
-    return population.measure(benchmark.seconds, multiple=period if asynchronous else 1)
+    layers = benchmark.profile.num_layers
+    turn = named(strategy).iterations_a_token(len(cohorts.lanes) - 1, layers)
+    population.run(Decision(strategy=strategy, lanes=cohorts.lanes), layers + turn)
+    return population.measure(benchmark.seconds, multiple=turn)
 
 
-def choose(benchmark: OverlapBenchmark, strategy: Strategy, calibration: Calibration) -> Cohorts:
+def choose(benchmark: OverlapBenchmark, strategy: str, calibration: Calibration) -> Cohorts:
     """Return the cohorts that make most of a strategy while the host keeps some time to spare.
 
     Of those that are as good but for a few per cent, the smallest: their requests wait least for a token, and the
@@ -258,13 +260,14 @@ def choose(benchmark: OverlapBenchmark, strategy: Strategy, calibration: Calibra
     return min(good, key=lambda each: max(each.lanes, default=0))
 
 
-def _full_batches(benchmark: OverlapBenchmark, strategy: Strategy) -> list[Cohorts]:
+def _full_batches(benchmark: OverlapBenchmark, strategy: str) -> list[Cohorts]:
     """Return cohorts that leave no row of their batches empty: one row more is paid for like a batch more."""
-    most = most_lanes(strategy, benchmark.profile.num_layers)
+    chosen = named(strategy)
+    most = chosen.most_cohorts(benchmark.profile.num_layers)
     return [
         Cohorts(lanes=(size,) * count, under_way=(size,) * count)
         for size in benchmark.buckets.host_rows
-        for count in range(1 if strategy == "async_overlap" else most, most + 1)
+        for count in range(most if chosen.through else 1, most + 1)
         if 0 < size * count <= benchmark.host_requests
     ]
 
@@ -274,7 +277,7 @@ def _load(benchmark: OverlapBenchmark, calibration: Calibration) -> Load:
     return Load(device_rows=rows, device_kv_tokens=rows * benchmark.context)
 
 
-def predict(model: CostModel, strategy: Strategy, window: Window, under_way: Sequence[int]) -> Prediction:
+def predict(model: CostModel, strategy: str, window: Window, under_way: Sequence[int]) -> Prediction:
     """Return what the cost model says of a window's requests.
 
     Device requests come and go, and those that begin have their first token of a prompt: how many tokens an iteration
@@ -282,5 +285,5 @@ def predict(model: CostModel, strategy: Strategy, window: Window, under_way: Seq
     """
     tokens = window.device_rows * window.device_context
     load = Load(device_rows=round(window.device_rows), device_kv_tokens=tokens)
-    prediction = model.steady(strategy, load, under_way, window.host_context)
+    prediction = steady(model.costs, strategy, load, under_way, window.host_context)
     return replace(prediction, device_tokens=window.device_tokens / window.seen.plans)

@@ -14,6 +14,7 @@ from ..host_offload import HostWorker
 from ..machine.foreign_load import ForeignLoad
 from ..sampling_params import SamplingParams
 from ..scheduler import Decision, Situation
+from ..scheduler.strategies import DEVICE_ONLY
 
 OUTPUT = 64
 """Output tokens of a device request, whose context grows from half of that below the mean to half of it above."""
@@ -24,7 +25,7 @@ SPARE = 4
 STEPS_EACH = 8
 """Iterations in which a request has long come to the host, if there is room for it."""
 
-REST = Decision(strategy="device_only")
+REST = Decision(strategy=DEVICE_ONLY.name)
 
 
 @dataclass(kw_only=True)
@@ -170,7 +171,7 @@ class Population:
         """
         self.clear()
         self.device.in_no_time = self.device.skips_prompts = True
-        self.policy.decision = Decision(strategy="device_only", max_host_requests=host_requests)
+        self.policy.decision = Decision(strategy=DEVICE_ONLY.name, max_host_requests=host_requests)
         longest = self.device.buckets.table_width * self.device.buckets.page_size
         rows = self.device.num_pages // (context // self.device.buckets.page_size + 1)
         newcomers = [self._add(context, longest - context) for _ in range(host_requests + rows if host_requests else 0)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..sampling_params import SamplingParams
+from ..scheduler.strategies import LAYER_SYNC
 from .charts import need_matplotlib, write
 from .errors import as_user_errors
 from .inputs import Task
@@ -35,7 +36,7 @@ ANSWER_TOKENS = 96
 PAGE_SIZE = 16
 DEVICE_KV_TOKENS = 320
 HOST_KV_BYTES = 64 * 2**20
-STRATEGY = "layer_sync"
+STRATEGY = LAYER_SYNC.name
 NO_ANSWER_STATUS = 1
 
 
@@ -175,7 +176,7 @@ def _closing(llm: LLM, summary: RunSummary, before: EngineStats) -> str:
         ("Answers", f"{counted(summary.output_tokens, 'token')}, {summary.tokens_per_s:.1f} tokens/s"),
         ("First token", f"after {summary.first_token} in the median"),
         ("Ran on", device),
-        ("Strategy", f"{llm.strategy}: requests that the device has no room for live on the host"),
+        ("str", f"{llm.strategy}: requests that the device has no room for live on the host"),
         (
             "Attention",
             f"{now.device_tokens - before.device_tokens} tokens on the device, "

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..scheduler.plan import STRATEGIES
+from ..scheduler.strategies import STRATEGIES
 from .errors import UserError, as_user_errors
 from .memory_warning import warn_of_memory
 from .numbers import count, positive

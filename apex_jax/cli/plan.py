@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..scheduler.plan import STRATEGIES
+from ..scheduler.strategies import STRATEGIES
 from .charts import add_output_argument, need_matplotlib, write
 from .errors import as_user_errors
 

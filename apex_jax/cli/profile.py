@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..scheduler.strategies import DEVICE_ONLY
 from .arguments import add_engine_arguments, add_model_arguments, open_llm
 from .charts import need_matplotlib, picture, write
 from .errors import as_user_errors
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         need_matplotlib()
     args.host_kv_bytes = getattr(args, "host_kv_bytes", HOST_KV_BYTES)
     # A planner would want the profile that is about to be measured; what only a planner heeds is left out.
-    args.strategy, args.max_time_per_token, args.auto_profile = "device_only", None, False
+    args.strategy, args.max_time_per_token, args.auto_profile = DEVICE_ONLY.name, None, False
     llm = open_llm(args)
     with as_user_errors(ValueError, OSError):
         profile = llm.profile(again=args.again, use_tqdm=True)

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..scheduler.strategies import ASYMMETRIC_PIPELINING, ASYNC_OVERLAP, DEVICE_ONLY, LAYER_SYNC
 from .catalogue_list import catalogue_lines
 from .errors import UserError, as_user_errors
 from .memory_warning import warn_of_memory
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ..scheduler.cost_model.profile import Padding
     from ..scheduler.simulation.workload import Job
 
-STRATEGIES = ("auto", "device_only", "layer_sync", "asymmetric_pipelining", "async_overlap")
+STRATEGIES = ("auto", DEVICE_ONLY.name, LAYER_SYNC.name, ASYMMETRIC_PIPELINING.name, ASYNC_OVERLAP.name)
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:

@@ -23,13 +23,13 @@ from ..scheduler import (
     Policy,
     Profile,
     ProfileKey,
-    Strategy,
     describe,
 )
 from ..scheduler.cost_model.catalogue import Catalogue
 from ..scheduler.planner.options import PlannerOptions
 from ..scheduler.planner.planner import Planner
 from ..scheduler.policy import DEFAULT_COHORTS
+from ..scheduler.strategies import DEVICE_ONLY
 
 ASSUMED_CPU = DeviceSpec(
     name="CPU of assumed rates",
@@ -70,10 +70,10 @@ def make_policy(
     """
     buckets = executor.buckets
     if executor.worker is None:
-        return FixedPolicy(strategy="device_only")
+        return FixedPolicy(strategy=DEVICE_ONLY.name)
     if options.strategy != "auto":
         return FixedPolicy(
-            strategy=cast(Strategy, options.strategy),
+            strategy=cast(str, options.strategy),
             num_cohorts=options.num_cohorts or DEFAULT_COHORTS,
             max_host_requests=buckets.max_host_seqs,
         )

@@ -137,7 +137,7 @@ class EmulatedDevice:
         """Run a boundary; the function returned waits until a cohort's queries, keys and values are with the host."""
         rows = 0 if cohort is None else self._parked[cohort]
         width = rows + (self._width if device else 0)
-        seconds = self._costs.share(boundary) * self._costs.layer(width)
+        seconds = self._costs.linear(boundary, width)
         if cohort is not None:
             seconds += self._costs.boarding(rows)
         mark = {} if cohort is None else {"cohort": cohort}
@@ -156,8 +156,7 @@ class EmulatedDevice:
     def layers(self, boundary: int, count: int) -> None:
         """Run the device rows' attention and the boundary after it, for them alone, so many times."""
         for reached in range(boundary, boundary + count):
-            linear = self._costs.share(reached) * self._costs.layer(self._width)
-            self._run("layer", self._attention + linear, layer=reached - 1)
+            self._run("layer", self._attention + self._costs.linear(reached, self._width), layer=reached - 1)
 
     def head(self, rows: int) -> _End:
         """Run the head for rows that belong to nobody."""
@@ -167,9 +166,9 @@ class EmulatedDevice:
         """Run the head for all rows that rode to the end, and what an iteration takes beside its parts."""
         for cohort in plan.arriving:
             del self._parked[cohort.id]
-        rows, profile = len(plan.sampling_requests), self.profile
-        overhead = profile.iteration_overhead + (profile.stepwise_overhead if self._stepwise else 0.0)
-        end = self._run("head", self._costs.head(rows) + overhead, rows=rows)
+        rows = len(plan.sampling_requests)
+        seconds = self._costs.head(rows) + self._costs.overhead(cohorts=self._stepwise)
+        end = self._run("head", seconds, rows=rows)
         if self._recorder is not None:
             args = {"iteration": plan.number, "strategy": plan.strategy, "rows": rows}
             self._recorder.span("device", ITERATION, min(self._began_ns or end, end), end, **args)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..scheduler import Cohort, DecodeRow, Eviction, Fetch, Landing, NewPages, Plan, PrefillChunk, Strategy
+from ..scheduler import Cohort, DecodeRow, Eviction, Fetch, Landing, NewPages, Plan, PrefillChunk
+from ..scheduler.strategies import DEVICE_ONLY, named
 
 
 class ProfilePlans:
@@ -36,6 +37,7 @@ class ProfilePlans:
         self._numbers += 1
         return Plan(
             number=self._numbers,
+            strategy=DEVICE_ONLY.name,
             num_layers=self.num_layers,
             decode=tuple(_row(slot, length) for slot in range(rows)),
             new_pages=self._pages(rows, length, self.num_pages, first_slot=0),
@@ -48,25 +50,24 @@ class ProfilePlans:
         own = self._pages(1, start + tokens, self.num_pages, first_slot=slot)
         return replace(plan, prefill=(chunk,), new_pages=(*plan.new_pages, *own))
 
-    def hybrid(self, plan: Plan, strategy: Strategy, lanes: Sequence[int], length: int, *, turn: int = 0) -> Plan:
+    def hybrid(self, plan: Plan, strategy: str, lanes: Sequence[int], length: int, *, turn: int = 0) -> Plan:
         """Return a plan with cohorts of such sizes beside its device rows.
 
         Args:
             plan: of `decode`.
-            strategy: the cohorts of async_overlap depart one iteration after the other.
+            strategy: cohorts that are spaced depart one iteration after the other.
             lanes: their rows.
             length: of all host rows' contexts.
             turn: which iteration of the run it is, counted from 0.
         """
-        boundaries, cohorts, slot = self.num_layers + 1, [], self.max_num_seqs
+        cohorts, slot = [], self.max_num_seqs
         for lane, rows in enumerate(lanes):
-            token, boundary = divmod(turn - lane, boundaries) if strategy == "async_overlap" else (turn, 0)
+            token, first, last = named(strategy).place(lane, self.num_layers + 1, turn, self.num_layers)
             if token < 0:
                 # It has not departed yet.
                 continue
-            last = boundary if strategy == "async_overlap" else self.num_layers
             riding = tuple(_row(slot + row, length) for row in range(rows))
-            cohorts.append(Cohort(id=token * len(lanes) + lane, rows=riding, first=boundary, last=last))
+            cohorts.append(Cohort(id=token * len(lanes) + lane, rows=riding, first=first, last=last))
             slot += rows
         pages = self._pages(sum(lanes), length, self.num_host_pages, first_slot=self.max_num_seqs)
         ordered = tuple(sorted(cohorts, key=lambda cohort: cohort.first))

@@ -17,7 +17,8 @@ from ..execution.executor import Executor, Submitted
 from ..execution.sampler import seed_words
 from ..host_offload import HostJob
 from ..sampling_params import SamplingParams
-from ..scheduler import AttentionTime, Curve, Plan, Profile, ProfileKey, Strategy, prompt_pairs
+from ..scheduler import AttentionTime, Curve, Plan, Profile, ProfileKey, prompt_pairs
+from ..scheduler.strategies import ASYNC_OVERLAP, LAYER_SYNC
 from .probe_plans import ProfilePlans
 from .probe_sizes import Points, ProfileSizes, beyond_first, positive
 
@@ -186,12 +187,12 @@ class Profiler:
 
         self.worker.observers.append(listen)
         try:
-            self._hybrid("layer_sync", (rows,), length)
+            self._hybrid(LAYER_SYNC.name, (rows,), length)
         finally:
             self.worker.observers.remove(listen)
         return statistics.median(taken) / 1e9
 
-    def _hybrid(self, strategy: Strategy, lanes: Sequence[int], length: int) -> float:
+    def _hybrid(self, strategy: str, lanes: Sequence[int], length: int) -> float:
         plan = self._alone(self.sizes.attention_rows)
         seconds = self._seconds(lambda turn: self.plans.hybrid(plan, strategy, lanes, length, turn=turn))
         self.executor.rest()
@@ -209,15 +210,15 @@ class Profiler:
             attention: of the device's own rows in one layer.
         """
         page, least, rows = self.executor.buckets.page_size, self.sizes.host_rows[0], self.sizes.attention_rows
-        one = self._hybrid("async_overlap", (least,), page)
+        one = self._hybrid(ASYNC_OVERLAP.name, (least,), page)
         cohorts = min(4, self.layers + 1, self.executor.buckets.max_host_seqs // least)
-        several = self._hybrid("async_overlap", (least,) * cohorts, page)
+        several = self._hybrid(ASYNC_OVERLAP.name, (least,) * cohorts, page)
         wider = layer(rows + least) - layer(rows)
         boarding = max(0.0, (several - one) / (cohorts - 1) - wider) if cohorts > 1 else 0.0
         stepwise = max(0.0, one - alone - boarding - wider)
         hops: Points = []
         for count in self.sizes.host_rows:
-            together = self._hybrid("layer_sync", (count,), page)
+            together = self._hybrid(LAYER_SYNC.name, (count,), page)
             passes = alone + stepwise + (self.layers + 1) * boarding
             passes += self.layers * (layer(rows + count) - layer(rows)) + head(rows + count) - head(rows)
             waiting = (together - passes) / self.layers + attention

@@ -10,6 +10,7 @@ from __future__ import annotations
 from ..scheduler.cost_model.catalogue import Catalogue
 from ..scheduler.experiment import Experiment
 from ..scheduler.simulation.workload import equal
+from ..scheduler.strategies import ASYMMETRIC_PIPELINING, DEVICE_ONLY
 
 T4_KV_TOKENS = 864
 
@@ -19,12 +20,12 @@ A10G_HOSTS = {8: "g5.4xlarge", 16: "g5.8xlarge", 32: "g5.16xlarge"}
 
 def t4_hybrid(*, prompt: int, output: int, requests: int = 1000) -> float:
     """Return requests a second of pipelining on the T4, with as much KV on the device as fits."""
-    return _rate(_t4(strategy="asymmetric_pipelining"), prompt, output, requests)
+    return _rate(_t4(strategy=ASYMMETRIC_PIPELINING.name), prompt, output, requests)
 
 
 def t4_gpu_only(*, prompt: int, output: int, requests: int = 1000) -> float:
     """Return requests a second of the GPU-only engine on the T4."""
-    engine = _t4(strategy="device_only", device_kv_tokens=T4_KV_TOKENS, prefill_alone=True)
+    engine = _t4(strategy=DEVICE_ONLY.name, device_kv_tokens=T4_KV_TOKENS, prefill_alone=True)
     return _rate(engine, prompt, output, requests)
 
 
@@ -42,8 +43,8 @@ def a10g_gain(*, cores: int, prompt: int, output: int, requests: int = 1000) -> 
         "host": known.host(A10G_HOSTS[cores]),
         "model": known.model("llama-3.1-8b"),
     }
-    hybrid = Experiment(**parts, strategy="asymmetric_pipelining")
-    alone = Experiment(**parts, strategy="device_only", prefill_alone=True)
+    hybrid = Experiment(**parts, strategy=ASYMMETRIC_PIPELINING.name)
+    alone = Experiment(**parts, strategy=DEVICE_ONLY.name, prefill_alone=True)
     return _rate(hybrid, prompt, output, requests) / _rate(alone, prompt, output, requests)
 
 

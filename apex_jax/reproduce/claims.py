@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ..scheduler.strategies import DEVICE_ONLY
 from .gains import Gain
 
 Verdict = Literal["reproduced", "partly", "not reproduced"]
@@ -56,7 +57,7 @@ CLAIMS = (
         low=84,
         high=96,
         machine="T4",
-        over="device_only",
+        over=DEVICE_ONLY.name,
         groups=ALL,
     ),
     Claim(
@@ -65,7 +66,7 @@ CLAIMS = (
         low=11,
         high=89,
         machine="A10",
-        over="device_only",
+        over=DEVICE_ONLY.name,
         groups=ALL,
     ),
     Claim(
@@ -74,7 +75,7 @@ CLAIMS = (
         low=11,
         high=22,
         machine="A10",
-        over="device_only",
+        over=DEVICE_ONLY.name,
         groups=TRACES,
     ),
     Claim(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..scheduler.plan import Strategy
+from ..scheduler.strategies import ASYMMETRIC_PIPELINING, ASYNC_OVERLAP, DEVICE_ONLY
 from .claims import Comparison
 from .runs import STRATEGIES, SWEEP, Run
 from .setups import NOMINAL
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {"device_only": "#8c8c8c", "pipelining": "#0072b2", "overlap": "#e69f00", "apex": "#d55e00"}
-NAMES = {"device_only": "device only", "pipelining": "pipelining", "overlap": "async overlap", "apex": "APEX (auto)"}
+COLOURS = {DEVICE_ONLY.name: "#8c8c8c", "pipelining": "#0072b2", "overlap": "#e69f00", "apex": "#d55e00"}
+NAMES = {DEVICE_ONLY.name: "device only", "pipelining": "pipelining", "overlap": "async overlap", "apex": "APEX (auto)"}
 GROUPS = ("code", "conversation", "summarisation", "short", "medium", "long")
 PAPER = "#009e73"
 PAPER_APEX = {"T4": (1.84, 1.96), "A10": (1.11, 1.89)}
 """Throughput of APEX over a GPU-only engine, all workloads."""
 
-SHOWN: tuple[tuple[Strategy, str], ...] = (("async_overlap", "overlap"), ("asymmetric_pipelining", "pipelining"))
+SHOWN: tuple[tuple[str, str], ...] = ((ASYNC_OVERLAP.name, "overlap"), (ASYMMETRIC_PIPELINING.name, "pipelining"))
 GAIN_TICKS = (-50, -20, 0, 25, 50, 100, 200, 500, 1000, 2000, 5000)
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -92,7 +92,8 @@ def _throughput(runs: Sequence[Run]) -> Figure:
             places, nominal, low, high = [], [], [], []
             for place, group in enumerate(GROUPS):
                 ratios = {
-                    setup: found[name] / found["device_only"] for setup, found in _rates(runs, machine, group).items()
+                    setup: found[name] / found[DEVICE_ONLY.name]
+                    for setup, found in _rates(runs, machine, group).items()
                 }
                 if NOMINAL not in ratios:
                     continue
@@ -101,7 +102,7 @@ def _throughput(runs: Sequence[Run]) -> Figure:
                 low.append(ratios[NOMINAL] - min(ratios.values()))
                 high.append(max(ratios.values()) - ratios[NOMINAL])
             axis.bar(places, nominal, width, color=COLOURS[name], label=NAMES[name])
-            if name != "device_only":
+            if name != DEVICE_ONLY.name:
                 axis.errorbar(places, nominal, [low, high], fmt="none", ecolor="#333333", elinewidth=0.9, capsize=2)
         axis.axhspan(*PAPER_APEX[machine], color=PAPER, alpha=0.25, lw=0, label="paper, APEX", zorder=0)
         _logarithmic(axis, base=2, ticks=(1.0, 1.5))
@@ -129,7 +130,7 @@ def _gain_over_output(sweep: Sequence[Run]) -> Figure:
                 ("apex", {"ls": "-", "lw": 3.4, "ms": 7.0, "alpha": 0.75 * tone}),
                 ("pipelining", {"ls": (0, (3, 2)), "lw": 1.3, "ms": 3.5, "alpha": tone}),
             ):
-                gains = [100 * (found[name] / found["device_only"] - 1) for found in rates]
+                gains = [100 * (found[name] / found[DEVICE_ONLY.name] - 1) for found in rates]
                 label = f"{NAMES[name]}, host {labels[setup]:g} GB/s"
                 axis.plot(outputs, gains, marker=marker, color=COLOURS[name], mew=0, label=label, **style)
         axis.axhline(0, color="#333333", lw=0.8)
@@ -152,7 +153,7 @@ def _steady_decode(decoding: Sequence[Steady]) -> Figure:
             some = [each for each in own if each.device_kv_tokens == held]
             hosts = [each.host_gb_per_s for each in some]
             for strategy, name in SHOWN:
-                ratios = [each.rates[strategy] / each.rates["device_only"] for each in some]
+                ratios = [each.rates[strategy] / each.rates[DEVICE_ONLY.name] for each in some]
                 label = f"{NAMES[name]}, device KV {held:,} tokens"
                 axis.plot(hosts, ratios, dashes, color=COLOURS[name], lw=1.5, label=label)
         axis.axhspan(*PAPER_APEX[machine], color=PAPER, alpha=0.25, lw=0, label="paper, APEX", zorder=0)

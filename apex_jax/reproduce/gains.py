@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..scheduler.strategies import DEVICE_ONLY
 from .runs import Run
 from .setups import NOMINAL
 
 OVER = {
-    "device_only": ("apex", "device_only"),
+    DEVICE_ONLY.name: ("apex", DEVICE_ONLY.name),
     "pipelining": ("apex", "pipelining"),
     "overlap": ("overlap", "pipelining"),
     "without_overlap": ("apex", "apex without overlap"),

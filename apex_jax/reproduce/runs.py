@@ -10,9 +10,10 @@ from ..scheduler.experiment import Experiment
 from ..scheduler.policy import FixedPolicy
 from ..scheduler.simulation.metrics import Simulated
 from ..scheduler.simulation.workload import Job, equal
+from ..scheduler.strategies import ASYMMETRIC_PIPELINING, ASYNC_OVERLAP, DEVICE_ONLY, LAYER_SYNC
 from .setups import Setup, Workload, served
 
-STRATEGIES = ("device_only", "pipelining", "overlap", "apex")
+STRATEGIES = (DEVICE_ONLY.name, "pipelining", "overlap", "apex")
 """Pipelining and overlap fall back to device_only where that is predicted to be faster; `apex` is strategy auto."""
 
 ABLATIONS = ("apex without overlap", "apex, host kernel at two thirds", "always overlap")
@@ -81,11 +82,11 @@ def variant(engine: Experiment, jobs: Sequence[Job], name: str) -> Simulated:
         return replace(engine, host=slower).run(jobs)
     if name == "always overlap":
         cohorts = engine.model.num_layers + 1
-        policy = FixedPolicy(strategy="async_overlap", num_cohorts=cohorts, max_host_requests=10**6)
+        policy = FixedPolicy(strategy=ASYNC_OVERLAP.name, num_cohorts=cohorts, max_host_requests=10**6)
         return engine.run(jobs, policy=policy)
     if name == "apex without overlap":
-        return engine.run(jobs, policy=engine.planner(("layer_sync", "asymmetric_pipelining")))
-    strategies = {"pipelining": "asymmetric_pipelining", "overlap": "async_overlap", "apex": "auto"}
+        return engine.run(jobs, policy=engine.planner((LAYER_SYNC.name, ASYMMETRIC_PIPELINING.name)))
+    strategies = {"pipelining": ASYMMETRIC_PIPELINING.name, "overlap": ASYNC_OVERLAP.name, "apex": "auto"}
     return replace(engine, strategy=strategies.get(name, name)).run(jobs)
 
 
@@ -158,7 +159,7 @@ def too_long(setups: Sequence[Setup], workloads: Mapping[str, Sequence[Workload]
                 yield setup, workload
 
 
-SWEPT = ("device_only", "pipelining", "apex")
+SWEPT = (DEVICE_ONLY.name, "pipelining", "apex")
 
 SWEEP = {"T4": (200, (25, 50, 100, 200, 400, 800)), "A10": (1000, (50, 100, 200, 400, 800, 1600))}
 """Prompt and output tokens of the sweep over output lengths."""

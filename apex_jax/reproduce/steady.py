@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ..scheduler.cost_model.prediction import Load
-from ..scheduler.cost_model.steady_state import steady
-from ..scheduler.plan import STRATEGIES, Strategy
 from ..scheduler.planner.candidates import Outlook, Valuation
+from ..scheduler.strategies import ASYMMETRIC_PIPELINING, ASYNC_OVERLAP, DEVICE_ONLY, STRATEGIES, named
+from ..scheduler.strategies.steady import steady
 from .gains import Gain
 from .setups import Setup
 
@@ -36,11 +36,11 @@ class Steady:
     setup: str
     device_kv_tokens: int
     host_gb_per_s: float
-    rates: dict[Strategy, float]
+    rates: dict[str, float]
 
     def row(self) -> dict[str, object]:
         """Return the columns of a table."""
-        alone = self.rates["device_only"]
+        alone, pipelining = self.rates[DEVICE_ONLY.name], self.rates[ASYMMETRIC_PIPELINING.name]
         ratios = {f"{name}_over_device_only": round(self.rates[name] / alone, 4) for name in STRATEGIES[1:]}
         return {
             "machine": self.machine,
@@ -49,7 +49,7 @@ class Steady:
             "host_attention_gb_per_s": self.host_gb_per_s,
             "device_only_tokens_per_s": round(alone, 3),
             **ratios,
-            "overlap_over_pipelining": round(self.rates["async_overlap"] / self.rates["asymmetric_pipelining"], 4),
+            "overlap_over_pipelining": round(self.rates[ASYNC_OVERLAP.name] / pipelining, 4),
         }
 
 
@@ -62,12 +62,12 @@ def steady_at(setup: Setup, host_gb_per_s: float | None = None) -> Steady:
     rows = max(1, tokens // CONTEXT)
     costs = replace(setup.engine, host=host).cost_model.costs
     load = Load(device_rows=rows, device_kv_tokens=rows * CONTEXT)
-    alone = steady(costs, "device_only", load).iteration_s
+    alone = steady(costs, DEVICE_ONLY.name, load).iteration_s
     # So many keep the host busy for one iteration; pipelining's lasts two of them and more.
     busy = 3 * alone / (costs.num_layers * costs.host_attention(1, CONTEXT))
     rates = {}
     for name in STRATEGIES:
-        wanted = max(2, round(busy * (costs.num_layers if name == "async_overlap" else 1)))
+        wanted = max(2, round(busy * (1 if named(name).through else costs.num_layers)))
         outlook = Outlook(loads=((1.0, load),), host_rows=wanted, row_tokens=CONTEXT)
         rates[name] = Valuation(costs, outlook).best(name).rate
     return Steady(
@@ -100,11 +100,11 @@ def _machine(steady: Steady) -> tuple[str, int, float]:
 def _gains(steady: Steady) -> Iterator[Gain]:
     """The best hybrid scheduler is pipelining where that pays, else the device alone."""
     rates = steady.rates
-    alone, pipelining, best = rates["device_only"], rates["asymmetric_pipelining"], max(rates.values())
+    alone, pipelining, best = rates[DEVICE_ONLY.name], rates[ASYMMETRIC_PIPELINING.name], max(rates.values())
     ratios = {
-        "device_only": best / alone,
+        DEVICE_ONLY.name: best / alone,
         "pipelining": best / max(alone, pipelining),
-        "overlap": rates["async_overlap"] / pipelining,
+        "overlap": rates[ASYNC_OVERLAP.name] / pipelining,
     }
     for over, ratio in ratios.items():
         percent = 100 * (ratio - 1)

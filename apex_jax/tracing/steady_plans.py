@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from ..scheduler.plan import STRATEGIES, Cohort, DecodeRow, Plan, Strategy
+from ..scheduler.plan import Cohort, DecodeRow, Plan
 from ..scheduler.policy import DEFAULT_COHORTS
+from ..scheduler.strategies import Place, named
 
 
 def steady_plan(
-    strategy: Strategy,
+    strategy: str,
     *,
     num_layers: int,
     device_rows: int,
@@ -50,29 +51,24 @@ def steady_plan(
 
 
 def _cohorts(
-    strategy: Strategy, num_layers: int, device_rows: int, host_rows: int, num_cohorts: int, number: int, length: int
+    strategy: str, num_layers: int, device_rows: int, host_rows: int, num_cohorts: int, number: int, length: int
 ) -> tuple[Cohort, ...]:
-    wanted = {"device_only": 0, "layer_sync": 1, "asymmetric_pipelining": 2, "async_overlap": num_cohorts}
-    if strategy not in wanted:
-        raise ValueError(f"there is no strategy {strategy!r}; the strategies are {', '.join(STRATEGIES)}")
-    if strategy == "device_only" and host_rows:
-        raise ValueError(f"host_rows is {host_rows}; device_only has no place for host rows")
-    if 0 < host_rows < wanted[strategy]:
-        raise ValueError(f"{host_rows} host rows are too few for the {wanted[strategy]} cohorts of {strategy}")
-    period = num_layers + 1
-    if strategy == "async_overlap" and num_cohorts > period:
+    chosen, period = named(strategy), num_layers + 1
+    most, count = chosen.most_cohorts(num_layers), chosen.cohorts(num_cohorts, num_layers)
+    if not most and host_rows:
+        raise ValueError(f"host_rows is {host_rows}; {strategy} has no place for host rows")
+    if 0 < host_rows < count:
+        raise ValueError(f"{host_rows} host rows are too few for the {count} cohorts of {strategy}")
+    if num_cohorts > 1 and count == chosen.cohorts(num_cohorts - 1, num_layers) > chosen.cohorts(1, num_layers):
         raise ValueError(f"num_cohorts is {num_cohorts}; {num_layers} layers have {period} boundaries, one for each")
-    count = wanted[strategy] if host_rows else 0
+    count = count if host_rows else 0
     # In plan 0 no cohort of a few is at the ends, so that boarding and parking are both seen.
     ahead = period - max(1, period // (2 * num_cohorts))
-    cohorts = []
+    cohorts, whole = [], Place(number, 0, num_layers)
     for index in range(count):
         requests = range(device_rows + host_rows * index // count, device_rows + host_rows * (index + 1) // count)
-        if strategy == "async_overlap" and device_rows:
-            token, boundary = divmod(number + period + ahead - period * index // count, period)
-            first = last = boundary
-        else:
-            token, first, last = number, 0, num_layers
+        spaced = device_rows and not chosen.through
+        token, first, last = chosen.place(index, count, number + period + ahead, num_layers) if spaced else whole
         rows = tuple(_row(request, length + token, token) for request in requests)
         cohorts.append(Cohort(id=token * count + index, rows=rows, first=first, last=last))
     return tuple(cohorts)

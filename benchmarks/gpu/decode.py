@@ -75,7 +75,7 @@ class Steps:
         order = np.random.default_rng(0).permutation(rows * pages).reshape(rows, pages)
         self.device.tables.apply([NewPages(slot=s, first=0, pages=tuple(map(int, p))) for s, p in enumerate(order)])
         decode = tuple(DecodeRow(request_id=row, slot=row, length=context, step=1) for row in range(rows))
-        self.plan = Plan(number=0, num_layers=self.layers, decode=decode)
+        self.plan = Plan(number=0, strategy="device_only", num_layers=self.layers, decode=decode)
 
     def whole(self) -> Any:
         """Dispatch a step as one program, and its sampling."""

@@ -30,7 +30,8 @@ from apex_jax.execution.model_shape import shape_of
 from apex_jax.host_offload import available_memory
 from apex_jax.machine.processor import usable_cores
 from apex_jax.models import preset, random_weights
-from apex_jax.scheduler import STRATEGIES, CostModel, DeviceSpec, HostSpec, Load, Strategy, describe
+from apex_jax.scheduler import STRATEGIES, CostModel, DeviceSpec, HostSpec, Load, describe
+from apex_jax.scheduler.strategies.steady import steady
 
 PROMPT, OUTPUT = 420, 192
 CONTEXT = 500
@@ -183,10 +184,10 @@ def predicted(model: CostModel | None, strategy: str, found: Found, context: int
     device_rows, lanes = round(found.device_rows), lanes_of(strategy, round(found.host_rows))
     load = Load(device_rows=device_rows, device_kv_tokens=device_rows * context)
     # Without rows on the host every strategy is this one.
-    return model.steady(strategy if lanes else "device_only", load, lanes, context).tokens_per_s
+    return steady(model.costs, strategy if lanes else "device_only", load, lanes, context).tokens_per_s
 
 
-def host_rows_for(model: CostModel | None, strategy: Strategy, device_rows: int, setting: Setting) -> int:
+def host_rows_for(model: CostModel | None, strategy: str, device_rows: int, setting: Setting) -> int:
     """Return how many host requests are worth most, by prediction; the most there can be without one."""
     if strategy == "device_only":
         return 0
@@ -196,7 +197,7 @@ def host_rows_for(model: CostModel | None, strategy: Strategy, device_rows: int,
     load = Load(device_rows=device_rows, device_kv_tokens=device_rows * setting.context)
     return max(
         counts,
-        key=lambda rows: model.steady(strategy, load, lanes_of(strategy, rows), setting.context).tokens_per_s,
+        key=lambda rows: steady(model.costs, strategy, load, lanes_of(strategy, rows), setting.context).tokens_per_s,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .curve import Curve
 from .prediction import Load, Terms
@@ -24,25 +24,24 @@ class _Times(dict[float, float]):
         return seconds
 
 
-@dataclass(frozen=True, slots=True)
-class CohortCost:
-    """What a cohort of so many rows takes.
+class CohortCost(NamedTuple):
+    """What a cohort of equal rows takes.
 
     Attributes:
         rows: host requests.
+        kv_tokens: tokens of their contexts together.
         width: rows that they take in a pass.
         job: attention in one layer.
         hop: delay of a handover.
         boarding: what a pass takes more for them, beside their rows.
-        covered: whether the profile covers all of these.
     """
 
     rows: int
+    kv_tokens: float
     width: int
     job: float
     hop: float
     boarding: float
-    covered: bool
 
 
 class Costs:
@@ -61,7 +60,6 @@ class Costs:
         self._heads = _Times(lambda rows: profile.head(rows) * factors.linear if rows > 0 else 0.0)
         self._hops = _Times(lambda width: profile.hop(width) * factors.transfer)
         self._boardings = _Times(lambda width: profile.boarding(width) * factors.transfer)
-        self._cohorts: dict[tuple[int, float], CohortCost] = {}
 
     def overhead(self, *, cohorts: bool) -> float:
         """Return what an iteration takes beyond its parts, with or without cohorts."""
@@ -89,6 +87,10 @@ class Costs:
     def head(self, rows: float) -> float:
         """Return the time of embedding, head and sampling."""
         return self._heads[rows]
+
+    def linear(self, boundary: int, width: float) -> float:
+        """Return the linear time of a boundary's pass, the head aside."""
+        return self.share(boundary) * self._layers[width]
 
     def share(self, boundary: int) -> float:
         """Return how much of a layer's linear time a boundary's pass takes, the head aside."""
@@ -120,21 +122,17 @@ class Costs:
         return self._boardings[width]
 
     def cohort(self, rows: int, row_tokens: float) -> CohortCost:
-        """Return what a cohort of equal rows takes."""
-        key = (rows, row_tokens)
-        if key not in self._cohorts:
-            profile, width, tokens = self.profile, self.host_width(rows), rows * row_tokens
-            self._cohorts[key] = CohortCost(
-                rows,
-                width,
-                self.host_attention(rows, tokens),
-                self.hop(width),
-                self.boarding(width),
-                profile.host_attention.covers(rows, tokens)
-                and profile.hop.covers(width)
-                and profile.boarding.covers(width),
-            )
-        return self._cohorts[key]
+        """Return what a cohort of so many rows with contexts of so many tokens takes."""
+        width, tokens = self.host_width(rows), rows * row_tokens
+        return CohortCost(
+            rows, tokens, width, self.host_attention(rows, tokens), self._hops[width], self._boardings[width]
+        )
+
+    def covers_cohort(self, cohort: CohortCost) -> bool:
+        """Whether the profile covers what a cohort takes, its passes aside."""
+        profile, width = self.profile, cohort.width
+        host = profile.host_attention.covers(cohort.rows, cohort.kv_tokens)
+        return host and profile.hop.covers(width) and profile.boarding.covers(width)
 
     def migration(self, tokens: float) -> float:
         """Return the time of moving tokens between the sides."""

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 
-from ..plan import Plan, Strategy
+from ..plan import Plan
 from .component_times import Costs
 from .correction import Correction, Measured
 from .critical_path import Clock, walk
 from .prediction import Load, Prediction, Terms
 from .profile import Profile
-from .steady_state import steady
 
 RECENT = 64
 """Iterations whose prediction and measurement are kept."""
@@ -40,10 +38,6 @@ class CostModel:
         """What the profile's times are multiplied by, by term."""
         return self.costs.factors
 
-    def steady(self, strategy: Strategy, load: Load, lanes: Sequence[int] = (), row_tokens: float = 0.0) -> Prediction:
-        """Return the iteration that a strategy repeats; see `steady.steady`."""
-        return steady(self.costs, strategy, load, lanes, row_tokens)
-
     def predict(self, plan: Plan, clock: Clock | None = None) -> tuple[Prediction, Clock]:
         """Return what a plan takes and what the next one finds under way.
 
@@ -53,7 +47,7 @@ class CostModel:
         """
         return self.predict_load(plan.strategy, Load.of(plan, self.profile.page_size), clock)
 
-    def predict_load(self, strategy: Strategy, load: Load, clock: Clock | None = None) -> tuple[Prediction, Clock]:
+    def predict_load(self, strategy: str, load: Load, clock: Clock | None = None) -> tuple[Prediction, Clock]:
         """Return what `predict` does for a plan in counts."""
         walked = walk(self.costs, load, clock)
         layers = self.profile.num_layers

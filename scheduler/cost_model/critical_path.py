@@ -134,7 +134,7 @@ class _Walk:
             width += own
             self._wait(rider)
             self._spend(TRANSFER, self.costs.boarding(own))
-        self._spend(LINEAR, self.costs.share(boundary) * self.costs.layer(width))
+        self._spend(LINEAR, self.costs.linear(boundary, width))
         if rider is not None and boundary < self.last:
             self._submit(rider, own)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..plan import Cohort, Plan, PrefillChunk, Strategy
+from ..plan import Cohort, Plan, PrefillChunk
 
 
 class Terms(NamedTuple):
@@ -22,16 +22,6 @@ class Terms(NamedTuple):
     def total(self) -> float:
         """All of them together."""
         return sum(self)
-
-    def plus(self, other: Terms) -> Terms:
-        """Return the sums, term by term."""
-        a, b, c, d, e, f = other
-        return Terms(self[0] + a, self[1] + b, self[2] + c, self[3] + d, self[4] + e, self[5] + f)
-
-    def times(self, factor: float) -> Terms:
-        """Return every term multiplied by a factor."""
-        a, b, c, d, e, f = self
-        return Terms(factor * a, factor * b, factor * c, factor * d, factor * e, factor * f)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +116,7 @@ class Prediction:
         factors: corrections that these times were predicted with.
     """
 
-    strategy: Strategy
+    strategy: str
     iteration_s: float
     device: Terms
     host: Terms

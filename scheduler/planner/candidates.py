@@ -7,18 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from ..cohorts import even
 from ..cost_model.component_times import Costs
 from ..cost_model.prediction import Load, Prediction
-from ..cost_model.steady_state import DeviceSide
-from ..plan import Strategy
-
-THROUGH: tuple[Strategy, ...] = ("layer_sync", "asymmetric_pipelining")
-"""Strategies whose host rows go through all layers in an iteration, so that each can be with or without them."""
-
-FIRST_SHARES = (1 / 2, 1 / 4, 1 / 8)
-"""Of host rows in pipelining's first cohort: half of them, and less where prompts are beside it. Its jobs overlap the
-second cohort's passes, and the second one's those of the device's rows, which prompts make many times longer."""
+from ..strategies import DEVICE_ONLY, Strategy, named
+from ..strategies.steady import DeviceSide
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +30,7 @@ class Candidate:
         beyond: what of it the profile does not cover, in words.
     """
 
-    strategy: Strategy
+    strategy: str
     lanes: tuple[int, ...]
     under_way: tuple[int, ...]
     rate: float
@@ -129,36 +121,26 @@ class Valuation:
 
     def device_only(self) -> Candidate:
         """Return the device alone; host requests rest."""
-        return self._value("device_only", ())
+        return self._value(DEVICE_ONLY, (), ())
 
-    def best(self, strategy: Strategy) -> Candidate:
+    def best(self, name: str) -> Candidate:
         """Return the best cohorts of a strategy; those that keep the limit go before those that do not."""
-        if strategy == "device_only" or not self.outlook.host_rows:
+        strategy, rows = named(name), self.outlook.host_rows
+        counts = strategy.cohort_counts(self._layers)
+        if not (rows and any(counts)):
             return self.device_only()
-        if strategy == "layer_sync":
-            return self._better(self._counts(lambda rows: self._value(strategy, (rows,))))
-        if strategy == "asymmetric_pipelining":
-            prompts = any(side.load.prefill_tokens for _, side in self._sides)
-            shares = FIRST_SHARES if prompts else FIRST_SHARES[:1]
-            rows = self.outlook.host_rows
-            # What is the best share of all rows is that of fewer too: it follows from how long the passes are.
-            share = max(shares, key=lambda share: self._halves(rows, share).rate) if len(shares) > 1 else shares[0]
-            return self._better(self._counts(partial(self._halves, share=share)))
-        boundaries = self._layers + 1
+        prompts = any(side.load.prefill_tokens for _, side in self._sides)
+        shares = strategy.shares(prompts=prompts)
         found = []
-        for cohorts in sorted({min(boundaries, cohorts) for cohorts in (boundaries, 4, 2)}, reverse=True):
-            found += self._counts(partial(self._spaced, cohorts=cohorts))
-        return self._better(found)
+        for cohorts in counts:
+            value = partial(self._spread, strategy, cohorts=cohorts)
+            # What is the best share of all rows is that of fewer too: it follows from how long the passes are.
+            share = max(shares, key=lambda share: value(rows, share=share).rate) if shares[1:] else shares[0]
+            found += self._counts(partial(value, share=share))
+        return best_within(found, self.outlook.limit_s)
 
-    def _halves(self, rows: int, share: float) -> Candidate:
-        """Return two cohorts, with that share of the rows in the one that rides with the device's."""
-        first = max(1, round(rows * share))
-        return self._value("asymmetric_pipelining", (first, rows - first) if first < rows else (rows,))
-
-    def _spaced(self, rows: int, cohorts: int) -> Candidate:
-        """Return so many cohorts of async_overlap, which depart evenly spaced over the iterations of a token."""
-        under_way = min(rows, cohorts)
-        return self._value("async_overlap", even(rows, under_way), decided=(-(-rows // under_way),) * under_way)
+    def _spread(self, strategy: Strategy, rows: int, *, cohorts: int, share: float) -> Candidate:
+        return self._value(strategy, strategy.spread(rows, cohorts, share), strategy.lanes(rows, cohorts, share))
 
     def _counts(self, value: Callable[[int], Candidate]) -> list[Candidate]:
         """Value all rows, and as many as keep the host in pace with the device, or the limit."""
@@ -218,29 +200,26 @@ class Valuation:
         least = self._costs.host_attention(1, tokens) / self._costs.host_attention(size, size * tokens)
         return busy * (1 - least) / (rows - cohorts)
 
-    def _better(self, candidates: Iterable[Candidate]) -> Candidate:
-        return best_within(candidates, self.outlook.limit_s)
-
     def _pays(self, side: DeviceSide, riding: Prediction) -> bool:
         """Whether host rows that go through in an iteration make up for the time by which they lengthen it."""
-        longer = riding.iteration_s - side.steady("device_only").iteration_s
+        longer = riding.iteration_s - side.steady(DEVICE_ONLY.name).iteration_s
         return riding.host_tokens > self.outlook.device_rate * longer
 
     def _rides(self, strategy: Strategy, side: DeviceSide, riding: Prediction) -> bool:
         """Whether host rows ride in iterations of this kind."""
-        if strategy not in THROUGH or len(self._sides) == 1 or math.isfinite(self.outlook.limit_s):
+        if not strategy.through or len(self._sides) == 1 or math.isfinite(self.outlook.limit_s):
             return True
         return self._pays(side, riding)
 
-    def _value(self, strategy: Strategy, lanes: tuple[int, ...], decided: tuple[int, ...] | None = None) -> Candidate:
-        outlook = self.outlook
+    def _value(self, strategy: Strategy, lanes: tuple[int, ...], decided: tuple[int, ...]) -> Candidate:
+        outlook, name = self.outlook, strategy.name
         seconds = device_tokens = host_tokens = device_busy = host_busy = 0.0
         main, most, beyond = None, (False, False, 0.0), []
         for weight, side in self._sides:
-            prediction = riding = side.steady(strategy, lanes, outlook.row_tokens)
+            prediction = riding = side.steady(name, lanes, outlook.row_tokens)
             rides = self._rides(strategy, side, riding)
             if not rides:
-                prediction = side.steady("device_only")
+                prediction = side.steady(DEVICE_ONLY.name)
             seconds += weight * prediction.iteration_s
             device_tokens += weight * prediction.device_tokens
             host_tokens += weight * prediction.host_tokens
@@ -264,8 +243,8 @@ class Valuation:
         if not host_tokens and (rows or (outlook.resting and outlook.host_rows)):
             host_token_s = math.inf
         return Candidate(
-            strategy=strategy,
-            lanes=lanes if decided is None else decided,
+            strategy=name,
+            lanes=decided,
             under_way=lanes,
             rate=value / seconds if seconds else 0.0,
             tokens_per_s=(device_tokens + host_tokens) / seconds if seconds else 0.0,
@@ -281,10 +260,7 @@ class Valuation:
 
 def _excess(candidate: Candidate) -> float:
     """Return the seconds of an iteration by which the host takes longer than it has."""
-    prediction = candidate.prediction
-    if candidate.strategy == "layer_sync":
-        return prediction.device_wait_s
-    return prediction.host_busy_s - prediction.device_busy_s
+    return named(candidate.strategy).excess(candidate.prediction)
 
 
 def mixed(chances: Sequence[tuple[float, Load]]) -> tuple[tuple[float, Load], ...]:
@@ -296,5 +272,5 @@ def mixed(chances: Sequence[tuple[float, Load]]) -> tuple[tuple[float, Load], ..
 def _prompt_seconds(costs: Costs, side: DeviceSide) -> float:
     """Return by how much longer the device alone takes because of the prompts in an iteration."""
     decode = replace(side.load, prefill_tokens=0, prefill_pairs=0)
-    without = DeviceSide(costs, decode).steady("device_only").iteration_s if decode.device_rows else 0.0
-    return max(0.0, side.steady("device_only").iteration_s - without)
+    without = DeviceSide(costs, decode).steady(DEVICE_ONLY.name).iteration_s if decode.device_rows else 0.0
+    return max(0.0, side.steady(DEVICE_ONLY.name).iteration_s - without)

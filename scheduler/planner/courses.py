@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from ..cost_model.component_times import Costs
 from ..cost_model.prediction import Terms
-from ..plan import STRATEGIES
 from ..policy import Situation
+from ..strategies import STRATEGIES
 from .journey import ALONE, Course, Journey, Room
 from .lookahead import SINGLE, Lookahead
 from .rollout import Rehearsal

@@ -11,8 +11,8 @@ from textwrap import wrap
 from ..cost_model.correction import Measured
 from ..cost_model.cost_model import CostModel
 from ..cost_model.prediction import Prediction
-from ..plan import Strategy
 from ..policy import Situation
+from ..strategies import DEVICE_ONLY
 from .candidates import Candidate
 from .forecast import RARE
 from .journey import Course
@@ -80,7 +80,7 @@ def _requests(situation: Situation) -> str:
     return f"device      {device}\nhost        {host}\nwaiting     {situation.waiting:,}{prompts}"
 
 
-def _table(title: str, candidates: Mapping[Strategy, Candidate]) -> Iterator[str]:
+def _table(title: str, candidates: Mapping[str, Candidate]) -> Iterator[str]:
     yield title
     yield (
         f"  {'':21} {'cohorts':>11} {'iteration':>9} {'device':>8} {'host':>8} {'device':>8} {'tokens':>9} "
@@ -126,7 +126,7 @@ def _courses(courses: Mapping[Course, float]) -> Iterator[str]:
 
 
 def _course(course: Course) -> str:
-    if course.strategy == "device_only":
+    if course.strategy == DEVICE_ONLY.name:
         return "none on the host"
     turns = f", {course.riding:,} of them at once" if course.riding < course.most else ""
     rests = ", at rest where they do not make up for their time" if course.rests else ""

@@ -9,7 +9,6 @@ from typing import Any
 
 from ..cost_model.correction import Measured
 from ..cost_model.prediction import Prediction
-from ..plan import Strategy
 from ..policy import Situation
 from .candidates import Candidate
 from .paper_rule import PaperRule
@@ -65,7 +64,7 @@ def _situation(situation: Situation) -> dict[str, int]:
     return {name: getattr(situation, name) for name in Situation.__dataclass_fields__ if name != "roster"}
 
 
-def _candidates(candidates: Mapping[Strategy, Candidate]) -> dict[str, dict[str, Any]]:
+def _candidates(candidates: Mapping[str, Candidate]) -> dict[str, dict[str, Any]]:
     return {
         strategy: {
             "cohorts": list(each.under_way),

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from ..cost_model.component_times import Costs
 from ..cost_model.prediction import Load, prompt_pairs
-from ..cost_model.steady_state import DeviceSide
 from ..policy import Situation
+from ..strategies.steady import Pace
 from .candidates import Outlook, mixed
 
 FORGETTING = 1 / 128
@@ -146,4 +146,5 @@ def outlooks(costs: Costs, situation: Situation, prompts: Prompts, limits: Limit
 def _device_rate(costs: Costs, loads: Sequence[tuple[float, Load]]) -> float:
     load = loads[0][1]
     rows = Load(device_rows=load.device_rows, device_kv_tokens=load.device_kv_tokens)
-    return DeviceSide(costs, rows).steady("device_only").tokens_per_s
+    seconds = Pace(costs, rows).alone
+    return load.device_rows / seconds if seconds else 0.0

@@ -6,10 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..cost_model.pacing import Pacing
-from ..plan import Strategy
 from ..roster import MOST, Group, join, kv_tokens, produce
-from .candidates import FIRST_SHARES
+from ..strategies import DEVICE_ONLY, named
+from .pacing import Pacing
 
 QUEUE = 4
 """Times as many waiting requests as there are places, beyond which their waves are taken to be alike."""
@@ -27,14 +26,14 @@ class Course(NamedTuple):
             may do beside prompts alone.
     """
 
-    strategy: Strategy
+    strategy: str
     most: int = 0
     riding: int = 0
     cohorts: int = 0
     rests: bool = False
 
 
-ALONE = Course("device_only")
+ALONE = Course(DEVICE_ONLY.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,8 +284,8 @@ class Journey:
             length = (kv_tokens(self.host) + kv_tokens(prompts.host)) / self.host_rows + pace * steps / 2
         prompt = (int(prompts.tokens / iterations), prompts.pairs / iterations) if iterations else (0, 0.0)
         each, busy = self._pace(strategy, rows, kv, (riding, length), prompt)
-        if (iterations or course.rests) and pace and rows and course.strategy != "async_overlap":
-            alone = start.pacing.seconds("device_only", rows, kv, prompt=prompt)[0]
+        if (iterations or course.rests) and pace and rows and named(course.strategy).through:
+            alone = start.pacing.seconds(DEVICE_ONLY.name, rows, kv, prompt=prompt)[0]
             if not pays(start.pacing, rows, kv, riding, each - alone):
                 each, busy, pace = alone, 0.0, 0.0
         seconds = max(steps * each, steps * busy + self.moved * start.moving_s)
@@ -296,27 +295,24 @@ class Journey:
         return seconds
 
     def _pace(
-        self, strategy: Strategy, rows: int, kv: float, host: tuple[int, float], prompt: tuple[int, float]
+        self, strategy: str, rows: int, kv: float, host: tuple[int, float], prompt: tuple[int, float]
     ) -> tuple[float, float]:
         """Return what an iteration takes, and the host's part, with the best share of rows in the first cohort."""
         cohorts, seconds = self.course.cohorts, self.start.pacing.seconds
-        if strategy != "asymmetric_pipelining" or not prompt[0]:
+        if not prompt[0] or len(named(strategy).shares(prompts=True)) == 1:
             return seconds(strategy, rows, kv, *host, prompt, cohorts=cohorts)
-        return min(seconds(strategy, rows, kv, *host, prompt, share) for share in FIRST_SHARES)
+        return min(seconds(strategy, rows, kv, *host, prompt, share) for share in named(strategy).shares(prompts=True))
 
-    def _turn(self, host_rows: int, *, busy: bool) -> tuple[Strategy, int, float]:
+    def _turn(self, host_rows: int, *, busy: bool) -> tuple[str, int, float]:
         """Return how host rows take part, how many of them, and the tokens that one makes in an iteration."""
         strategy, riding = self.course.strategy, min(host_rows, self.course.riding)
         if not busy:
             # Nothing else is there to do, and nobody waits for the device.
             riding = host_rows
-            if strategy == "async_overlap":
-                strategy = "asymmetric_pipelining"
-            elif strategy == "device_only":
-                strategy = "layer_sync"
+            strategy = named(strategy).without_device((host_rows,), host_rows)[0].name if host_rows else strategy
         if not riding:
-            return "device_only", 0, 0.0
-        tokens = self.start.num_layers + 1 if strategy == "async_overlap" else 1
+            return DEVICE_ONLY.name, 0, 0.0
+        tokens = named(strategy).iterations_a_token(1, self.start.num_layers)
         return strategy, riding, riding / host_rows / tokens
 
     def _steps(self, pace: float) -> float:
@@ -350,7 +346,7 @@ class Journey:
     def _queue(self) -> int:
         return sum(group.count for group in self.waiting)
 
-    def _skip(self, strategy: Strategy, riding: int, pace: float) -> float:
+    def _skip(self, strategy: str, riding: int, pace: float) -> float:
         """Take the waves in the middle of a long queue at once; return their seconds.
 
         A request needs so many iterations with its prompt, and for the tokens that these do not make others without.
@@ -365,12 +361,12 @@ class Journey:
         places = max(1.0, min(self.rows, room.device_tokens / (middle + room.page_size) - 0.5))
         host = min(riding, room.host_tokens / (middle + room.page_size))
         rows, kv, host_rows = math.ceil(places), places * middle, math.ceil(host)
-        made = host / (self.start.num_layers + 1) if strategy == "async_overlap" else host
+        made = host / named(strategy).iterations_a_token(1, self.start.num_layers)
         prompt = (room.prompt_tokens, room.prompt_tokens * context / 2)
         beside = self._pace(strategy, rows, kv, (host_rows, middle), prompt)[0]
-        alone = seconds("device_only", rows, kv, prompt=prompt)[0]
+        alone = seconds(DEVICE_ONLY.name, rows, kv, prompt=prompt)[0]
         begun = places + made
-        if strategy != "async_overlap" and not pays(self.start.pacing, rows, kv, host_rows, beside - alone):
+        if named(strategy).through and not pays(self.start.pacing, rows, kv, host_rows, beside - alone):
             beside, begun = alone, places
         each = seconds(strategy, rows, kv, host_rows if pace else 0, middle, cohorts=cohorts)[0]
         with_prompt = context / room.prompt_tokens
@@ -387,4 +383,4 @@ class Journey:
 
 def pays(pacing: Pacing, rows: int, kv_tokens: float, riding: int, longer_s: float) -> bool:
     """Whether host rows that go through all layers make up for the time by which they lengthen an iteration."""
-    return riding * pacing.seconds("device_only", rows, kv_tokens)[0] >= rows * longer_s
+    return riding * pacing.seconds(DEVICE_ONLY.name, rows, kv_tokens)[0] >= rows * longer_s

@@ -12,9 +12,9 @@ import math
 from functools import cached_property
 
 from ..cost_model.component_times import Costs
-from ..cost_model.pacing import Pacing
 from ..roster import MOST, MOST_WAITING, Roster, grouped
 from .journey import Course, Journey, Room, Start
+from .pacing import Pacing
 from .rollout import Rehearsal
 
 PHASES = 24

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..plan import STRATEGIES, Strategy
+from ..strategies import STRATEGIES
 from .lookahead import PHASES
 
 ALL_PHASES = 10**9
@@ -38,7 +38,7 @@ class PlannerOptions:
     max_host_requests: int
     max_prefill_tokens: int = 2048
     phases_at_once: int = PHASES
-    strategies: tuple[Strategy, ...] = STRATEGIES
+    strategies: tuple[str, ...] = STRATEGIES
 
     def __post_init__(self) -> None:
         for strategy in self.strategies:

@@ -8,17 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ..cost_model.cost_model import CostModel
-from ..cost_model.pacing import Pacing
 from ..cost_model.prediction import Load, Terms
-from ..plan import STRATEGIES, Strategy
 from ..policy import Decision, Situation
-from .candidates import THROUGH, Candidate, Outlook, Valuation, best_within
+from ..strategies import DEVICE_ONLY, STRATEGIES, named
+from .candidates import Candidate, Outlook, Valuation, best_within
 from .courses import Courses
 from .forecast import Limits, Prompts, next_load, outlooks, prompts_begin
 from .host_row_selection import riding
 from .journey import ALONE, Course, Room
 from .lookahead import PHASES
 from .options import PlannerOptions
+from .pacing import Pacing
 from .paper_rule import PaperRule
 from .reasons import reason
 
@@ -46,8 +46,8 @@ class Choice:
 
     decision: Decision
     situation: Situation
-    candidates: Mapping[Strategy, Candidate]
-    target: Mapping[Strategy, Candidate]
+    candidates: Mapping[str, Candidate]
+    target: Mapping[str, Candidate]
     rule: PaperRule | None
     reason: str
     prompts: Prompts = field(default_factory=Prompts)
@@ -80,7 +80,7 @@ class Planner:
         self._prompts = Prompts()
         self._key: tuple[int, ...] | None = None
         self._begun = False
-        self._known: dict[tuple[Strategy | None, bool, tuple[int, ...]], Choice] = {}
+        self._known: dict[tuple[str | None, bool, tuple[int, ...]], Choice] = {}
         self._factors = model.factors
         self._courses = Courses(margin=options.margin, phases=options.phases_at_once)
         self._basis: Choice | None = None
@@ -187,12 +187,13 @@ class Planner:
         courses = []
         everybody = outlooks(costs, situation, self._prompts, self._limits)[1].host_rows
         for strategy in self.options.strategies:
-            if strategy == "device_only":
+            if strategy == DEVICE_ONLY.name:
                 continue
             best = self._basis.target.get(strategy)
-            cohorts = len(best.under_way) if best is not None and strategy == "async_overlap" else 0
+            through = named(strategy).through
+            cohorts = 0 if through or best is None else len(best.under_way)
             courses.append(Course(strategy, limit, limit, cohorts))
-            if strategy in THROUGH:
+            if through:
                 courses.append(Course(strategy, limit, limit, cohorts, rests=True))
             if best is not None and 0 < best.riding < everybody:
                 courses.append(Course(strategy, best.riding, best.riding, cohorts))
@@ -219,11 +220,11 @@ class Planner:
         alone = seconds.get(ALONE, math.inf)
         sooner = f"{alone / seconds[course]:.2f} times" if math.isfinite(alone) else "much"
         text = f"with {course.strategy} all requests end {sooner} sooner than on the device alone"
-        return text if decision.strategy != "device_only" else f"{text}; in this iteration nothing rides"
+        return text if decision.strategy != DEVICE_ONLY.name else f"{text}; in this iteration nothing rides"
 
     @property
     def _last(self) -> Decision:
-        return self.choices[-1].decision if self.choices else Decision(strategy="device_only")
+        return self.choices[-1].decision if self.choices else Decision(strategy=DEVICE_ONLY.name)
 
     def _recall(self, key: tuple[int, ...], situation: Situation, *, begins: bool) -> Choice:
         """Return the choice made before in such a situation, or make it."""
@@ -243,7 +244,7 @@ class Planner:
         now, then = outlooks(self.model.costs, situation, self._prompts, self._limits)
         target = self._candidates(then) if then.host_rows else {}
         goal = self._pick(target, self.options.margin) if target else None
-        admits = goal is not None and goal.strategy != "device_only"
+        admits = goal is not None and goal.strategy != DEVICE_ONLY.name
         candidates = self._candidates(now)
         starving = self._starving(situation)
         if starving:
@@ -279,23 +280,23 @@ class Planner:
 
         With a limit on time per token it is not: host rows that rested would have to catch up.
         """
-        through: list[Strategy] = [strategy for strategy in THROUGH if strategy in self.options.strategies]
-        free = not math.isfinite(self._limits.token_s) and picked.strategy != "async_overlap"
+        through = [strategy for strategy in self.options.strategies if named(strategy).through]
+        free = not math.isfinite(self._limits.token_s) and picked.strategy in (DEVICE_ONLY.name, *through)
         if not (outlook.host_rows and free) or len(outlook.loads) == 1:
             return picked
         valuation = Valuation(self.model.costs, replace(outlook, loads=((1.0, load),)))
         candidates = [valuation.device_only(), *(valuation.best(strategy) for strategy in through)]
         return max(candidates, key=lambda each: each.rate)
 
-    def _candidates(self, outlook: Outlook) -> dict[Strategy, Candidate]:
+    def _candidates(self, outlook: Outlook) -> dict[str, Candidate]:
         valuation = Valuation(self.model.costs, outlook)
         if not outlook.host_rows:
-            return {"device_only": valuation.device_only()}
-        allowed = {"device_only", *self.options.strategies}
+            return {DEVICE_ONLY.name: valuation.device_only()}
+        allowed = {DEVICE_ONLY.name, *self.options.strategies}
         return {strategy: valuation.best(strategy) for strategy in STRATEGIES if strategy in allowed}
 
-    def _pick(self, candidates: Mapping[Strategy, Candidate], margin: float) -> Candidate:
-        alone, limit = candidates["device_only"], self._limits.token_s
+    def _pick(self, candidates: Mapping[str, Candidate], margin: float) -> Candidate:
+        alone, limit = candidates[DEVICE_ONLY.name], self._limits.token_s
         best = best_within(candidates.values(), limit)
         if not best.keeps(limit):
             return best

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 
-from ..plan import Strategy
+from ..strategies import DEVICE_ONLY
 from .candidates import Candidate
 
 
 def reason(
     chosen: Candidate,
     goal: Candidate | None,
-    candidates: Mapping[Strategy, Candidate],
-    target: Mapping[Strategy, Candidate],
+    candidates: Mapping[str, Candidate],
+    target: Mapping[str, Candidate],
     *,
     limit_s: float,
     margin: float,
@@ -34,8 +34,8 @@ def reason(
         text = f"a host request has rested for {starving} tokens' worth of iterations, so they ride"
     elif not chosen.keeps(limit_s):
         text = ""
-    elif chosen.strategy != "device_only":
-        text = _gain(chosen, candidates["device_only"])
+    elif chosen.strategy != DEVICE_ONLY.name:
+        text = _gain(chosen, candidates[DEVICE_ONLY.name])
     elif goal is not None and not goal.keeps(limit_s):
         text = ""
     else:
@@ -60,7 +60,7 @@ def _gain(chosen: Candidate, alone: Candidate) -> str:
 def _alone(goal: Candidate | None, margin: float, *, fit: bool, ruled_out: bool) -> str:
     if goal is None:
         return "all requests fit on the device" if fit else "no request has to go to the host, or none can"
-    if goal.strategy != "device_only":
+    if goal.strategy != DEVICE_ONLY.name:
         return f"{goal.strategy} will pay once requests are on the host"
     within = " within the limit" if ruled_out else ""
     return f"nothing gains more than {100 * margin:.0f} % over device_only{within}"
@@ -69,8 +69,8 @@ def _alone(goal: Candidate | None, margin: float, *, fit: bool, ruled_out: bool)
 def _limit(
     chosen: Candidate,
     goal: Candidate | None,
-    candidates: Mapping[Strategy, Candidate],
-    target: Mapping[Strategy, Candidate],
+    candidates: Mapping[str, Candidate],
+    target: Mapping[str, Candidate],
     limit_s: float,
 ) -> Iterator[str]:
     """Yield what a limit on time per token has to do with it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from ..cost_model.pacing import Pacing
 from ..roster import Roster
 from ..simulation.request_pool import SimRequest
 from ..simulation.virtual_engine import Serving
@@ -12,6 +11,7 @@ from ..simulation.virtual_scheduler import Machine
 from .forecast import prompts_begin
 from .host_row_selection import riding
 from .journey import Course, Room
+from .pacing import Pacing
 
 MORE = 2
 """A step here takes as long as that many phases of a `Journey`."""

@@ -7,7 +7,6 @@ from collections import Counter
 from dataclasses import dataclass
 
 from ..cost_model.prediction import Prediction
-from ..plan import Strategy
 from .request_pool import SimRequest
 
 _STEP = math.log(1.01)
@@ -50,7 +49,7 @@ class Simulated:
     ttft_s: float
     device_busy: float
     host_busy: float
-    iterations_by_strategy: dict[Strategy, int]
+    iterations_by_strategy: dict[str, int]
     evictions: int
     fetches: int
     preemptions: int
@@ -88,7 +87,7 @@ class Measures:
     """Sums over a simulation's iterations."""
 
     def __init__(self) -> None:
-        self._iterations: Counter[Strategy] = Counter()
+        self._iterations: Counter[str] = Counter()
         self._device = _TokenTimes()
         self._host = _TokenTimes()
         self._device_busy = self._host_busy = self._extrapolated = self._waited = 0.0

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from ..cost_model.cost_model import CostModel
 from ..policy import Policy
+from ..strategies.steady import steady
 from .metrics import Measures, Simulated
 from .request_pool import SimRequest
 from .virtual_engine import Serving
@@ -85,7 +86,7 @@ class _Simulation:
         serving, tiers = self.serving, self.serving.tiers
         step = serving.begin(self.policy.decide(serving.situation()))
         turn, load, count = step.turn, step.load, step.iterations
-        prediction = self.model.steady(turn.strategy, load, turn.lanes, step.row_tokens)
+        prediction = steady(self.model.costs, turn.strategy, load, turn.lanes, step.row_tokens)
         seconds = prediction.iteration_s
         if tiers.moved_tokens:
             # Copies and attention are the host worker's, one after the other.

@@ -11,10 +11,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..cohorts import even
 from ..cost_model.prediction import Load
-from ..plan import Strategy
 from ..policy import Decision, Situation
+from ..strategies import DEVICE_ONLY, named
 from .request_pool import SimRequest
 from .virtual_scheduler import Machine, Tiers
 
@@ -31,7 +30,7 @@ class Turn(NamedTuple):
         pace: tokens that each host request makes on average.
     """
 
-    strategy: Strategy
+    strategy: str
     lanes: tuple[int, ...] = ()
     pace: float = 0.0
 
@@ -52,28 +51,18 @@ class Step(NamedTuple):
     iterations: int
 
 
-def host_turn(strategy: Strategy, lanes: Sequence[int], rows: int, num_layers: int, *, device: bool) -> Turn:
-    """Return how `rows` host requests advance under a decision.
-
-    Cohorts of async_overlap depart evenly spaced over L + 1 iterations, so that no more than L + 1 are under way.
-    Without anything on the device they need not wait for a later iteration, and go through in halves.
-    """
+def host_turn(strategy: str, lanes: Sequence[int], rows: int, num_layers: int, *, device: bool) -> Turn:
+    """Return how `rows` host requests advance under a decision, beside device rows or without."""
     if not rows:
-        return Turn("device_only")
+        return Turn(DEVICE_ONLY.name)
+    chosen = named(strategy)
+    if not device:
+        chosen, lanes = chosen.without_device(lanes, rows) if lanes else DEVICE_ONLY.without_device(lanes, rows)
     if not lanes:
-        return Turn("device_only") if device else Turn("layer_sync", (rows,), 1.0)
-    riding = min(rows, sum(lanes))
-    if strategy == "async_overlap" and device:
-        tokens = num_layers + 1
-        under_way = min(len(lanes), tokens)
-        riding = min(riding, int(sum(lanes) / len(lanes) * under_way))
-        return Turn(strategy, even(riding, under_way), riding / rows / tokens)
-    if strategy == "async_overlap":
-        return Turn("asymmetric_pipelining", even(riding, 2), riding / rows)
-    filled = []
-    for size in lanes:
-        filled.append(min(size, riding - sum(filled)))
-    return Turn(strategy, tuple(size for size in filled if size), riding / rows)
+        return Turn(DEVICE_ONLY.name)
+    under_way = chosen.under_way(lanes, rows, num_layers)
+    made = sum(size / chosen.iterations_a_token(cohort, num_layers) for cohort, size in enumerate(under_way))
+    return Turn(chosen.name, under_way, made / rows)
 
 
 class Serving:

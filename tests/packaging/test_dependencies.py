@@ -12,6 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import apex_jax
+from apex_jax.scheduler import STRATEGIES
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -26,7 +27,8 @@ FORBIDDEN = {
 """Beside these, none of the three may import what is directly in apex_jax."""
 
 ABOVE = {
-    "cost_model": {"planner", "simulation", "experiment"},
+    "cost_model": {"strategies", "planner", "simulation", "experiment"},
+    "strategies": {"planner", "simulation", "experiment"},
     "simulation": {"planner", "experiment"},
     "planner": {"experiment"},
 }
@@ -86,6 +88,17 @@ def test_direction_within_the_scheduler(inner):
             for name in imports(module, file):
                 above = [other for other in ABOVE[inner] if within(name, f"apex_jax.scheduler.{other}")]
                 assert not above, f"{module} imports {name}"
+
+
+def test_strategies_are_named_in_their_own_files():
+    """Elsewhere their objects are, so that another strategy is a file and an entry."""
+    for module, file in modules():
+        if not within(module, "apex_jax.scheduler.strategies"):
+            constants = (
+                node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Constant)
+            )
+            named = [node.lineno for node in constants if node.value in STRATEGIES]
+            assert not named, f"{module} names a strategy in lines {named}"
 
 
 def test_the_scheduler_runs_without_jax_and_without_who_decides():

@@ -8,6 +8,7 @@ import pytest
 from apex_jax.execution.buckets import padding_of
 from apex_jax.profiling.profiler import Profiler
 from apex_jax.scheduler import AttentionTime, CostModel, Curve, Load, Profile, ProfileKey, prompt_pairs
+from apex_jax.scheduler.strategies.steady import steady
 
 from .virtual_machine import VirtualMachine
 
@@ -122,7 +123,7 @@ def test_iterations_of_all_strategies_are_predicted():
     right, ours, rng = CostModel(truth), CostModel(measured(VirtualMachine(truth))), random.Random(1)
     for _ in range(200):
         situation = random_situation(rng)
-        expected, got = right.steady(*situation), ours.steady(*situation)
+        expected, got = steady(right.costs, *situation), steady(ours.costs, *situation)
         assert got.host_busy_s == pytest.approx(expected.host_busy_s, rel=0.01)
         # The widest batch that is measured has all prompt tokens and device rows, but no cohort beside them.
         assert not got.extrapolated or (situation[1].prefill_tokens and situation[2])

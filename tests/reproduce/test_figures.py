@@ -11,8 +11,8 @@ from apex_jax.reproduce.gains import Gain
 from apex_jax.reproduce.runs import STRATEGIES, SWEEP, SWEPT, Task
 from apex_jax.reproduce.setups import NOMINAL, setups
 from apex_jax.reproduce.steady import Steady
-from apex_jax.scheduler.plan import STRATEGIES as RATED
 from apex_jax.scheduler.simulation.workload import equal
+from apex_jax.scheduler.strategies import STRATEGIES as RATED
 
 MACHINES = ("T4", "A10")
 

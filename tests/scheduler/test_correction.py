@@ -9,6 +9,7 @@ import pytest
 from apex_jax.scheduler import CostModel, DeviceSpec, HostSpec, Load, ModelShape, Terms, describe
 from apex_jax.scheduler.cost_model.component_times import Costs
 from apex_jax.scheduler.cost_model.correction import Measured
+from apex_jax.scheduler.strategies.steady import steady
 
 from .machines import machine
 
@@ -71,7 +72,7 @@ class Machine:
         return strategy, load, lanes[strategy], rng.randint(100, 1500)
 
     def measure(self, situation):
-        true = self.true.steady(*situation)
+        true = steady(self.true.costs, *situation)
         values = (true.iteration_s, true.host_busy_s, true.device_busy_s)
         return Measured(
             **dict(
@@ -86,14 +87,14 @@ class Machine:
     def run(self, iterations, change=lambda measured: measured):
         for _ in range(iterations):
             situation = self.situation()
-            self.model.observe(self.model.steady(*situation), change(self.measure(situation)))
+            self.model.observe(steady(self.model.costs, *situation), change(self.measure(situation)))
 
     def errors(self):
         found = []
         for _ in range(100):
             situation = self.situation()
-            true = self.true.steady(*situation).iteration_s
-            found.append(abs(self.model.steady(*situation).iteration_s / true - 1))
+            true = steady(self.true.costs, *situation).iteration_s
+            found.append(abs(steady(self.model.costs, *situation).iteration_s / true - 1))
         return sorted(found)
 
 
@@ -150,7 +151,7 @@ def test_predictions_that_are_several_iterations_old_count_for_what_they_were():
     under_way = []
     for _ in range(20):
         situation = machine.situation()
-        under_way.append((machine.model.steady(*situation), machine.measure(situation)))
+        under_way.append((steady(machine.model.costs, *situation), machine.measure(situation)))
         if len(under_way) > 3:
             machine.model.observe(*under_way.pop(0))
     assert machine.model.factors.linear == pytest.approx(3.0, rel=0.1)
@@ -159,18 +160,18 @@ def test_predictions_that_are_several_iterations_old_count_for_what_they_were():
 def test_what_did_not_happen_is_not_corrected():
     """Iterations of the device alone say nothing of the host."""
     model = CostModel(machine(layers=4, device_token=0.01))
-    prediction = model.steady("device_only", Load(device_rows=4, device_kv_tokens=100))
+    prediction = steady(model.costs, "device_only", Load(device_rows=4, device_kv_tokens=100))
     for _ in range(20):
         model.observe(prediction, Measured(iteration_s=3 * prediction.iteration_s))
     assert model.factors.host_attention == model.factors.transfer == model.factors.prefill_attention == 1
-    assert model.steady("device_only", Load(device_rows=4, device_kv_tokens=100)).iteration_s == pytest.approx(
+    assert steady(model.costs, "device_only", Load(device_rows=4, device_kv_tokens=100)).iteration_s == pytest.approx(
         3 * prediction.iteration_s, rel=0.02
     )
 
 
 def test_the_last_iterations_are_kept():
     model = CostModel(machine())
-    prediction, measured = model.steady("device_only", Load(device_rows=1)), Measured(iteration_s=4.0)
+    prediction, measured = steady(model.costs, "device_only", Load(device_rows=1)), Measured(iteration_s=4.0)
     for _ in range(100):
         model.observe(prediction, measured)
     assert len(model.recent) == 64

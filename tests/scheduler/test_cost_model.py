@@ -25,6 +25,7 @@ from apex_jax.scheduler import (
     describe,
     prompt_pairs,
 )
+from apex_jax.scheduler.strategies.steady import steady
 
 from .machines import cohorts, machine
 
@@ -139,7 +140,9 @@ class TestByHand:
         assert self.walk("device_only", profile=profile)[0].iteration_s == pytest.approx(16.5)
         assert self.walk("async_overlap", cohort, profile=profile)[0].iteration_s == pytest.approx(16.75 + 0.75)
         for strategy, lanes in (("layer_sync", (2,)), ("asymmetric_pipelining", (1, 1)), ("async_overlap", (1,))):
-            more, less = (CostModel(p).steady(strategy, self.DEVICE, lanes, 4.0) for p in (profile, self.PROFILE))
+            more, less = (
+                steady(CostModel(p).costs, strategy, self.DEVICE, lanes, 4.0) for p in (profile, self.PROFILE)
+            )
             assert more.iteration_s - less.iteration_s == pytest.approx(0.75)
             assert more.device.overhead == pytest.approx(1.25)
 
@@ -234,11 +237,11 @@ class TestPadding:
     def test_a_batch_costs_as_much_as_the_size_it_is_padded_to(self, load, rows):
         model = CostModel(self.PROFILE)
         assert model.predict_load("device_only", load)[0].iteration_s == pytest.approx(2 * rows)
-        assert model.steady("device_only", load).iteration_s == pytest.approx(2 * rows)
+        assert steady(model.costs, "device_only", load).iteration_s == pytest.approx(2 * rows)
 
     def test_cohorts_too(self):
         model = CostModel(self.PROFILE)
-        assert model.steady("layer_sync", Load(device_rows=2), (1,)).iteration_s == pytest.approx(2 * 6)
+        assert steady(model.costs, "layer_sync", Load(device_rows=2), (1,)).iteration_s == pytest.approx(2 * 6)
 
 
 class TestClosedForms:
@@ -248,16 +251,16 @@ class TestClosedForms:
     LOAD = Load(device_rows=10, device_kv_tokens=100)
 
     def test_device_only(self):
-        assert self.MODEL.steady("device_only", self.LOAD).tokens_per_s == pytest.approx(10 / 6)
+        assert steady(self.MODEL.costs, "device_only", self.LOAD).tokens_per_s == pytest.approx(10 / 6)
 
     def test_layer_sync(self):
         """C = 4 * 0.05 * n: 2 s at 10 rows, all within the device's attention, and 4 s at 20."""
-        assert self.MODEL.steady("layer_sync", self.LOAD, (10,), 10).tokens_per_s == pytest.approx(20 / 6)
-        assert self.MODEL.steady("layer_sync", self.LOAD, (20,), 10).tokens_per_s == pytest.approx(30 / 8)
+        assert steady(self.MODEL.costs, "layer_sync", self.LOAD, (10,), 10).tokens_per_s == pytest.approx(20 / 6)
+        assert steady(self.MODEL.costs, "layer_sync", self.LOAD, (20,), 10).tokens_per_s == pytest.approx(30 / 8)
 
     def test_pipelining(self):
         """Two passes of 4 s and attention of 2 s; 28 rows need 5.6 s of the host, which they have."""
-        got = self.MODEL.steady("asymmetric_pipelining", self.LOAD, (14, 14), 10)
+        got = steady(self.MODEL.costs, "asymmetric_pipelining", self.LOAD, (14, 14), 10)
         assert got.tokens_per_s == pytest.approx(38 / 10)
         assert got.host_busy_s == pytest.approx(5.6)
 
@@ -265,12 +268,12 @@ class TestClosedForms:
         """Jobs of 1 s fill the window of every layer but two. The first job of an iteration is submitted after
         pre-attention alone, at 0.25, and needed after 0.5 of attention and the other cohort's 0.25; the second one of
         the last layer is needed after the first cohort's post-attention, in 0.75."""
-        got = self.MODEL.steady("asymmetric_pipelining", self.LOAD, (20, 20), 10)
+        got = steady(self.MODEL.costs, "asymmetric_pipelining", self.LOAD, (20, 20), 10)
         assert got.iteration_s == pytest.approx(10 + 0.25 + 0.25)
 
     def test_async_overlap(self):
         """5 cohorts of 24 rows: 4/5 of them have a job in an iteration, of 1.2 s each; a token takes 5 iterations."""
-        got = self.MODEL.steady("async_overlap", self.LOAD, (24,) * 5, 10)
+        got = steady(self.MODEL.costs, "async_overlap", self.LOAD, (24,) * 5, 10)
         assert got.iteration_s == pytest.approx(6)
         assert got.tokens_per_s == pytest.approx((10 + 120 / 5) / 6)
         assert got.host_busy_s == pytest.approx(4 * 1.2)
@@ -279,7 +282,7 @@ class TestClosedForms:
     def test_async_overlap_starves_with_few_requests(self):
         """5 host rows give one token an iteration and layer_sync 5."""
         few = [
-            self.MODEL.steady(*args, 10).host_tokens
+            steady(self.MODEL.costs, *args, 10).host_tokens
             for args in (
                 ("async_overlap", self.LOAD, (1,) * 5),
                 ("layer_sync", self.LOAD, (5,)),
@@ -291,24 +294,24 @@ class TestClosedForms:
         """A layer takes twice as long from 32 rows on. 40 rows in one cohort cross it at one boundary in five; as
         5 cohorts of 8 they never do."""
         model = CostModel(machine(layers=4, layer=Curve(points=((1, 1.0), (31, 1.0), (32, 2.0), (1000, 2.0)))))
-        one = model.steady("async_overlap", self.LOAD, (40,))
-        five = model.steady("async_overlap", self.LOAD, (8,) * 5)
+        one = steady(model.costs, "async_overlap", self.LOAD, (40,))
+        five = steady(model.costs, "async_overlap", self.LOAD, (8,) * 5)
         assert five.iteration_s == pytest.approx(4)
         assert one.iteration_s == pytest.approx(4 + 4 / 5)
 
     def test_no_more_lanes_than_boundaries(self):
         with pytest.raises(ValueError, match="async_overlap has 6 lanes; at most 5 are allowed with 4 layers"):
-            self.MODEL.steady("async_overlap", self.LOAD, (1,) * 6)
+            steady(self.MODEL.costs, "async_overlap", self.LOAD, (1,) * 6)
         with pytest.raises(ValueError, match="device_only has 1 lanes"):
-            self.MODEL.steady("device_only", self.LOAD, (1,))
+            steady(self.MODEL.costs, "device_only", self.LOAD, (1,))
 
     def test_an_extrapolation_says_so(self):
         model = CostModel(machine(layer=Curve(points=((1, 1.0), (16, 1.0)))))
         inside, outside = Load(device_rows=10), Load(device_rows=17)
-        assert not model.steady("device_only", inside).extrapolated
-        assert model.steady("device_only", outside).extrapolated
-        assert not model.steady("layer_sync", inside, (6,), 1.0).extrapolated
-        assert model.steady("layer_sync", inside, (7,), 1.0).extrapolated
+        assert not steady(model.costs, "device_only", inside).extrapolated
+        assert steady(model.costs, "device_only", outside).extrapolated
+        assert not steady(model.costs, "layer_sync", inside, (6,), 1.0).extrapolated
+        assert steady(model.costs, "layer_sync", inside, (7,), 1.0).extrapolated
         assert model.predict_load("device_only", outside)[0].extrapolated
         ahead = CohortLoad(id=1, rows=7, kv_tokens=7, first=0, last=4)
         assert model.predict_load("layer_sync", replace(inside, cohorts=(ahead,)))[0].extrapolated
@@ -365,7 +368,7 @@ class TestTheyAgree:
             "asymmetric_pipelining": (rng.randint(1, count), count),
             "async_overlap": (count,) * rng.choice([1, 2, 4, 8, 17]),
         }[strategy]
-        closed = model.steady(strategy, load, lanes, row_tokens)
+        closed = steady(model.costs, strategy, load, lanes, row_tokens)
         clock, walked, turn = None, [], self.LAYERS + 1
         turns = 16 if strategy == "async_overlap" else 1
         for iteration in range(2 * turns * turn):

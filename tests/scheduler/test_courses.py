@@ -6,15 +6,15 @@ import pytest
 
 from apex_jax.scheduler import CostModel, FixedPolicy, PageTable, Request, Roster, Scheduler, Situation
 from apex_jax.scheduler.cost_model.catalogue import Catalogue
-from apex_jax.scheduler.cost_model.pacing import Pacing
 from apex_jax.scheduler.experiment import Experiment
-from apex_jax.scheduler.plan import STRATEGIES
 from apex_jax.scheduler.planner.explain import explain
 from apex_jax.scheduler.planner.host_row_selection import riding
 from apex_jax.scheduler.planner.journey import Course
 from apex_jax.scheduler.planner.options import PlannerOptions
+from apex_jax.scheduler.planner.pacing import Pacing
 from apex_jax.scheduler.planner.planner import Planner
 from apex_jax.scheduler.simulation.workload import Moments, equal
+from apex_jax.scheduler.strategies import STRATEGIES
 
 from .machines import machine
 
@@ -97,10 +97,11 @@ class TestDecisions:
 
     def test_prompts_that_find_no_room_on_the_host_do_not_begin(self):
         """Host memory is full, so nothing makes room for who waits: rows ride in halves, as without prompts, as many of
-        the 20 as the host keeps in pace with."""
-        profile = machine(layers=4, device_token=0.02, host_token=0.0115, pair=3.0)
+        the 20 as the host keeps in pace with. With 32 layers, what the first and the last take more counts little."""
+        profile = machine(layers=32, layer=4 / 32, device_token=0.02, host_token=0.0115 * 4 / 32, pair=3.0)
         full = replace(
             FULL,
+            num_layers=32,
             host_rows=20,
             host_kv_tokens=320,
             free_host_tokens=0,

@@ -7,13 +7,14 @@ import pytest
 from apex_jax.scheduler import CostModel, FixedPolicy, Load, Roster
 from apex_jax.scheduler.cohorts import even
 from apex_jax.scheduler.cost_model.catalogue import Catalogue
-from apex_jax.scheduler.cost_model.pacing import Pacing
 from apex_jax.scheduler.experiment import Experiment
-from apex_jax.scheduler.plan import STRATEGIES
 from apex_jax.scheduler.planner.journey import ALONE, Course, Room
 from apex_jax.scheduler.planner.lookahead import SINGLE, Lookahead
+from apex_jax.scheduler.planner.pacing import Pacing
 from apex_jax.scheduler.roster import grouped
 from apex_jax.scheduler.simulation.workload import Job, equal
+from apex_jax.scheduler.strategies import STRATEGIES
+from apex_jax.scheduler.strategies.steady import steady
 
 from .machines import machine
 
@@ -101,7 +102,6 @@ class TestPacing:
     @pytest.mark.parametrize(("rows", "host_rows"), [(1, 1), (7, 20), (40, 330), (0, 66)])
     @pytest.mark.parametrize("strategy", STRATEGIES)
     def test_same_as_the_closed_forms(self, strategy, rows, host_rows, prompt):
-        """To the last digit, but for pipelining's first and last layer and cohorts that are not even."""
         experiment = Experiment(
             device=KNOWN.device("a10g"), host=KNOWN.host("g5.4xlarge"), model=KNOWN.model("llama-3.1-8b")
         )
@@ -110,11 +110,10 @@ class TestPacing:
         load = Load(device_rows=rows, device_kv_tokens=400 * rows, prefill_tokens=prompt, prefill_pairs=pairs)
         count = {"device_only": 0, "layer_sync": 1, "asymmetric_pipelining": 2, "async_overlap": 33}[strategy]
         lanes = even(host_rows, count) if count else ()
-        exact = model.steady(strategy, load, lanes, 500.0)
+        exact = steady(model.costs, strategy, load, lanes, 500.0)
         seconds, busy = Pacing(model.costs).seconds(strategy, rows, 400 * rows, host_rows, 500.0, (prompt, pairs))
-        uneven = len(set(lanes)) > 1 or strategy == "asymmetric_pipelining"
-        assert seconds == pytest.approx(exact.iteration_s, rel=0.03 if uneven else 1e-9)
-        assert busy == pytest.approx(exact.host_busy_s, rel=0.03 if uneven else 1e-9)
+        assert seconds == pytest.approx(exact.iteration_s, rel=1e-9)
+        assert busy == pytest.approx(exact.host_busy_s, rel=1e-9)
 
 
 class TestAgainstTheSimulator:

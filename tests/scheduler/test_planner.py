@@ -16,6 +16,7 @@ from apex_jax.scheduler.cohorts import even
 from apex_jax.scheduler.planner.options import PlannerOptions
 from apex_jax.scheduler.planner.paper_rule import PaperRule, pipelining_bound
 from apex_jax.scheduler.planner.planner import Planner
+from apex_jax.scheduler.strategies.steady import steady
 
 from .machines import machine
 
@@ -79,8 +80,8 @@ class TestPaper:
             prefill_pairs=1 if prompt else 0,
         )
         count = int((2 + attention + prompt) / (ratio * token))
-        alone = model.steady("device_only", load)
-        both = model.steady("asymmetric_pipelining", load, even(count, 2), 1.0)
+        alone = steady(model.costs, "device_only", load)
+        both = steady(model.costs, "asymmetric_pipelining", load, even(count, 2), 1.0)
         rule = PaperRule.of(model.costs, load, count, 1.0)
         assert rule is not None
         assert rule.rate_ratio == pytest.approx(ratio)
@@ -282,7 +283,7 @@ class TestEnds:
 class TestFollowing:
     def test_a_slower_host_changes_the_decision(self):
         got = planner()
-        prediction = got.model.steady("layer_sync", Load(device_rows=10, device_kv_tokens=100), (10,), 10.0)
+        prediction = steady(got.model.costs, "layer_sync", Load(device_rows=10, device_kv_tokens=100), (10,), 10.0)
         assert got.decide(situation(host_rows=10)).strategy == "layer_sync"
         slow = got.model.costs.profile.host_attention(10, 100) * 4 * 100
         for _ in range(30):
@@ -338,12 +339,12 @@ class TestAgainstTryingEverything:
 
     def everything(self, model, load, rows, tokens):
         """Yield the rates of all strategies with every number of riding rows (up to 60 of them) and cohorts."""
-        yield model.steady("device_only", load).tokens_per_s
+        yield steady(model.costs, "device_only", load).tokens_per_s
         for count in {*range(1, rows + 1, max(1, rows // 60)), rows}:
-            yield model.steady("layer_sync", load, (count,), tokens).tokens_per_s
-            yield model.steady("asymmetric_pipelining", load, even(count, 2), tokens).tokens_per_s
+            yield steady(model.costs, "layer_sync", load, (count,), tokens).tokens_per_s
+            yield steady(model.costs, "asymmetric_pipelining", load, even(count, 2), tokens).tokens_per_s
             for lanes in (1, 2, 3, 5, 8, 17):
-                yield model.steady("async_overlap", load, even(count, lanes), tokens).tokens_per_s
+                yield steady(model.costs, "async_overlap", load, even(count, lanes), tokens).tokens_per_s
 
     def test_at_least_97_percent_of_the_best(self):
         rng = random.Random(5)

@@ -6,16 +6,17 @@ import pytest
 
 from apex_jax.scheduler import CostModel, Roster
 from apex_jax.scheduler.cost_model.catalogue import Catalogue
-from apex_jax.scheduler.cost_model.pacing import Pacing
 from apex_jax.scheduler.experiment import Experiment
 from apex_jax.scheduler.planner.forecast import prompts_begin
 from apex_jax.scheduler.planner.host_row_selection import riding
 from apex_jax.scheduler.planner.journey import ALONE, Course, Room
 from apex_jax.scheduler.planner.lookahead import SINGLE, Lookahead
+from apex_jax.scheduler.planner.pacing import Pacing
 from apex_jax.scheduler.planner.rollout import Rehearsal
 from apex_jax.scheduler.simulation.request_pool import SimRequest
 from apex_jax.scheduler.simulation.virtual_engine import Serving
 from apex_jax.scheduler.simulation.workload import Job
+from apex_jax.scheduler.strategies.steady import steady
 
 from .machines import machine
 
@@ -80,7 +81,7 @@ def served(engine, course, jobs):
         step = serving.begin(
             riding(course, situation, pacing, begins=prompts_begin(situation, course.most, page_size=16))
         )
-        prediction = model.steady(step.turn.strategy, step.load, step.turn.lanes, step.row_tokens)
+        prediction = steady(model.costs, step.turn.strategy, step.load, step.turn.lanes, step.row_tokens)
         moving = model.costs.migration(serving.tiers.moved_tokens) if serving.tiers.moved_tokens else 0.0
         seconds = max(prediction.iteration_s, moving and prediction.host.total + moving)
         serving.end(step, seconds, step.iterations)

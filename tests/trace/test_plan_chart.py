@@ -21,7 +21,14 @@ def plan(*cohorts, layers=3, device=1, **rest):
     riding = tuple(
         Cohort(id=10 + i, rows=(row(100 + i), None), first=first, last=last) for i, (first, last) in enumerate(cohorts)
     )
-    return Plan(number=4, num_layers=layers, decode=tuple(map(row, range(device))), cohorts=riding, **rest)
+    return Plan(
+        number=4,
+        strategy="async_overlap",
+        num_layers=layers,
+        decode=tuple(map(row, range(device))),
+        cohorts=riding,
+        **rest,
+    )
 
 
 class TestLayout:

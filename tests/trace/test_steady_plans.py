@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apex_jax.scheduler.plan import STRATEGIES
+from apex_jax.scheduler.strategies import STRATEGIES
 from apex_jax.tracing.steady_plans import steady_plan
 
 
@@ -19,18 +19,20 @@ from apex_jax.tracing.steady_plans import steady_plan
     start=st.integers(0, 100),
 )
 def test_everybody_gets_tokens(strategy, layers, device_rows, host_rows, cohorts, start):
-    """A device request one in each plan, a host request too, or with async overlap, beside device rows, one in L + 1
+    """A device request one in each plan, a host request too, or in a spaced cohort, beside device rows, one in L + 1
     plans."""
-    cohorts = min(cohorts, layers + 1)
-    if host_rows < {"layer_sync": 1, "asymmetric_pipelining": 2, "async_overlap": cohorts}[strategy]:
+    most = (layers + 1) // 2 if strategy == "fast_lane" else layers + 1
+    cohorts = min(cohorts, most)
+    count = {"layer_sync": 1, "asymmetric_pipelining": 2, "async_overlap": cohorts, "fast_lane": 1 + cohorts}[strategy]
+    if host_rows < count:
         return
     sizes = {"num_layers": layers, "device_rows": device_rows, "host_rows": host_rows, "num_cohorts": cohorts}
     plans = [steady_plan(strategy, number=start + i, **sizes) for i in range(layers + 1)]
     tokens = Counter(request for plan in plans for request in plan.sampling_requests)
-    hosted = 1 if strategy == "async_overlap" and device_rows else layers + 1
+    often = {"async_overlap": 0, "fast_lane": host_rows // count}.get(strategy, host_rows) if device_rows else host_rows
     assert tokens == Counter(
-        dict.fromkeys(range(device_rows), layers + 1)
-        | dict.fromkeys(range(device_rows, device_rows + host_rows), hosted)
+        dict.fromkeys(range(device_rows + often), layers + 1)
+        | dict.fromkeys(range(device_rows + often, device_rows + host_rows), 1)
     )
 
 
@@ -49,8 +51,8 @@ def test_cohorts_ride_all_boundaries_in_turn():
 
 def test_lengths_grow_by_a_token():
     for strategy in STRATEGIES[1:]:
-        plans = [steady_plan(strategy, num_layers=3, device_rows=1, host_rows=2, number=n) for n in range(20)]
-        for request in (1, 2):
+        plans = [steady_plan(strategy, num_layers=3, device_rows=1, host_rows=3, number=n) for n in range(20)]
+        for request in (1, 2, 3):
             rows = [row for p in plans for c in p.arriving for row in c.rows if row and row.request_id == request]
             assert [row.length for row in rows] == [*range(rows[0].length, rows[0].length + len(rows))]
             assert len({row.length - row.step for row in rows}) == 1

@@ -1,0 +1,66 @@
+"""The device's side of an iteration that repeats: what a strategy's closed form adds its cohorts to."""
+
+from __future__ import annotations
+
+from typing import Generic
+
+from .amounts import A, Amounts
+from .component_times import CohortCost, Costs
+from .prediction import Load
+
+
+class Side(Generic[A]):
+    """What the device's own rows and prompts take, and passes in which cohorts ride.
+
+    Args:
+        costs: times of the parts.
+        load: the device's side; cohorts in it do not count.
+        amounts: the kind of seconds that are added up.
+
+    Attributes:
+        costs, load, amounts: the same.
+        num_layers: L.
+        width: rows of a pass.
+        attention: of the device's rows and prompts through all layers.
+        overhead: what an iteration with cohorts takes beside its parts.
+        alone: an iteration without cohorts.
+    """
+
+    def __init__(self, costs: Costs, load: Load, amounts: Amounts[A]) -> None:
+        self.costs = costs
+        self.load = load
+        self.amounts = amounts
+        self.num_layers = costs.num_layers
+        self.width = costs.device_width(load)
+        self.attention: A = amounts.device_attention(costs.device_attention(load))
+        if load.prefill_tokens:
+            self.attention = self.attention + amounts.prefill_attention(costs.prefill_attention(load))
+        self.overhead: A = amounts.overhead(costs.overhead(cohorts=True))
+        overhead = amounts.overhead(costs.overhead(cohorts=False))
+        self.alone: A = self.passes() + self.head(0) + self.attention + overhead
+
+    def passes(self, cohort: CohortCost | None = None) -> A:
+        """Return all passes of the device's rows, boundary 0 to L, alone or with a cohort on board of each."""
+        if cohort is None:
+            return self.amounts.linear(self.num_layers * self.costs.layer(self.width))
+        return self._passes(self.width + cohort.width, cohort)
+
+    def apart(self, cohort: CohortCost) -> A:
+        """Return all passes of a cohort by itself."""
+        return self._passes(cohort.width, cohort)
+
+    def head(self, host_rows: float) -> A:
+        """Return the head's time for the device's tokens and so many of host rows."""
+        return self.amounts.linear(self.costs.head(self.load.device_tokens + host_rows))
+
+    def jobs(self, cohort: CohortCost, layers: float) -> A:
+        """Return a cohort's attention in so many layers."""
+        return self.amounts.host_attention(layers * cohort.job)
+
+    def waits(self, cohort: CohortCost) -> A:
+        """Return the time from every handover of a cohort to its result, if the host does nothing else."""
+        return self.jobs(cohort, self.num_layers) + self.amounts.transfer(self.num_layers * cohort.hop)
+
+    def _passes(self, width: int, cohort: CohortCost) -> A:
+        linear = self.amounts.linear(self.num_layers * self.costs.layer(width))
+        return linear + self.amounts.transfer((self.num_layers + 1) * cohort.boarding)
