@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .engine.engine import EngineStats as EngineStats
+    from .engine.stats import EngineStats as EngineStats
     from .llm import LLM as LLM
     from .models import LlamaConfig as LlamaConfig
     from .options import EngineOptions as EngineOptions
@@ -32,7 +32,7 @@ _HOMES = {
     "LLM": ".llm",
     "CompletionOutput": ".outputs",
     "EngineOptions": ".options",
-    "EngineStats": ".engine.engine",
+    "EngineStats": ".engine.stats",
     "LlamaConfig": ".models",
     "Logprob": ".outputs",
     "RequestMetrics": ".outputs",

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from .engine.capacity import EngineSizes, plan_memory
-from .engine.engine import Engine, EngineStats
-from .engine.fair_lock import FairLock
-from .engine.host_tier import make_worker
-from .engine.input_processor import Prompt, TokenizedPrompt, as_batch, tokenize
-from .engine.output_processor import OutputStream
-from .engine.policy_factory import follower_of, make_policy, planner_of
-from .engine.request_group import Job, delta, result
+from .engine.engine import Engine
+from .engine.executor_factory import make_device, make_worker
+from .engine.input_processor import Prompt, TokenizedPrompt, check_requests
+from .engine.policy_factory import assumed_profile, fixed_policy, follower_of, planner_of
+from .engine.shared_engine import SharedEngine
+from .engine.stats import EngineStats
 from .execution.attention_backend import default_dtype, device_attention_for
-from .execution.buckets import Buckets
 from .execution.executor import Executor
-from .execution.jax_device import JaxDevice
-from .execution.sampler import banned_tokens
 from .models import LlamaConfig, Tokenizer, Weights, open_model, params_dtype, weights_from_params
 from .options import EngineOptions
 from .outputs import RequestOutput
-from .profiling.store import profile_key, ready_profile
+from .profiling.store import ProfileStore
 from .progress_bar import Bar, each_compilation
 from .sampling_params import SamplingParams
-from .scheduler import Profile
+from .scheduler import Policy, Profile
 from .scheduler.planner.explain import explain
 from .scheduler.planner.planner import Planner
 from .scheduler.strategies import DEVICE_ONLY
@@ -136,32 +130,35 @@ class LLM:
         self.host_kv_tokens = sizes.host_pages * options.page_size
         self.max_model_len = sizes.max_model_len
         self.strategy = options.strategy
-        buckets = Buckets(
-            max_num_seqs=sizes.max_num_seqs,
-            max_host_seqs=sizes.max_host_seqs,
-            max_prefill_pages=sizes.max_prefill_pages,
-            page_size=options.page_size,
-            table_width=-(-self.max_model_len // options.page_size),
-            ragged_attention=attention.ragged,
-        )
-        jax_device = JaxDevice(
-            config,
-            weights,
-            attention=attention.append_and_attend,
-            device=device,
-            num_pages=sizes.pages,
-            buckets=buckets,
-            eos_token_ids=config.eos_token_ids,
-        )
-        worker = make_worker(config, weights.dtype, options, sizes, device=device)
-        executor = Executor(jax_device, worker)
         self._options = options
-        policy = make_policy(executor, config, weights.dtype, options, device=device, attention=attention.name)
+        self._jax_device = make_device(config, weights, options, sizes, attention, device=device)
+        executor = Executor(self._jax_device, make_worker(config, self.dtype, options, sizes, device=device))
+        self._profiles = ProfileStore(executor, config, self.dtype, device=device, attention=attention.name)
+        policy = self._first_policy(executor)
         self._engine = Engine(executor, policy, follower_of(policy))
-        self._lock = FairLock()
-        self._dropped: deque[list[Job]] = deque()
-        self._seeds = np.random.default_rng(options.seed)
-        self._num_jobs = 0
+        self._requests = SharedEngine(
+            self._engine, config, tokenizer, max_model_len=self.max_model_len, seed=options.seed
+        )
+
+    def _first_policy(self, executor: Executor) -> Policy:
+        """Return what decides about the strategy of each plan.
+
+        With strategy "auto" that is a planner. Its profile is the kept one of this machine and model, or is measured
+        now if the options ask for it; otherwise rates are assumed, which the first iterations correct.
+
+        Raises:
+            ProfileError: the kept profile cannot be used, and the options do not ask to measure it anew.
+        """
+        fixed = fixed_policy(executor, self._options)
+        if fixed is not None:
+            return fixed
+        if self._options.auto_profile:
+            profile = self._profiles.ready(repair=True, use_tqdm=True)
+        else:
+            profile = self._profiles.find()
+        if profile is None:
+            profile = assumed_profile(executor, self.config, self.dtype, self._profiles.key, device=self.device)
+        return planner_of(profile, executor, self._options)
 
     def generate(
         self,
@@ -188,19 +185,8 @@ class LLM:
             KeyboardInterrupt: the requests are aborted and the `LLM` stays usable.
         """
         checked = self._checked(prompts, sampling_params)
-        jobs: list[Job] = []
-        try:
-            self._begin(jobs, checked)
-            with Bar(total=len(jobs), desc="Requests", unit="request", disable=not use_tqdm) as bar:
-                finished = 0
-                while finished < len(jobs):
-                    with self._lock:
-                        self._step(jobs)
-                    before, finished = finished, sum(job.finished for job in jobs)
-                    bar.update(finished - before)
-            return [result(job, self.tokenizer) for job in jobs]
-        finally:
-            self._dropped.append(jobs)
+        with Bar(total=len(checked), desc="Requests", unit="request", disable=not use_tqdm) as bar:
+            return self._requests.generate(checked, bar.update)
 
     def stream(
         self,
@@ -215,7 +201,7 @@ class LLM:
 
         Arguments and errors are those of `generate`; bad input is reported by the call, before the first item.
         """
-        return self._stream(self._checked(prompts, sampling_params))
+        return self._requests.stream(self._checked(prompts, sampling_params))
 
     def update_params(self, params: Any) -> None:
         """Go on with other weights of the same model; nothing is compiled again.
@@ -227,12 +213,9 @@ class LLM:
             ValueError: arrays are missing, unknown or misshapen.
             RuntimeError: requests are under way, whose KV cache holds keys and values of the old weights.
         """
-        with self._lock:
-            self._abort_dropped()
-            if self._engine.has_unfinished:
-                raise RuntimeError("update_params was called while requests are under way; let them end or close them")
+        with self._requests.idle("update_params"):
             weights = weights_from_params(self.config, params, dtype=self.dtype)
-            self._engine.executor.device.set_weights(jax.tree.map(jnp.copy, weights))
+            self._jax_device.set_weights(jax.tree.map(jnp.copy, weights))
 
     def warm_up(self, *, use_tqdm: bool = False) -> None:
         """Compile everything that requests can need, so that none of them waits for a compilation.
@@ -241,7 +224,7 @@ class LLM:
             use_tqdm: count the programs as they are compiled.
         """
         with (
-            self._lock,
+            self._requests.exclusive(),
             Bar(desc="Compiling", unit=" programs", disable=not use_tqdm) as bar,
             each_compilation(bar.update),
         ):
@@ -263,21 +246,10 @@ class LLM:
             RuntimeError: requests are under way.
             OSError: the profile cannot be read or written.
         """
-        with self._lock:
-            self._abort_dropped()
-            if self._engine.has_unfinished:
-                raise RuntimeError("profile was called while requests are under way; let them end or close them")
-            executor = self._engine.executor
-            key = profile_key(
-                self.config,
-                self.dtype,
-                self.device,
-                attention=self.attention_name,
-                page_size=executor.buckets.page_size,
-            )
-            profile = ready_profile(executor, self.config, self.dtype, key, again=again, use_tqdm=use_tqdm)
+        with self._requests.idle("profile"):
+            profile = self._profiles.ready(again=again, use_tqdm=use_tqdm)
             if isinstance(self._engine.policy, Planner):
-                planner = planner_of(profile, executor, self._options)
+                planner = planner_of(profile, self._engine.executor, self._options)
                 self._engine.decide_by(planner, follower_of(planner))
             return profile
 
@@ -285,7 +257,7 @@ class LLM:
         """Return a screen of text on the last decision of strategy "auto": what each strategy was predicted to take and
         yield, the paper's inequality with both sides filled in, what was chosen and why, and how the last predictions
         compare with what happened."""
-        with self._lock:
+        with self._requests.exclusive():
             policy = self._engine.policy
             if isinstance(policy, Planner):
                 return explain(policy)
@@ -305,110 +277,27 @@ class LLM:
             RuntimeError: another recording is open.
         """
         recorder = Recorder()
-        with self._lock:
-            if self._engine.executor.recorder is not None:
+        with self._requests.exclusive():
+            if self._engine.recorder is not None:
                 raise RuntimeError("recording was called while another recording is open; an engine has one at a time")
-            self._engine.executor.record(recorder)
+            self._engine.record(recorder)
         try:
             yield recorder
         finally:
-            with self._lock:
-                self._engine.executor.record(None)
+            with self._requests.exclusive():
+                self._engine.record(None)
 
     def close(self) -> None:
         """Abort all requests, with stop reason "closed", and end the host's thread; the `LLM` stays usable."""
-        with self._lock:
-            self._abort_dropped()
+        with self._requests.exclusive():
             self._engine.close()
 
     def stats(self) -> EngineStats:
         """Return what the engine has done and holds."""
-        with self._lock:
-            self._abort_dropped()
+        with self._requests.exclusive():
             return self._engine.stats()
 
-    def _stream(self, checked: list[tuple[TokenizedPrompt, SamplingParams]]) -> Iterator[RequestOutput]:
-        jobs: list[Job] = []
-        try:
-            self._begin(jobs, checked)
-            unfinished = jobs
-            while unfinished:
-                with self._lock:
-                    self._step(unfinished)
-                    news = [
-                        delta(job, generation, self.tokenizer)
-                        for job in unfinished
-                        for generation in job.generations
-                        if generation.has_news
-                    ]
-                    # Under the lock still: a job that another caller's step ends later has news to tell.
-                    unfinished = [job for job in unfinished if not job.finished]
-                yield from news
-        finally:
-            self._dropped.append(jobs)
-
-    def _begin(self, jobs: list[Job], checked: list[tuple[TokenizedPrompt, SamplingParams]]) -> None:
-        """Queue requests, noting each in `jobs` before the engine knows of it."""
-        with self._lock:
-            self._abort_dropped()
-            for prompt, params in checked:
-                jobs.append(Job(request_id=str(self._num_jobs), prompt=prompt, params=params))
-                self._num_jobs += 1
-                self._add_generations(jobs[-1])
-
-    def _step(self, jobs: Sequence[Job]) -> None:
-        """Run one iteration, unless another thread's iterations have ended all these jobs meanwhile."""
-        self._abort_dropped()
-        if not all(job.finished for job in jobs):
-            self._engine.step()
-        for job in jobs:
-            if job.engine_error is not None:
-                raise RuntimeError("the engine failed while this request was under way") from job.engine_error
-
-    def _abort_dropped(self) -> None:
-        """Abort what callers have left behind.
-
-        They only note it: an interrupt may cut short whatever else they did, and an iterator may be closed by the
-        garbage collector in the middle of an iteration of the engine.
-        """
-        while self._dropped:
-            for job in self._dropped[0]:
-                for generation in job.generations:
-                    self._engine.abort(generation)
-            self._dropped.popleft()
-
-    def _add_generations(self, job: Job) -> None:
-        params, ids = job.params, job.prompt.ids
-        seed = int(self._seeds.integers(2**63)) if params.seed is None else params.seed
-        room = self.max_model_len - len(ids)
-        for index in range(params.n):
-            detokenizer = None
-            if self.tokenizer is not None:
-                detokenizer = self.tokenizer.detokenizer(skip_special_tokens=params.skip_special_tokens, context=ids)
-            stream = OutputStream(params, detokenizer, eos_token_ids=self.config.eos_token_ids, max_tokens=room)
-            job.generations.append(self._engine.prepare(ids, params, stream, seed=seed, index=index))
-            self._engine.add(job.generations[-1])
-
     def _checked(self, prompts: Any, sampling_params: Any) -> list[tuple[TokenizedPrompt, SamplingParams]]:
-        batch = as_batch(prompts)
-        if sampling_params is None or isinstance(sampling_params, SamplingParams):
-            each = [sampling_params or SamplingParams()] * len(batch)
-        else:
-            if not isinstance(sampling_params, Sequence):
-                raise TypeError(f"sampling_params must be SamplingParams or a list of them, got {sampling_params!r}")
-            each = list(sampling_params)
-            if len(each) != len(batch):
-                raise ValueError(
-                    f"{len(each)} sampling_params were given for {len(batch)} prompts; one for each is needed"
-                )
-        checked = []
-        for prompt, params in zip(batch, each, strict=True):
-            if not isinstance(params, SamplingParams):
-                raise TypeError(f"sampling_params must be SamplingParams, got {params!r}")
-            if params.stop_strings and self.tokenizer is None:
-                raise ValueError(f"stop strings {params.stop_strings!r} need a tokenizer and this model has none")
-            if params.min_tokens > 0:
-                banned_tokens(params, self.config.eos_token_ids)
-            vocab_size, limit = self.config.vocab_size, self.max_model_len
-            checked.append((tokenize(prompt, self.tokenizer, vocab_size=vocab_size, max_model_len=limit), params))
-        return checked
+        return check_requests(
+            prompts, sampling_params, self.config, tokenizer=self.tokenizer, max_model_len=self.max_model_len
+        )

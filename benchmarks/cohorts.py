@@ -55,9 +55,9 @@ def measure(benchmark: OverlapBenchmark, population: Population, host_requests: 
     population.run(REST, boundaries + 1)
     population.run(Decision(strategy="async_overlap", lanes=lanes), boundaries + SETTLING)
     recorder = Recorder(label="emulated")
-    population.engine.executor.record(recorder)
+    population.engine.record(recorder)
     window = population.measure(benchmark.seconds, multiple=boundaries)
-    population.engine.executor.record(None)
+    population.engine.record(None)
     spans = recorder.trace().spans
     waited_s = waits(span for span in spans if span.track == "device")
     jobs = sorted((span for span in spans if (span.track, span.name) == ("host", "attention")), key=_begin)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..engine.engine import Engine, EngineStats
+from ..engine.engine import Engine
+from ..engine.stats import EngineStats
 from ..sampling_params import SamplingParams
 from ..scheduler import CostModel, FixedPolicy, Follower, Policy
 from ..scheduler.planner.options import PlannerOptions

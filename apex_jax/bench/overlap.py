@@ -207,9 +207,9 @@ def run(
             cohorts = choose(benchmark, strategy, before)
             had.append((strategy, cohorts, _turn(benchmark, population, strategy, cohorts, before)))
             if recorder is not None and round_ == benchmark.rounds - 1:
-                population.engine.executor.record(recorder)
+                population.engine.record(recorder)
                 population.run(Decision(strategy=strategy, lanes=cohorts.lanes), TRACED_ITERATIONS)
-                population.engine.executor.record(None)
+                population.engine.record(None)
             progress(strategy)
         after = measure_host(benchmark, population)
         progress("host")

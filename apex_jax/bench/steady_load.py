@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from ..engine.engine import Engine, Generation
+from ..engine.engine import Engine
+from ..engine.generation import Generation
 from ..engine.output_processor import OutputStream
 from ..execution.emulated_device import EmulatedDevice
 from ..execution.executor import Executor

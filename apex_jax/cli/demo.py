@@ -19,7 +19,7 @@ from .report import RunSummary, counted, in_bytes, summarise
 from .serving import Served, serve
 
 if TYPE_CHECKING:
-    from ..engine.engine import EngineStats
+    from ..engine.stats import EngineStats
     from ..llm import LLM
     from ..tracing.recorder import Recorder
 

@@ -9,7 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..models import Tokenizer
+from ..execution.sampler import banned_tokens
+from ..models import LlamaConfig, Tokenizer
+from ..sampling_params import SamplingParams
 
 ARRAYS = (np.ndarray, jax.Array)
 BYTES = (bytes, bytearray, memoryview)
@@ -25,6 +27,47 @@ class TokenizedPrompt:
 
     text: str | None
     ids: tuple[int, ...]
+
+
+def check_requests(
+    prompts: Any, sampling_params: Any, config: LlamaConfig, *, tokenizer: Tokenizer | None, max_model_len: int
+) -> list[tuple[TokenizedPrompt, SamplingParams]]:
+    """Return each prompt with its parameters; see `LLM.generate`.
+
+    Args:
+        prompts: one or several, see `as_batch`.
+        sampling_params: one for all prompts or one for each; the defaults if None.
+        config: the model.
+        tokenizer: None allows token ids only.
+        max_model_len: longest context in tokens.
+
+    Raises:
+        TypeError, ValueError: one of them cannot be served.
+    """
+    batch = as_batch(prompts)
+    checked = []
+    for prompt, params in zip(batch, _each_params(sampling_params, len(batch)), strict=True):
+        if not isinstance(params, SamplingParams):
+            raise TypeError(f"sampling_params must be SamplingParams, got {params!r}")
+        if params.stop_strings and tokenizer is None:
+            raise ValueError(f"stop strings {params.stop_strings!r} need a tokenizer and this model has none")
+        if params.min_tokens > 0:
+            banned_tokens(params, config.eos_token_ids)
+        found = tokenize(prompt, tokenizer, vocab_size=config.vocab_size, max_model_len=max_model_len)
+        checked.append((found, params))
+    return checked
+
+
+def _each_params(sampling_params: Any, count: int) -> list[Any]:
+    if sampling_params is None or isinstance(sampling_params, SamplingParams):
+        return [sampling_params or SamplingParams()] * count
+    if not isinstance(sampling_params, Sequence):
+        raise TypeError(f"sampling_params must be SamplingParams or a list of them, got {sampling_params!r}")
+    if len(sampling_params) != count:
+        raise ValueError(
+            f"{len(sampling_params)} sampling_params were given for {count} prompts; one for each is needed"
+        )
+    return list(sampling_params)
 
 
 def as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,6 @@ from ..execution.executor import Executor
 from ..execution.model_shape import shape_of
 from ..models.config import LlamaConfig
 from ..options import EngineOptions
-from ..profiling.store import find_profile, profile_key, ready_profile
 from ..scheduler import (
     CostModel,
     DeviceSpec,
@@ -51,39 +49,17 @@ UNKNOWN_ACCELERATOR = "a10"
 """Whose rates stand in for an accelerator that the catalogue does not know."""
 
 
-def make_policy(
-    executor: Executor,
-    config: LlamaConfig,
-    dtype: jnp.dtype,
-    options: EngineOptions,
-    *,
-    device: jax.Device,
-    attention: str,
-) -> Policy:
-    """Return what decides about the strategy of each plan.
-
-    With strategy "auto" that is a planner. Its profile is the kept one of this machine and model, or is measured now if
-    the options ask for it; otherwise rates are assumed, which the first iterations correct.
-
-    Raises:
-        ProfileError: the kept profile cannot be used, and the options do not ask to measure it anew.
-    """
-    buckets = executor.buckets
+def fixed_policy(executor: Executor, options: EngineOptions) -> FixedPolicy | None:
+    """Return the policy of the strategy that was asked for, or of the only one without a host tier; None for "auto"."""
     if executor.worker is None:
         return FixedPolicy(strategy=DEVICE_ONLY.name)
-    if options.strategy != "auto":
-        return FixedPolicy(
-            strategy=cast(str, options.strategy),
-            num_cohorts=options.num_cohorts or DEFAULT_COHORTS,
-            max_host_requests=buckets.max_host_seqs,
-        )
-    key = profile_key(config, dtype, device, attention=attention, page_size=buckets.page_size)
-    if options.auto_profile:
-        profile = ready_profile(executor, config, dtype, key, repair=True, use_tqdm=True)
-    else:
-        kept = find_profile(executor, config, dtype, key)
-        profile = kept or assumed_profile(executor, config, dtype, key, device=device)
-    return planner_of(profile, executor, options)
+    if options.strategy == "auto":
+        return None
+    return FixedPolicy(
+        strategy=options.strategy,
+        num_cohorts=options.num_cohorts or DEFAULT_COHORTS,
+        max_host_requests=executor.buckets.max_host_seqs,
+    )
 
 
 def follower_of(policy: Policy) -> Follower | None:

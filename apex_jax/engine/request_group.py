@@ -11,12 +11,12 @@ from ..models import Tokenizer
 from ..outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
 from ..sampling_params import SamplingParams
 from ..scheduler import Side
-from .engine import Generation
+from .generation import Generation
 from .input_processor import TokenizedPrompt
 
 
 @dataclass(kw_only=True, eq=False)
-class Job:
+class RequestGroup:
     """A prompt with its `n` completions."""
 
     request_id: str
@@ -35,34 +35,34 @@ class Job:
 
     @property
     def engine_error(self) -> BaseException | None:
-        """What emptied the engine while the job was under way, if anything did."""
+        """What emptied the engine while the group was under way, if anything did."""
         errors = (generation.engine_error for generation in self.generations)
         return next((error for error in errors if error is not None), None)
 
 
-def result(job: Job, tokenizer: Tokenizer | None) -> RequestOutput:
-    """Return a job as far as it has come."""
+def result(group: RequestGroup, tokenizer: Tokenizer | None) -> RequestOutput:
+    """Return a group as far as it has come."""
     completions = [
-        _completion(generation, tokenizer, generation.stream.text, first_token=0) for generation in job.generations
+        _completion(generation, tokenizer, generation.stream.text, first_token=0) for generation in group.generations
     ]
-    return _request(job, completions, finished=job.finished)
+    return _request(group, completions, finished=group.finished)
 
 
-def delta(job: Job, generation: Generation, tokenizer: Tokenizer | None) -> RequestOutput:
+def delta(group: RequestGroup, generation: Generation, tokenizer: Tokenizer | None) -> RequestOutput:
     """Return what one completion has gained since the last call for it."""
     text, first_token = generation.take_news()
     completion = _completion(generation, tokenizer, text, first_token=first_token)
-    return _request(job, [completion], finished=job.told)
+    return _request(group, [completion], finished=group.told)
 
 
-def _request(job: Job, completions: list[CompletionOutput], *, finished: bool) -> RequestOutput:
+def _request(group: RequestGroup, completions: list[CompletionOutput], *, finished: bool) -> RequestOutput:
     return RequestOutput(
-        request_id=job.request_id,
-        prompt=job.prompt.text,
-        prompt_token_ids=list(job.prompt.ids),
+        request_id=group.request_id,
+        prompt=group.prompt.text,
+        prompt_token_ids=list(group.prompt.ids),
         outputs=completions,
         finished=finished,
-        metrics=_metrics(job.generations),
+        metrics=_metrics(group.generations),
     )
 
 

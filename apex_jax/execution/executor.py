@@ -183,6 +183,10 @@ class Executor:
             sizes = self.buckets
             self.worker.warm_up(rows=sizes.host_rows, width=sizes.table_width, pages=sizes.moved_pages)
 
+    def assign_slot(self, slot: int, params: SamplingParams, seed: np.ndarray, tokens: Sequence[int]) -> None:
+        """Give a slot to a request before the plan with its first chunk is submitted; see `Device.assign_slot`."""
+        self.device.assign_slot(slot, params, seed, tokens)
+
     def record(self, recorder: Recorder | None) -> None:
         """Record what happens from now on; with None, end that and complete what has been recorded."""
         self.device.record(recorder)

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import astuple, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from ..machine.processor import processor_and_cores
 from ..models.config import LlamaConfig
 from ..models.loading.registry import cache_folder
 from ..progress_bar import Bar
-from ..scheduler import Profile, ProfileError, ProfileKey, load_profile, save_profile
+from ..scheduler import ModelShape, Profile, ProfileError, ProfileKey, load_profile, save_profile
 from .probe_sizes import ProfileSizes
 from .profiler import Profiler
 
@@ -31,12 +32,12 @@ _logger = logging.getLogger(__name__)
 
 
 def profile_key(
-    config: LlamaConfig, dtype: jnp.dtype, device: jax.Device, *, attention: str, page_size: int
+    shape: ModelShape, dtype: jnp.dtype, device: jax.Device, *, attention: str, page_size: int
 ) -> ProfileKey:
     """Return what a profile of this machine is valid for.
 
     Args:
-        config: the model, of which the sizes count.
+        shape: of the model.
         dtype: of weights and KV cache.
         device: the accelerator.
         attention: name of the device's decode attention.
@@ -47,7 +48,7 @@ def profile_key(
     return ProfileKey(
         device=host if device.platform == "cpu" else device.device_kind,
         host=host,
-        model=str(shape_of(config, dtype)),
+        model=str(shape),
         dtypes=f"{jnp.dtype(dtype)} weights and KV in pages of {page_size}",
         software=f"{libraries}, {attention} attention on the device",
     )
@@ -60,78 +61,132 @@ def profile_path(key: ProfileKey) -> Path:
     return cache_folder() / "profiles" / f"{name}-{digest}.json"
 
 
-def profiler(
-    executor: Executor, config: LlamaConfig, dtype: jnp.dtype, key: ProfileKey, on_point: Callable[[], object]
-) -> Profiler:
-    """Return what measures the profile of a key on an executor of that model.
+def keep_profile(profile: Profile) -> Path:
+    """Write a profile where it will be looked for; returns the path.
 
     Raises:
-        ValueError: the executor has no host tier.
+        OSError: it cannot be written.
     """
-    shape = shape_of(config, dtype)
-    return Profiler(
-        executor,
-        key,
-        kv_bytes_per_token=shape.kv_bytes_per_token,
-        pre_share=shape.pre_weights / shape.layer_weights,
-        on_point=on_point,
-    )
+    path = profile_path(profile.key)
+    save_profile(profile, path)
+    return path
 
 
-def find_profile(
-    executor: Executor, config: LlamaConfig, dtype: jnp.dtype, key: ProfileKey, *, whole: bool = False
-) -> Profile | None:
-    """Return the kept profile of a key with the batch sizes of an executor, or None if none is kept.
-
-    Says, as a warning of this module's logger, what the executor can hold and the profile does not cover.
+class ProfileStore:
+    """The kept profile of an executor's model on this machine, and how to measure one.
 
     Args:
-        executor: with a host tier.
-        config, dtype: its model.
-        key: what the profile must be valid for.
-        whole: refuse a profile that does not cover everything that would be measured now.
-
-    Raises:
-        ProfileError: the one that is kept cannot be used: it is no whole profile, is not what its key says, was not
-            measured, or the executor has larger batches than were measured.
+        executor: of the model; it serves nobody while something is measured.
+        config: the model.
+        dtype: of weights and KV cache.
+        device: the accelerator.
+        attention: name of the device's decode attention.
     """
-    path = profile_path(key)
-    if not path.is_file():
-        return None
-    try:
-        profile = load_profile(path, key)
-        _check(profile, executor, shape_of(config, dtype).kv_bytes_per_token, path)
-        beyond = _beyond(profile, executor)
-        if beyond and whole:
-            raise ProfileError(f"{path} covers less than this engine can hold: {'; '.join(beyond)}")
-    except ProfileError as error:
-        raise ProfileError(f"{error}; {AGAIN}") from error
-    if beyond:
-        _logger.warning(
-            "%s covers less than this engine can hold, and goes on as over its upper halves: %s; %s",
-            path,
-            "; ".join(beyond),
-            AGAIN,
+
+    def __init__(
+        self, executor: Executor, config: LlamaConfig, dtype: jnp.dtype, *, device: jax.Device, attention: str
+    ) -> None:
+        self._executor = executor
+        self._shape = shape_of(config, dtype)
+        self._dtype = dtype
+        self._device = device
+        self._attention = attention
+
+    @cached_property
+    def key(self) -> ProfileKey:
+        """What the profile is valid for."""
+        page_size = self._executor.buckets.page_size
+        return profile_key(self._shape, self._dtype, self._device, attention=self._attention, page_size=page_size)
+
+    def find(self, *, whole: bool = False) -> Profile | None:
+        """Return the kept profile with the batch sizes of the executor, or None if none is kept.
+
+        Says, as a warning of this module's logger, what the executor can hold and the profile does not cover.
+
+        Args:
+            whole: refuse a profile that does not cover everything that would be measured now.
+
+        Raises:
+            ProfileError: the one that is kept cannot be used: it is no whole profile, is not what its key says, was not
+                measured, or the executor has larger batches than were measured.
+        """
+        path = profile_path(self.key)
+        if not path.is_file():
+            return None
+        try:
+            profile = load_profile(path, self.key)
+            self._check(profile, path)
+            beyond = _beyond(profile, self._executor)
+            if beyond and whole:
+                raise ProfileError(f"{path} covers less than this engine can hold: {'; '.join(beyond)}")
+        except ProfileError as error:
+            raise ProfileError(f"{error}; {AGAIN}") from error
+        if beyond:
+            _logger.warning(
+                "%s covers less than this engine can hold, and goes on as over its upper halves: %s; %s",
+                path,
+                "; ".join(beyond),
+                AGAIN,
+            )
+        return replace(profile, padding=padding_of(self._executor.buckets))
+
+    def ready(self, *, again: bool = False, repair: bool = False, use_tqdm: bool = False) -> Profile:
+        """Return the profile that is kept, or else one that is measured now and kept.
+
+        Args:
+            again: measure even if one is kept.
+            repair: measure if the one that is kept cannot be used, or covers less than would be measured.
+            use_tqdm: show a progress bar while measuring.
+
+        Raises:
+            ProfileError: the one that is kept cannot be used, and neither `again` nor `repair` replaces it.
+            ValueError: the executor has no host tier.
+            OSError: the profile cannot be read or written.
+        """
+        unusable = None
+        try:
+            kept = None if again else self.find(whole=repair)
+        except ProfileError as error:
+            if not repair:
+                raise
+            kept, unusable = None, error
+        if kept is not None:
+            return kept
+        with Bar(desc="Profiling", unit=" points", disable=not use_tqdm) as bar:
+            if unusable is not None and use_tqdm:
+                bar.write(str(unusable), file=sys.stderr)
+            profiler = self._profiler(bar.update)
+            bar.total = profiler.sizes.count
+            profile = profiler.measure()
+        keep_profile(profile)
+        return profile
+
+    def _profiler(self, on_point: Callable[[], object]) -> Profiler:
+        return Profiler(
+            self._executor,
+            self.key,
+            kv_bytes_per_token=self._shape.kv_bytes_per_token,
+            pre_share=self._shape.pre_weights / self._shape.layer_weights,
+            on_point=on_point,
         )
-    return replace(profile, padding=padding_of(executor.buckets))
 
-
-def _check(profile: Profile, executor: Executor, kv_bytes: int, path: Path) -> None:
-    """Refuse a profile that is not this engine's, whatever its key says."""
-    if profile.described:
-        raise ProfileError(f"{path} is described by rates; a measured profile is needed")
-    sizes = (
-        ("num_layers", profile.num_layers, executor.device.num_layers),
-        ("page_size", profile.page_size, executor.buckets.page_size),
-        ("kv_bytes_per_token", profile.kv_bytes_per_token, kv_bytes),
-    )
-    if wrong := [f"{name} is {there}, needed is {here}" for name, there, here in sizes if there != here]:
-        raise ProfileError(f"{path} is not what its key says: {'; '.join(wrong)}")
-    rows = executor.buckets.decode_rows[-1]
-    if not profile.layer.covers(rows):
-        # Between rows there are steps, which no line continues.
-        most = profile.layer.points[-1][0]
-        raise ProfileError(f"{path} covers batches of up to {most:,.0f} rows; needed are {rows:,}")
+    def _check(self, profile: Profile, path: Path) -> None:
+        """Refuse a profile that is not this engine's, whatever its key says."""
+        if profile.described:
+            raise ProfileError(f"{path} is described by rates; a measured profile is needed")
+        executor = self._executor
+        sizes = (
+            ("num_layers", profile.num_layers, executor.device.num_layers),
+            ("page_size", profile.page_size, executor.buckets.page_size),
+            ("kv_bytes_per_token", profile.kv_bytes_per_token, self._shape.kv_bytes_per_token),
+        )
+        if wrong := [f"{name} is {there}, needed is {here}" for name, there, here in sizes if there != here]:
+            raise ProfileError(f"{path} is not what its key says: {'; '.join(wrong)}")
+        rows = executor.buckets.decode_rows[-1]
+        if not profile.layer.covers(rows):
+            # Between rows there are steps, which no line continues.
+            most = profile.layer.points[-1][0]
+            raise ProfileError(f"{path} covers batches of up to {most:,.0f} rows; needed are {rows:,}")
 
 
 def _beyond(profile: Profile, executor: Executor) -> list[str]:
@@ -153,58 +208,3 @@ def _beyond(profile: Profile, executor: Executor) -> list[str]:
     if sizes.moved_pages:
         reads.append(("tokens that move", profile.migration, sizes.moved_pages[-1] * page))
     return [curve.outside(count, name) for name, curve, count in reads if not curve.covers(count)]
-
-
-def keep_profile(profile: Profile) -> Path:
-    """Write a profile where `find_profile` looks for it; returns the path.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    path = profile_path(profile.key)
-    save_profile(profile, path)
-    return path
-
-
-def ready_profile(
-    executor: Executor,
-    config: LlamaConfig,
-    dtype: jnp.dtype,
-    key: ProfileKey,
-    *,
-    again: bool = False,
-    repair: bool = False,
-    use_tqdm: bool = False,
-) -> Profile:
-    """Return the profile of a key: the one that is kept, or else one that is measured now and kept.
-
-    Args:
-        executor: serves nobody.
-        config, dtype: its model.
-        key: what the profile must be valid for.
-        again: measure even if one is kept.
-        repair: measure if the one that is kept cannot be used, or covers less than would be measured.
-        use_tqdm: show a progress bar while measuring.
-
-    Raises:
-        ProfileError: the one that is kept cannot be used, and neither `again` nor `repair` replaces it.
-        ValueError: the executor has no host tier.
-        OSError: the profile cannot be read or written.
-    """
-    unusable = None
-    try:
-        kept = None if again else find_profile(executor, config, dtype, key, whole=repair)
-    except ProfileError as error:
-        if not repair:
-            raise
-        kept, unusable = None, error
-    if kept is not None:
-        return kept
-    with Bar(desc="Profiling", unit=" points", disable=not use_tqdm) as bar:
-        if unusable is not None and use_tqdm:
-            bar.write(str(unusable), file=sys.stderr)
-        measuring = profiler(executor, config, dtype, key, bar.update)
-        bar.total = measuring.sizes.count
-        profile = measuring.measure()
-    keep_profile(profile)
-    return profile

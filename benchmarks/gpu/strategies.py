@@ -25,7 +25,7 @@ from report import Report, Table, facts_of, open_report
 import apex_jax.execution.jax_device
 from apex_jax import LLM, LlamaConfig, SamplingParams
 from apex_jax.engine.capacity import free_memory
-from apex_jax.engine.engine import EngineStats
+from apex_jax.engine.stats import EngineStats
 from apex_jax.execution.model_shape import shape_of
 from apex_jax.host_offload import available_memory
 from apex_jax.machine.processor import usable_cores

@@ -91,9 +91,7 @@ def settle(llm, strategy="device_only", num_cohorts=2):
     """Give an idle engine's scheduler back its own ways, a fixed policy and all pages."""
     engine = llm._engine
     assert not engine.has_unfinished
-    engine._counters = engine._totals()
-    engine.policy = FixedPolicy(strategy=strategy, num_cohorts=num_cohorts, max_host_requests=HOST_ROWS)
-    engine._start_empty()
+    engine.decide_by(FixedPolicy(strategy=strategy, num_cohorts=num_cohorts, max_host_requests=HOST_ROWS))
     return engine._scheduler
 
 
@@ -106,7 +104,7 @@ def run(llm, load, rng, *, arrive=0.4, cancel=0.02, most=5000):
     for _ in range(most):
         while todo and (rng.random() < arrive or not engine.has_unfinished):
             prompt, params = todo.pop()
-            llm._begin(jobs, llm._checked(prompt, params))
+            llm._requests.begin(jobs, llm._checked(prompt, params))
         if rng.random() < cancel:
             for generation in jobs[rng.integers(len(jobs))].generations:
                 engine.abort(generation)

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from apex_jax import SamplingParams
-from apex_jax.engine.host_tier import host_device
+from apex_jax.engine.executor_factory import host_device
 from apex_jax.execution.attention_backend import default_dtype
 
 

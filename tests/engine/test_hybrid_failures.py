@@ -218,7 +218,7 @@ def test_the_others_of_the_same_call_lose_nothing(how, strategy, llm, greedy, us
             ends = [[(c.token_ids, c.finish_reason, c.stop_reason) for c in output.outputs] for output in outputs]
             assert all(output.finished for output in outputs)
         else:
-            ends = joined(llm.stream(prompts, params), llm._num_jobs, len(prompts))
+            ends = joined(llm.stream(prompts, params), llm._requests._num_groups, len(prompts))
     whole = failed = 0
     for tokens, completions in zip(expected, ends, strict=True):
         for found, *end in completions:
@@ -290,7 +290,7 @@ def test_a_request_fetched_from_lost_pages_does_not_land(llm, usable, monkeypatc
     with monkeypatch.context() as patch:
         # Two layers a request: the third store is of the second request, and takes the first one's pages along.
         break_down(patch, llm, "write", 3, lose)
-        llm._begin(jobs, llm._checked([[5, 17, 40], [3] * 15], GREEDY))
+        llm._requests.begin(jobs, llm._checked([[5, 17, 40], [3] * 15], GREEDY))
         while llm._engine.has_unfinished:
             llm._engine.step()
     assert [job.generations[0].host_error for job in jobs] == [error, error]
@@ -307,7 +307,7 @@ def test_a_loss_that_nobody_was_left_to_hear_of_does_not_reach_the_next(llm, gre
         away(patch, scheduler)
         break_down(patch, llm, "write", 1, lose)
         jobs = []
-        llm._begin(jobs, llm._checked([5, 17, 40], GREEDY))
+        llm._requests.begin(jobs, llm._checked([5, 17, 40], GREEDY))
         engine = llm._engine
         while not engine._scheduler.evictions:
             engine.step()

@@ -1,14 +1,46 @@
-"""The host's side of an engine: its device, its pages and the worker over them."""
+"""What an executor runs on: the device with the model, and the host's pages with their worker."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
+from ..execution.attention_backend import DeviceAttention
+from ..execution.buckets import Buckets
+from ..execution.jax_device import JaxDevice
 from ..host_offload import HostKVConfig, HostWorker, allocate
-from ..models.config import LlamaConfig
+from ..models import LlamaConfig, Weights
 from ..options import EngineOptions
 from .capacity import EngineSizes
+
+
+def make_device(
+    config: LlamaConfig,
+    weights: Weights,
+    options: EngineOptions,
+    sizes: EngineSizes,
+    attention: DeviceAttention,
+    *,
+    device: jax.Device,
+) -> JaxDevice:
+    """Return the device with a model's weights and an empty KV cache."""
+    buckets = Buckets(
+        max_num_seqs=sizes.max_num_seqs,
+        max_host_seqs=sizes.max_host_seqs,
+        max_prefill_pages=sizes.max_prefill_pages,
+        page_size=options.page_size,
+        table_width=-(-sizes.max_model_len // options.page_size),
+        ragged_attention=attention.ragged,
+    )
+    return JaxDevice(
+        config,
+        weights,
+        attention=attention.append_and_attend,
+        device=device,
+        num_pages=sizes.pages,
+        buckets=buckets,
+        eos_token_ids=config.eos_token_ids,
+    )
 
 
 def host_device(device: jax.Device) -> jax.Device:
