@@ -2,12 +2,16 @@
 # make install   everything, for development, editable
 # make test      install, then all tests: what CI runs
 # make check     tests, style and types, with what is installed
+# make quick     what one runs after each edit: style, and the tests that say most in the least time
 #
 # Each step leaves a stamp in the virtual environment and is repeated only when what it depends on has changed.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Processes that share the tests; the tests of a file stay together, for they share engines.
+JOBS ?= 2
+PYTEST := $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile
 NATIVE := $(wildcard host_offload/native/*.cc host_offload/native/*.h)
 
 SHELL := bash
@@ -19,7 +23,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 DOWNLOADS := awk '$$1 == "Downloading" { sub(/^ */, ""); print "    " $$0; fflush() } \
 	/^Successfully installed/ { print "    " NF - 2 " packages installed" }'
 
-.PHONY: help demo install test check lint format clean
+# All that needs no JAX or little of it, and the tokens of each path beside those of the plain model.
+QUICK := tests/scheduler tests/trace tests/packaging/test_dependencies.py tests/profiling/test_profiling.py \
+	tests/sampling/test_sampling_params.py tests/sampling/test_prompts.py tests/cli/test_arguments.py \
+	tests/models/test_stories.py tests/host_offload/test_attention.py::test_long_rows_are_cut_and_merged \
+	tests/engine/test_soak.py::test_a_real_model_tells_its_story tests/engine/test_hybrid_tokens.py::TestFromOutside
+
+.PHONY: help demo install test check quick installed format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -31,14 +41,21 @@ demo: $(VENV)/.package
 install: $(VENV)/.dev $(VENV)/.package
 
 test: install
-	$(BIN)/pytest
+	$(PYTEST)
 
-check:
-	@test -x $(BIN)/pytest || { echo "nothing is installed yet: run 'make install' first" >&2; exit 1; }
+check: installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	scripts/typecheck.sh
-	$(BIN)/pytest
+	$(PYTEST)
+
+quick: installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(PYTEST) -m "not slow" $(QUICK)
+
+installed:
+	@$(BIN)/python -c 'import xdist' 2> /dev/null || { echo "not all is installed yet: run 'make install' first" >&2; exit 1; }
 
 format:
 	$(BIN)/ruff check --fix

@@ -34,7 +34,8 @@ def worker():
     made = HostWorker(allocate(shape, PAGES * shape.page_bytes), num_heads=HEADS)
     yield made
     made.stop()
-    assert set(threading.enumerate()) == threads
+    # One that an exception from outside ends in its last line stays listed.
+    assert {thread for thread in threading.enumerate() if thread.is_alive()} == threads
 
 
 @pytest.fixture
