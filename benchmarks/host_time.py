@@ -43,6 +43,7 @@ COHORTS: dict[str, tuple[int, ...]] = {
     "layer_sync": (1,),
     "asymmetric_pipelining": (2,),
     "async_overlap": (1, 2),
+    "fast_lane": (1,),
 }
 """Cohorts that each strategy is measured with."""
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..scheduler.strategies import ASYMMETRIC_PIPELINING, ASYNC_OVERLAP, DEVICE_ONLY, LAYER_SYNC
+from ..scheduler.strategies import STRATEGIES
 from .catalogue_list import catalogue_lines
 from .errors import UserError, as_user_errors
 from .memory_warning import warn_of_memory
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..scheduler.cost_model.profile import Padding
     from ..scheduler.simulation.workload import Job
 
-STRATEGIES = ("auto", DEVICE_ONLY.name, LAYER_SYNC.name, ASYMMETRIC_PIPELINING.name, ASYNC_OVERLAP.name)
+CHOICES = ("auto", *STRATEGIES)
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -51,10 +51,9 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--strategy",
         default="auto",
-        choices=STRATEGIES,
+        choices=CHOICES,
         metavar="NAME",
-        help=f"{', '.join(STRATEGIES)}; the three hybrid ones are used where they are predicted to gain "
-        "(default: %(default)s)",
+        help=f"{', '.join(CHOICES)}; hybrid ones are used where they are predicted to gain (default: %(default)s)",
     )
     group.add_argument(
         "--max-time-per-token",

@@ -31,6 +31,7 @@ from apex_jax.host_offload import available_memory
 from apex_jax.machine.processor import usable_cores
 from apex_jax.models import preset, random_weights
 from apex_jax.scheduler import STRATEGIES, CostModel, DeviceSpec, HostSpec, Load, describe
+from apex_jax.scheduler.strategies import named
 from apex_jax.scheduler.strategies.steady import steady
 
 PROMPT, OUTPUT = 420, 192
@@ -171,17 +172,16 @@ def cost_model(setting: Setting, facts: dict[str, Any]) -> CostModel | None:
     return CostModel(replace(profile, stepwise_overhead=max(0.0, stepwise)))
 
 
-def lanes_of(strategy: str, host_rows: int) -> tuple[int, ...]:
+def lanes_of(strategy: str, host_rows: int, num_layers: int) -> tuple[int, ...]:
     """Return a fixed strategy's cohorts."""
-    count = {"device_only": 0, "layer_sync": 1, "asymmetric_pipelining": 2, "async_overlap": COHORTS}[strategy]
-    return (-(-host_rows // count),) * count if host_rows and count else ()
+    return named(strategy).fixed_lanes(host_rows, COHORTS, num_layers) if host_rows else ()
 
 
 def predicted(model: CostModel | None, strategy: str, found: Found, context: int) -> float | None:
     """Return the tokens a second of a fixed strategy with the rows that were found."""
     if model is None or strategy not in STRATEGIES:
         return None
-    device_rows, lanes = round(found.device_rows), lanes_of(strategy, round(found.host_rows))
+    device_rows, lanes = round(found.device_rows), lanes_of(strategy, round(found.host_rows), model.profile.num_layers)
     load = Load(device_rows=device_rows, device_kv_tokens=device_rows * context)
     # Without rows on the host every strategy is this one.
     return steady(model.costs, strategy if lanes else "device_only", load, lanes, context).tokens_per_s
@@ -197,7 +197,11 @@ def host_rows_for(model: CostModel | None, strategy: str, device_rows: int, sett
     load = Load(device_rows=device_rows, device_kv_tokens=device_rows * setting.context)
     return max(
         counts,
-        key=lambda rows: steady(model.costs, strategy, load, lanes_of(strategy, rows), setting.context).tokens_per_s,
+        key=lambda rows: (
+            steady(
+                model.costs, strategy, load, lanes_of(strategy, rows, model.profile.num_layers), setting.context
+            ).tokens_per_s
+        ),
     )
 
 

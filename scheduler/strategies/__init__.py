@@ -4,6 +4,7 @@ from .asymmetric_pipelining import ASYMMETRIC_PIPELINING
 from .async_overlap import ASYNC_OVERLAP
 from .base import Place, Strategy
 from .device_only import DEVICE_ONLY
+from .fast_lane import FAST_LANE
 from .layer_sync import LAYER_SYNC
 from .registry import STRATEGIES, named
 
@@ -11,6 +12,7 @@ __all__ = [
     "ASYMMETRIC_PIPELINING",
     "ASYNC_OVERLAP",
     "DEVICE_ONLY",
+    "FAST_LANE",
     "LAYER_SYNC",
     "STRATEGIES",
     "Place",

@@ -6,9 +6,10 @@ from .asymmetric_pipelining import ASYMMETRIC_PIPELINING
 from .async_overlap import ASYNC_OVERLAP
 from .base import Strategy
 from .device_only import DEVICE_ONLY
+from .fast_lane import FAST_LANE
 from .layer_sync import LAYER_SYNC
 
-_ALL = (DEVICE_ONLY, LAYER_SYNC, ASYMMETRIC_PIPELINING, ASYNC_OVERLAP)
+_ALL = (DEVICE_ONLY, LAYER_SYNC, ASYMMETRIC_PIPELINING, ASYNC_OVERLAP, FAST_LANE)
 """Those that bind requests for longer stand later."""
 
 _BY_NAME = {strategy.name: strategy for strategy in _ALL}

@@ -35,7 +35,7 @@ def test_rows(bench, tmp_path):
     status, out, err = bench("--json", "--trace", trace)
     assert status == 0, err
     table = json.loads(out)
-    strategies = ["device_only", "layer_sync", "asymmetric_pipelining", "async_overlap"]
+    strategies = ["device_only", "layer_sync", "asymmetric_pipelining", "async_overlap", "fast_lane"]
     assert [row["strategy"] for row in table] == strategies
     for row in table:
         assert (row["kind"], row["device"], row["shape"], row["device_kv_tokens"]) == ("emulated", "toy", "toy", 512)

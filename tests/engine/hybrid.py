@@ -38,7 +38,7 @@ class Restless:
 
     def decide(self, situation):
         if self.rng.random() < self.change:
-            strategy = STRATEGIES[self.rng.integers(4)]
+            strategy = STRATEGIES[self.rng.integers(len(STRATEGIES))]
             most = self.num_layers + 2
             lanes = {"device_only": 0, "layer_sync": 1, "asymmetric_pipelining": 2}.get(
                 strategy, int(self.rng.integers(1, most + 1))

@@ -144,7 +144,7 @@ class TestByHand:
         device, start = make(), clock.now
         chunk = PrefillChunk(request_id=0, slot=0, start=16, tokens=(1,) * 10, samples=True, step=0)
         plan = steady_plan("device_only", num_layers=LAYERS, device_rows=1, length=50)
-        plan = type(plan)(number=0, num_layers=LAYERS, prefill=(chunk,), decode=plan.decode)
+        plan = type(plan)(number=0, strategy=plan.strategy, num_layers=LAYERS, prefill=(chunk,), decode=plan.decode)
         for skipped, attention, width in ((False, 0.3 + 1.5 + 0.03 * 215, 11), (True, 0.3 + 1.5, 1)):
             device.skips_prompts = skipped
             device.begin(plan)
@@ -205,7 +205,9 @@ class TestByHand:
         assert device.sample(plan).at_ns == start
 
 
-@pytest.mark.parametrize("strategy", ["device_only", "layer_sync", "asymmetric_pipelining", "async_overlap"])
+@pytest.mark.parametrize(
+    "strategy", ["device_only", "layer_sync", "asymmetric_pipelining", "async_overlap", "fast_lane"]
+)
 @pytest.mark.parametrize("device_rows", [1, 3, 5])
 def test_iterations_take_what_the_cost_model_walks(clock, strategy, device_rows):
     """With a host that attends in no time, as the executor would call it."""
@@ -320,7 +322,7 @@ class TestWaits:
         assert wait_ns == pytest.approx(12 * 5 * MS, abs=12_000)
 
 
-@pytest.mark.parametrize("strategy", ["layer_sync", "asymmetric_pipelining", "async_overlap"])
+@pytest.mark.parametrize("strategy", ["layer_sync", "asymmetric_pipelining", "async_overlap", "fast_lane"])
 def test_an_engine_serves_requests_on_it(strategy):
     """Real threads, host pages and moves; the device takes no time."""
     layout = HostKVConfig(num_layers=LAYERS, num_kv_heads=2, head_width=16, page_size=PAGE)

@@ -12,7 +12,7 @@ from apex_jax import SamplingParams
 
 pytestmark = pytest.mark.gpu
 
-STRATEGIES = ("device_only", "layer_sync", "asymmetric_pipelining", "async_overlap")
+STRATEGIES = ("device_only", "layer_sync", "asymmetric_pipelining", "async_overlap", "fast_lane")
 LENGTHS = (5, 17, 33, 48, 3, 20, 61, 9, 40, 16)
 COUNT = 24
 

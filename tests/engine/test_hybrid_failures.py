@@ -13,7 +13,7 @@ from apex_jax.scheduler import Fetch
 
 from .hybrid import HOST_ROWS, OPTIONS, Reference, check_empty, draw_load, run, settle, unsettle
 
-STRATEGIES = ("layer_sync", "asymmetric_pipelining", "async_overlap")
+STRATEGIES = ("layer_sync", "asymmetric_pipelining", "async_overlap", "fast_lane")
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 
 

@@ -13,7 +13,7 @@ from apex_jax.host_offload import worker as worker_module
 
 from .hybrid import OPTIONS, check_empty, settle, unsettle
 
-STRATEGIES = ("layer_sync", "asymmetric_pipelining", "async_overlap")
+STRATEGIES = ("layer_sync", "asymmetric_pipelining", "async_overlap", "fast_lane")
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 LONG = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
 PROMPTS = [[number + 1] * (5 + 3 * number) for number in range(9)]

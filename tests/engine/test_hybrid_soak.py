@@ -6,7 +6,7 @@ from apex_jax.scheduler import FixedPolicy
 
 from .hybrid import HOST_ROWS, OPTIONS, Reference, Restless, check_empty, draw_load, run, settle, unsettle
 
-HYBRID = ("layer_sync", "asymmetric_pipelining", "async_overlap")
+HYBRID = ("layer_sync", "asymmetric_pipelining", "async_overlap", "fast_lane")
 
 
 def test_a_thousand_requests(make, dense, config):

@@ -16,7 +16,7 @@ from apex_jax.scheduler import FixedPolicy
 from .hybrid import HOST_ROWS, OPTIONS, Reference, Restless, check_empty, draw_load, run, settle, unsettle
 
 LAYERS = 2
-HYBRID = ("layer_sync", "asymmetric_pipelining", "async_overlap")
+HYBRID = ("layer_sync", "asymmetric_pipelining", "async_overlap", "fast_lane")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_random_schedules(attention, block, hybrid, deep, reference, config):
         if seed % 2:
             scheduler.policy = Restless(rng, layers, change=float(rng.uniform(0.05, 1)))
         else:
-            strategy = HYBRID[rng.integers(3)]
+            strategy = HYBRID[rng.integers(len(HYBRID))]
             cohorts = int(rng.integers(1, layers + 3))
             scheduler.policy = FixedPolicy(
                 strategy=strategy, num_cohorts=cohorts, max_host_requests=int(rng.integers(1, HOST_ROWS + 1))
@@ -92,7 +92,11 @@ def test_random_schedules(attention, block, hybrid, deep, reference, config):
 
 @pytest.mark.parametrize(
     ("strategy", "cohorts"),
-    [("layer_sync", 1), ("asymmetric_pipelining", 2), *itertools.product(["async_overlap"], range(1, LAYERS + 3))],
+    [
+        ("layer_sync", 1),
+        ("asymmetric_pipelining", 2),
+        *itertools.product(["async_overlap", "fast_lane"], range(1, LAYERS + 3)),
+    ],
 )
 def test_every_strategy_and_number_of_cohorts(strategy, cohorts, attention, hybrid, reference, config):
     llm = hybrid(attention)

@@ -46,10 +46,13 @@ def machine(
 
 def cohorts(strategy, layers, lanes, row_tokens, iteration):
     """Return the cohorts of one iteration among many alike, those of async_overlap evenly spaced over the
-    boundaries."""
+    boundaries, and those of fast_lane so beside its first."""
+    if strategy == "fast_lane":
+        first = cohorts("layer_sync", layers, lanes[:1], row_tokens, iteration)
+        return first + cohorts("async_overlap", layers, lanes[1:], row_tokens, iteration)
     if strategy != "async_overlap":
         return tuple(
-            CohortLoad(id=1000 * iteration + lane, rows=rows, kv_tokens=rows * row_tokens, first=0, last=layers)
+            CohortLoad(id=1000 * (1 + iteration) + lane, rows=rows, kv_tokens=rows * row_tokens, first=0, last=layers)
             for lane, rows in enumerate(lanes)
         )
     riding = []

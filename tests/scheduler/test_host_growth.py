@@ -28,7 +28,7 @@ def serve(scheduler, requests):
     return plans
 
 
-@pytest.mark.parametrize("strategy", ["layer_sync", "asymmetric_pipelining", "async_overlap"])
+@pytest.mark.parametrize("strategy", ["layer_sync", "asymmetric_pipelining", "async_overlap", "fast_lane"])
 @pytest.mark.parametrize("host_pages", [6, 9, 12])
 def test_a_request_that_gave_its_pages_away_does_not_depart(strategy, host_pages):
     """Those that rest longest board first, so that one of them may be the youngest, who loses its pages to another."""

@@ -180,6 +180,33 @@ class TestOverlap:
         ]
 
 
+class TestFastLane:
+    def test_one_gets_a_token_in_every_iteration_and_others_every_three(self):
+        run = Run(Decision(strategy="fast_lane", lanes=(1, 2), max_host_requests=4))
+        for _ in range(4):
+            run.add(limit=20)
+        assert run.lines(9) == [
+            "prefill 0[0:3]; decode -",
+            "prefill 1[0:3]; cohort 0 at 0..2: 0@4; evict 0",
+            "prefill 2[0:3]; cohort 1 at 0..2: 0@5; cohort 2 at 0: 1@4; evict 1",
+            "prefill 3[0:3]; cohort 3 at 0..2: 0@6; cohort 2 at 1: 1@4; evict 2",
+            "decode 3@4; cohort 4 at 0..2: 0@7; cohort 2 at 2: 1@4",
+            "decode 3@5; cohort 5 at 0..2: 0@8; cohort 6 at 0: 1@5, 2@4",
+            "decode 3@6; cohort 7 at 0..2: 0@9; cohort 6 at 1: 1@5, 2@4",
+            "decode 3@7; cohort 8 at 0..2: 0@10; cohort 6 at 2: 1@5, 2@4",
+            "decode 3@8; cohort 9 at 0..2: 0@11; cohort 10 at 0: 1@6, 2@5",
+        ]
+
+    def test_who_rides_in_it_stays_until_its_end(self):
+        run = Run(Decision(strategy="fast_lane", lanes=(1, 1), max_host_requests=4))
+        for limit in (6, 20, 20):
+            run.add(limit=limit)
+        run.lines(12)
+        lanes = [[c.rows[0].request_id for c in plan.cohorts if c.last - c.first == LAYERS] for plan in run.plans]
+        # Request 1 takes the lane once it is between two tokens.
+        assert lanes == [[], [0], [0], [0], [0], [0], [], [], [1], [1], [1], [1]]
+
+
 class TestChanges:
     def test_mid_token_rows_drain_before_others_depart(self):
         run = Run(overlap(1, 1))

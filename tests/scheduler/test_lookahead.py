@@ -5,7 +5,6 @@ import random
 import pytest
 
 from apex_jax.scheduler import CostModel, FixedPolicy, Load, Roster
-from apex_jax.scheduler.cohorts import even
 from apex_jax.scheduler.cost_model.catalogue import Catalogue
 from apex_jax.scheduler.experiment import Experiment
 from apex_jax.scheduler.planner.journey import ALONE, Course, Room
@@ -13,7 +12,7 @@ from apex_jax.scheduler.planner.lookahead import SINGLE, Lookahead
 from apex_jax.scheduler.planner.pacing import Pacing
 from apex_jax.scheduler.roster import grouped
 from apex_jax.scheduler.simulation.workload import Job, equal
-from apex_jax.scheduler.strategies import STRATEGIES
+from apex_jax.scheduler.strategies import STRATEGIES, named
 from apex_jax.scheduler.strategies.steady import steady
 
 from .machines import machine
@@ -108,8 +107,7 @@ class TestPacing:
         model = experiment.cost_model
         pairs = prompt * (prompt + 1) / 2
         load = Load(device_rows=rows, device_kv_tokens=400 * rows, prefill_tokens=prompt, prefill_pairs=pairs)
-        count = {"device_only": 0, "layer_sync": 1, "asymmetric_pipelining": 2, "async_overlap": 33}[strategy]
-        lanes = even(host_rows, count) if count else ()
+        lanes = named(strategy).spread(host_rows, named(strategy).most_cohorts(32), 0.5)
         exact = steady(model.costs, strategy, load, lanes, 500.0)
         seconds, busy = Pacing(model.costs).seconds(strategy, rows, 400 * rows, host_rows, 500.0, (prompt, pairs))
         assert seconds == pytest.approx(exact.iteration_s, rel=1e-9)
