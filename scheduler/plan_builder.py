@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .plan import Cohort, DecodeRow, Eviction, Fetch, Landing, NewPages, Plan, PrefillChunk
+from .request import Request
 
 
 @dataclass(kw_only=True)
@@ -30,18 +31,57 @@ class Draft:
         moves = self.evictions or self.fetches or self.landings
         return not (self.has_device_rows or self.cohorts or moves)
 
-    def add_pages(self, slot: int, first: int, pages: Sequence[int]) -> None:
-        """Note device pages that a slot has received."""
-        self.new_pages.append(NewPages(slot=slot, first=first, pages=tuple(pages)))
+    def add_pages(self, request: Request, pages: Sequence[int]) -> None:
+        """Note device pages that a request receives beside those it has."""
+        self.new_pages.append(NewPages(slot=request.held_slot, first=len(request.pages), pages=tuple(pages)))
 
-    def add_host_pages(self, slot: int, first: int, pages: Sequence[int]) -> None:
-        """Note host pages that a slot has received."""
-        self.new_host_pages.append(NewPages(slot=slot, first=first, pages=tuple(pages)))
+    def add_host_pages(self, request: Request, pages: Sequence[int]) -> None:
+        """Note host pages that a request receives beside those it has."""
+        self.new_host_pages.append(NewPages(slot=request.held_slot, first=len(request.host_pages), pages=tuple(pages)))
 
     def forget_pages(self, slot: int) -> None:
         """Drop what a slot received in this plan and has given back."""
         self.new_pages[:] = [change for change in self.new_pages if change.slot != slot]
         self.new_host_pages[:] = [change for change in self.new_host_pages if change.slot != slot]
+
+    def add_chunk(self, request: Request, end: int) -> None:
+        """Let a request's tokens up to `end` be prefilled; the last ones sample."""
+        start, known = request.computed, len(request.prompt)
+        tokens = request.prompt[start:end] + tuple(request.output[max(start - known, 0) : max(end - known, 0)])
+        chunk = PrefillChunk(
+            request_id=request.id,
+            slot=request.held_slot,
+            start=start,
+            tokens=tokens,
+            samples=end == request.prefill_target,
+            step=request.steps,
+        )
+        self.prefill.append(chunk)
+
+    def add_row(self, request: Request) -> None:
+        """Let a device request decode."""
+        row = DecodeRow(request_id=request.id, slot=request.held_slot, length=request.length, step=request.steps)
+        self.decode.append(row)
+
+    def evict(self, request: Request) -> None:
+        """Move what a request's host pages take from its first device pages."""
+        pages = request.pages[: len(request.host_pages)]
+        eviction = Eviction(
+            request_id=request.id,
+            slot=request.held_slot,
+            device_pages=tuple(pages),
+            host_pages=tuple(request.host_pages),
+        )
+        self.forget_pages(request.held_slot)
+        self.evictions.append(eviction)
+
+    def fetch(self, request: Request) -> None:
+        """Begin to move a request's host pages to the device."""
+        self.fetches.append(Fetch(request_id=request.id, host_pages=tuple(request.host_pages)))
+
+    def land(self, request: Request) -> None:
+        """Write a request's fetched pages to its device pages."""
+        self.landings.append(Landing(request_id=request.id, slot=request.held_slot, device_pages=tuple(request.pages)))
 
     def plan(self, *, number: int, num_layers: int, strategy: str) -> Plan:
         """Return what has been decided."""

@@ -63,6 +63,12 @@ class Request:
             raise ValueError(f"request {self.id} has max_tokens={self.max_tokens}; at least 1 is needed")
 
     @property
+    def held_slot(self) -> int:
+        """The slot of a request that has one."""
+        assert self.slot is not None
+        return self.slot
+
+    @property
     def length(self) -> int:
         """Tokens of the context, those still in flight included."""
         return len(self.prompt) + self.steps

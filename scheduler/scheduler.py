@@ -4,24 +4,23 @@ Three verbs: `add` a request, `schedule` the next plan, `update` with the tokens
 one iteration ahead: when a plan is scheduled the tokens of the one before it have usually not arrived, so the scheduler
 counts tokens in flight and never needs their values, except to prefill a preempted request again.
 
-Every request is prefilled on the device and stays there while there is room. When there is none, the youngest device
-request is evicted to the host, if the policy wants requests there and the host has room; otherwise newcomers wait, and
-a request that cannot grow takes the pages of the youngest, which is computed again later. As the device drains, host
-requests are fetched back.
+The rules are those of `admission`; here are the requests, their pages and slots.
 """
 
 from __future__ import annotations
 
+import itertools
 from bisect import insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
+from .admission import Room, gives_way, iteration, make_room, prefill
 from .cohorts import Cohorts, Departure
 from .page_allocator import PageTable
-from .plan import DecodeRow, Eviction, Fetch, Landing, Plan, PrefillChunk
+from .plan import Plan
 from .plan_builder import Draft
 from .policy import Decision, FixedPolicy, Policy, Situation
 from .request import Request
-from .roster import Roster
+from .scheduler_state import situation
 from .strategies import DEVICE_ONLY, named
 
 
@@ -145,14 +144,15 @@ class Scheduler:
         draft = Draft()
         if any(request.wants_token or request.is_prefilling for request in self._running) or self._waiting:
             self.decision = self.policy.decide(self.situation())
-        self._land(draft)
-        self._make_room(draft)
-        self._schedule_decode(draft)
-        self._schedule_prefill(draft)
-        if self.host_pages is not None:
-            # First, or those that begin a token with every plan would never be between two of them.
-            self._fetch_back(draft)
-            self._schedule_host(draft)
+        iteration(
+            draft,
+            land=self._land,
+            make_room=self._make_room,
+            grow=self._schedule_decode,
+            prefill=self._schedule_prefill,
+            fetch_back=self._fetch_back,
+            ride=self._schedule_host,
+        )
         if draft.is_empty:
             return None
         plan = draft.plan(number=self._plans, num_layers=self.num_layers, strategy=self.decision.strategy)
@@ -176,60 +176,40 @@ class Scheduler:
 
     def situation(self) -> Situation:
         """Return the requests that exist and the memory that is free, in counts."""
-        device = [r for r in self._running if r.side == "device" and r.wants_token]
-        host = [r for r in self._running if r.side == "host" and not r.fetching]
-        prefilling = [r for r in self._running if r.is_prefilling]
-        budget = self.max_prefill_pages * self.pages.page_size
-        waiting_tokens = sum(r.length for r in self._waiting)
-        owed = sum(r.prefill_target - r.computed for r in prefilling) + waiting_tokens
-        host_tokens, host_remaining = _tokens(host)
-        others_remaining = _tokens(r for r in self._running if r.side == "device" or r.fetching)[1]
-        return Situation(
+        return situation(
+            self._running,
+            self._waiting,
             num_layers=self.num_layers,
-            device_rows=len(device),
-            device_kv_tokens=sum(r.length for r in device),
-            host_rows=len(host),
-            host_kv_tokens=host_tokens,
-            prefill_tokens=min(budget, owed),
-            prefill_context=prefilling[0].computed if prefilling else 0,
-            waiting=len(self._waiting),
-            waiting_tokens=waiting_tokens,
-            waiting_first=self._waiting[0].length if self._waiting else 0,
-            waiting_output=sum(r.max_tokens - r.steps for r in self._waiting),
-            remaining_tokens=host_remaining + others_remaining,
-            host_remaining_tokens=host_remaining,
-            free_device_tokens=self.pages.num_free * self.pages.page_size,
-            free_host_tokens=self.host_pages.num_free * self.host_pages.page_size if self.host_pages else 0,
-            mid_token_rows=sum(r.cohort is not None for r in host),
-            oldest_host_wait=max((self._plans - r.last_turn for r in host), default=0),
-            roster=self.roster,
+            plan=self._plans,
+            prefill_pages=self.max_prefill_pages,
+            pages=self.pages,
+            host_pages=self.host_pages,
         )
-
-    def roster(self) -> Roster:
-        """Return the lengths of all requests; those on the way to the device count as there."""
-        device, host, device_ids, host_ids = [], [], [], []
-        for request in self._running:
-            steps = len(request.output) + request.in_flight
-            if steps < request.max_tokens:
-                there = request.side == "host" and not request.fetching
-                (host if there else device).append((len(request.prompt) + steps, request.max_tokens - steps))
-                (host_ids if there else device_ids).append(request.id)
-        waiting = [(r.length, r.max_tokens - r.steps) for r in self._waiting]
-        return Roster(device, host, waiting, [*device_ids, *host_ids, *(r.id for r in self._waiting)])
 
     @property
     def _on_device(self) -> list[Request]:
         """Requests that hold or are about to hold a row on the device, in order of arrival."""
         return [request for request in self._running if request.side == "device" or request.fetching]
 
+    def _device_room(self, growth: int = 0) -> Room:
+        return Room(self.pages.num_free - growth, len(self._on_device), self.max_num_seqs)
+
+    def _host_room(self) -> Room:
+        free = self.host_pages.num_free if self.host_pages is not None else 0
+        return Room(free, self.num_on_host, min(self.max_host_seqs, self.decision.max_host_requests))
+
+    def _need(self, request: Request) -> int:
+        return self.pages.pages_for(request.length)
+
+    def _can_leave(self, request: Request) -> bool:
+        """Whether a request is on the device between two tokens."""
+        return request.side == "device" and request.wants_token
+
     def _land(self, draft: Draft) -> None:
         for request in self._running:
             if request.fetched:
-                assert request.slot is not None
                 assert self.host_pages is not None
-                draft.landings.append(
-                    Landing(request_id=request.id, slot=request.slot, device_pages=tuple(request.pages))
-                )
+                draft.land(request)
                 self.host_pages.free(request.host_pages)
                 request.host_pages = []
                 request.side, request.fetching, request.fetched = "device", False, False
@@ -238,72 +218,26 @@ class Scheduler:
 
     def _make_room(self, draft: Draft) -> None:
         """Evict the youngest device requests as far as that lets the first waiting requests in with this plan."""
-        budget = self.max_prefill_pages - sum(
-            self.pages.pages_for(r.prefill_target - r.computed) for r in self._running if r.is_prefilling
+        if not self._waiting or (host := self._host_room()).is_full:
+            return
+        under_way = (r.prefill_target - r.computed for r in self._running if r.is_prefilling)
+        young = [request for request in reversed(self._on_device) if self._can_leave(request)]
+        _, leaving = make_room(
+            # The tokens of one that was preempted must have come before it is computed again.
+            map(self._need, itertools.takewhile(lambda request: not request.in_flight, self._waiting)),
+            iter(young),
+            self._need,
+            self.max_prefill_pages - sum(map(self.pages.pages_for, under_way)),
+            self._device_room(growth=sum(self._need(request) - len(request.pages) for request in young)),
+            host,
         )
-        pages = newcomers = 0
-        for request in self._waiting[: len(self._free_slots)]:
-            if budget <= 0 or request.in_flight:
-                return
-            pages, newcomers = pages + self.pages.pages_for(request.length), newcomers + 1
-            budget -= self.pages.pages_for(request.length)
-            if not self._make_room_for(pages, newcomers, draft):
-                return
-
-    def _make_room_for(self, pages: int, newcomers: int, draft: Draft) -> bool:
-        """Evict what has to leave for so many requests with so many pages, or nobody if that does not do."""
-        on_device = self._on_device
-        growth = sum(
-            self.pages.pages_for(r.length) - len(r.pages) for r in on_device if r.side == "device" and r.wants_token
-        )
-        # What `_admit_next` will ask for when it comes to the last of them.
-        free = self.pages.num_free - growth - pages
-        rows, victims, room = len(on_device) + newcomers - 1, [], self._host_room()
-        for request in reversed(on_device):
-            if free >= rows and rows < self.max_num_seqs:
-                break
-            if not self._can_leave(request):
-                continue
-            room -= self._host_need(request) + 1
-            if room < 0 or len(victims) >= self._host_vacancies():
-                return False
-            victims.append(request)
-            rows -= 1
-            free += self.pages.pages_for(request.length)
-        if free < rows or rows >= self.max_num_seqs:
-            return False
-        for request in victims:
+        for request in leaving:
             self._evict(request, draft)
-        return True
-
-    def _can_leave(self, request: Request) -> bool:
-        """Whether a request is on the device between two tokens."""
-        return request.side == "device" and request.wants_token and not request.fetching
-
-    def _host_vacancies(self) -> int:
-        return min(self.max_host_seqs, self.decision.max_host_requests) - self.num_on_host
-
-    def _host_room(self) -> int:
-        """Host pages that newcomers may take: one is left for each request there."""
-        return 0 if self.host_pages is None else self.host_pages.num_free - self.num_on_host
-
-    def _host_need(self, request: Request) -> int:
-        return self.pages.pages_for(request.length)
 
     def _evict(self, request: Request, draft: Draft) -> None:
         assert self.host_pages is not None
-        assert request.slot is not None
-        count = self.pages.pages_for(request.computed)
-        request.host_pages = self.host_pages.allocate(count)
-        draft.forget_pages(request.slot)
-        draft.evictions.append(
-            Eviction(
-                request_id=request.id,
-                slot=request.slot,
-                device_pages=tuple(request.pages[:count]),
-                host_pages=tuple(request.host_pages),
-            )
-        )
+        request.host_pages = self.host_pages.allocate(self.pages.pages_for(request.computed))
+        draft.evict(request)
         self.pages.free(request.pages)
         request.pages = []
         request.side = "host"
@@ -314,27 +248,22 @@ class Scheduler:
     def _schedule_decode(self, draft: Draft) -> None:
         # Growing may evict or preempt requests further on in the list, or this one.
         for request in list(self._running):
-            if request.slot is None or request.side == "host" or not request.wants_token:
-                continue
-            if self._grow(request, draft):
-                draft.decode.append(
-                    DecodeRow(request_id=request.id, slot=request.slot, length=request.length, step=request.steps)
-                )
+            if request.slot is not None and self._can_leave(request) and self._grow(request, draft):
+                draft.add_row(request)
                 request.computed = request.length
                 request.in_flight += 1
 
     def _grow(self, request: Request, draft: Draft) -> bool:
-        """Give a decoding request the page its next token needs, taking pages from younger requests if none is free.
-
-        Returns False if the request itself had to give way.
-        """
-        missing = self.pages.pages_for(request.length) - len(request.pages)
+        """Give a decoding request the page its next token needs; returns False if it had to give way itself."""
+        missing = self._need(request) - len(request.pages)
         while missing > self.pages.num_free:
-            giving = self._give_way(request)
+            on_device = self._on_device
+            behind = reversed(on_device[on_device.index(request) :])
+            giving = gives_way(filter(self._can_leave, behind), self._need, self._host_room())
             if giving is not None:
                 self._evict(giving, draft)
             else:
-                giving = self._on_device[-1]
+                giving = on_device[-1]
                 self._preempt(giving, draft)
             if giving is request:
                 return False
@@ -342,67 +271,39 @@ class Scheduler:
             self._allocate(request, missing, draft)
         return True
 
-    def _give_way(self, request: Request) -> Request | None:
-        """Return the youngest device request that the host can take: one behind `request`, or that itself."""
-        if self._host_vacancies() < 1:
-            return None
-        for other in reversed(self._on_device):
-            if self._can_leave(other) and self._host_need(other) < self._host_room():
-                return other
-            if other is request:
-                break
-        return None
-
     def _schedule_prefill(self, draft: Draft) -> None:
-        budget = self.max_prefill_pages
-        for request in self._running:
-            if budget and request.is_prefilling:
-                budget -= self._add_chunk(request, budget, draft)
-        while budget and (admitted := self._admit_next(draft)) is not None:
-            budget -= self._add_chunk(admitted, budget, draft)
+        prefill(
+            self.max_prefill_pages,
+            (request for request in self._running if request.is_prefilling),
+            lambda: self._admit_next(draft),
+            lambda request, pages: self._add_chunk(request, pages, draft),
+        )
 
     def _admit_next(self, draft: Draft) -> Request | None:
         """Give the first waiting request a slot and pages for all its tokens, if there is room for it."""
-        if not self._waiting or not self._free_slots:
-            return None
-        request = self._waiting[0]
-        if request.in_flight:
-            return None
-        missing, rows = self.pages.pages_for(request.length), len(self._on_device)
-        # A page is left for each device request, or admitting one would soon drive out another.
-        if rows >= self.max_num_seqs or self.pages.num_free - missing < rows:
+        request = self._waiting[0] if self._waiting else None
+        if request is None or request.in_flight or not self._device_room().admits(self._need(request)):
             return None
         del self._waiting[0]
         request.slot = self._free_slots.pop()
         request.prefill_target = request.length
         insort(self._running, request, key=_arrival)
-        self._allocate(request, missing, draft)
+        self._allocate(request, self._need(request), draft)
         return request
 
     def _add_chunk(self, request: Request, max_pages: int, draft: Draft) -> int:
         """Prefill the next tokens of a request; returns the pages they fill."""
-        assert request.slot is not None
         start = request.computed
         end = min(request.prefill_target, start + max_pages * self.pages.page_size)
-        known = len(request.prompt)
-        tokens = request.prompt[start:end] + tuple(request.output[max(start - known, 0) : max(end - known, 0)])
-        samples = end == request.prefill_target
-        draft.prefill.append(
-            PrefillChunk(
-                request_id=request.id,
-                slot=request.slot,
-                start=start,
-                tokens=tokens,
-                samples=samples,
-                step=request.steps,
-            )
-        )
+        draft.add_chunk(request, end)
         request.computed = end
-        request.in_flight += samples
-        return self.pages.pages_for(len(tokens))
+        request.in_flight += end == request.prefill_target
+        return self.pages.pages_for(end - start)
 
     def _schedule_host(self, draft: Draft) -> None:
         """Let cohorts ride on, and let resting requests begin tokens in new ones."""
+        if self.host_pages is None:
+            return
         # A request whose token arrives with this plan can begin the next one only in a later plan.
         resting = sorted((r for r in self._running if r.is_resting), key=_longest_rested)
         strategy = named(self.decision.strategy)
@@ -436,7 +337,7 @@ class Scheduler:
     def _grow_on_host(self, request: Request, draft: Draft) -> bool:
         """Give a resting request the host page its next token needs; returns False if it cannot begin one."""
         assert self.host_pages is not None
-        missing = self.pages.pages_for(request.length) - len(request.host_pages)
+        missing = self._need(request) - len(request.host_pages)
         while missing > self.host_pages.num_free:
             resting = [other for other in self._running if other.is_resting]
             if resting[-1] is request and any(r.side == "host" for r in self._running if r is not request):
@@ -445,36 +346,32 @@ class Scheduler:
             if resting[-1] is request:
                 return False
         if missing > 0:
-            assert request.slot is not None
             pages = self.host_pages.allocate(missing, after=request.host_pages[-1] if request.host_pages else None)
-            draft.add_host_pages(request.slot, len(request.host_pages), pages)
+            draft.add_host_pages(request, pages)
             request.host_pages += pages
         return True
 
     def _fetch_back(self, draft: Draft) -> None:
         """Begin to move resting requests to the device while it has room that nobody waits for."""
-        if self._waiting:
+        if self._waiting or self.host_pages is None:
             return
         for request in self._running:
             if not (request.is_resting and request.wants_token and request.last_turn < self._plans):
                 continue
-            rows, need = len(self._on_device), self.pages.pages_for(request.length)
-            if rows >= self.max_num_seqs or self.pages.num_free - need <= rows:
+            if not self._device_room().takes_over(self._need(request)):
                 return
             request.pages = self.pages.allocate(self.pages.pages_for(request.computed))
             request.fetching = True
-            draft.fetches.append(Fetch(request_id=request.id, host_pages=tuple(request.host_pages)))
+            draft.fetch(request)
 
     def _allocate(self, request: Request, count: int, draft: Draft) -> None:
-        assert request.slot is not None
         pages = self.pages.allocate(count, after=request.pages[-1] if request.pages else None)
-        draft.add_pages(request.slot, len(request.pages), pages)
+        draft.add_pages(request, pages)
         request.pages += pages
 
     def _preempt(self, request: Request, draft: Draft) -> None:
         """Take a request's pages and slot; it will be prefilled again, its output so far included."""
-        assert request.slot is not None
-        draft.forget_pages(request.slot)
+        draft.forget_pages(request.held_slot)
         self._running.remove(request)
         self._release(request)
         request.computed = request.prefill_target = 0
@@ -483,26 +380,14 @@ class Scheduler:
         insort(self._waiting, request, key=_arrival)
 
     def _release(self, request: Request) -> None:
-        assert request.slot is not None
         self.pages.free(request.pages)
         if self.host_pages is not None:
             self.host_pages.free(request.host_pages)
         self._cohorts.leave(request)
         request.pages, request.host_pages = [], []
         request.side, request.fetching, request.fetched = "device", False, False
-        self._free_slots.append(request.slot)
+        self._free_slots.append(request.held_slot)
         request.slot = None
-
-
-def _tokens(requests: Iterable[Request]) -> tuple[int, int]:
-    """Return the tokens of all contexts, and those that may still come."""
-    contexts = remaining = 0
-    # Hundreds of requests before every plan: their properties would take longer than all the rest.
-    for request in requests:
-        steps = len(request.output) + request.in_flight
-        contexts += len(request.prompt) + steps
-        remaining += request.max_tokens - steps
-    return contexts, remaining
 
 
 def _longest_rested(request: Request) -> tuple[int, int]:

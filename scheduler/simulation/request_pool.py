@@ -7,8 +7,12 @@ produced clock - c tokens since. Sums over lengths and remaining tokens follow f
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+ROUNDING = 1e-6
+"""Tokens by which a clock that advances by fractions of them may be off."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -47,6 +51,7 @@ class Population:
     Attributes:
         clock: tokens that a request here from the start would have produced.
         rows: requests.
+        held: pages of the tokens before everybody's next one.
         new_pages: by clock modulo the page size, how many requests need another page for their next token.
     """
 
@@ -54,6 +59,7 @@ class Population:
         self.page_size = page_size
         self.clock = 0.0
         self.rows = 0
+        self.held = 0
         self.new_pages = [0] * page_size
         self._members: dict[int, tuple[SimRequest, float]] = {}
         self._ends: list[tuple[float, int]] = []
@@ -86,32 +92,41 @@ class Population:
     @property
     def growth(self) -> int:
         """Pages that the next token of everybody needs."""
-        return self.new_pages[int(self.clock) % self.page_size]
+        return self.new_pages[int(self.clock + ROUNDING) % self.page_size]
 
-    def growth_within(self, steps: int, free: int) -> int:
-        """Return how many of the next `steps` tokens the free pages allow."""
-        if self.rows * -(-steps // self.page_size) <= free:
+    def steps_within(self, free: int, steps: int, pace: float = 1.0) -> int:
+        """Return after how many of the next `steps` iterations, each of `pace` tokens, free pages are too few for the
+        next token."""
+        clock = int(self.clock + ROUNDING)
+        tokens = int(self.clock + ROUNDING + pace * steps) - clock + 1
+        if self.rows * -(-tokens // self.page_size) <= free:
             return steps
-        clock = int(self.clock)
-        for step in range(steps):
-            free -= self.new_pages[(clock + step) % self.page_size]
+        for produced in range(clock, clock + tokens):
+            free -= self.new_pages[produced % self.page_size]
             if free < 0:
-                return step
+                return math.ceil((produced - self.clock) / pace - ROUNDING)
         return steps
 
-    def pages_in(self, steps: int) -> int:
-        """Return the pages that the next `steps` tokens of everybody need."""
-        rounds, rest = divmod(steps, self.page_size)
-        clock = int(self.clock)
-        some = sum(self.new_pages[(clock + step) % self.page_size] for step in range(rest))
-        return rounds * self.rows + some
+    def advance(self, tokens: float) -> None:
+        """Let everybody produce so many tokens."""
+        first = int(self.clock + ROUNDING)
+        self.clock += tokens
+        produced = int(self.clock + ROUNDING) - first
+        first %= self.page_size
+        if produced == 1:
+            self.held += self.new_pages[first]
+        elif produced:
+            rounds, rest = divmod(produced, self.page_size)
+            self.held += rounds * self.rows + sum(self.new_pages[first : first + rest])
+            self.held += sum(self.new_pages[: max(0, first + rest - self.page_size)])
 
     def join(self, request: SimRequest) -> None:
         """Take a request in."""
-        clock = self.clock
+        clock, length = self.clock, request.length
         self._members[request.id] = (request, clock)
         self.rows += 1
-        self._length += request.length - clock
+        self.held += -(-(length - 1) // self.page_size)
+        self._length += length - clock
         self._remaining += request.output - request.done + clock
         self.new_pages[self._phase(request, clock)] += 1
         heapq.heappush(self._ends, (_end(request, clock), request.id))
@@ -120,20 +135,25 @@ class Population:
 
     def leave(self, request: SimRequest) -> None:
         """Let a request go; its `done` counts what it produced here, in whole tokens."""
+        self.held -= self.pages(request)
         _, since = self._members.pop(request.id)
         self.rows -= 1
         self._length -= request.length - since
         self._remaining -= request.output - request.done + since
         self.new_pages[self._phase(request, since)] -= 1
-        request.done = min(request.output, request.done + int(self.clock - since + 1e-6))
+        request.done = min(request.output, request.done + int(self.clock - since + ROUNDING))
 
     def pages(self, request: SimRequest) -> int:
-        """Return the pages that a request here holds: those of the tokens before the next one."""
-        return -(-(self.current_length(request) - 1) // self.page_size)
+        """Return the pages that a request here holds: those of the tokens before the next one.
+
+        Pages come when the clock passes whole numbers, also for those who joined between two.
+        """
+        produced = int(self.clock + ROUNDING) - int(self._members[request.id][1] + ROUNDING)
+        return -(-(request.length + produced - 1) // self.page_size)
 
     def current_length(self, request: SimRequest) -> int:
         """Return the tokens of a request's context, the next one to be fed included."""
-        return request.length + int(self.clock - self._members[request.id][1] + 1e-6)
+        return request.length + int(self.clock - self._members[request.id][1] + ROUNDING)
 
     def youngest(self) -> SimRequest | None:
         """Return the request that arrived last."""
@@ -149,27 +169,38 @@ class Population:
 
     def by_age(self) -> Iterator[SimRequest]:
         """Yield the requests, the youngest first."""
-        for request_id in sorted(self._members, reverse=True):
-            yield self._members[request_id][0]
+        if (first := self.youngest()) is not None:
+            yield first
+            yield from self._others(first, sorted(self._members, reverse=True))
+
+    def by_arrival(self) -> Iterator[SimRequest]:
+        """Yield the requests, the oldest first; those that have been yielded may leave meanwhile."""
+        if (first := self.oldest()) is not None:
+            yield first
+            yield from self._others(first, sorted(self._members))
 
     def lengths(self) -> tuple[list[tuple[int, int]], list[int]]:
         """Return the context of each request and the output tokens that it has still to produce, and their ids."""
         clock, ids = self.clock, sorted(self._members)
         members = [self._members[request_id] for request_id in ids]
-        done = [int(clock - since + 1e-6) for _, since in members]
+        done = [int(clock - since + ROUNDING) for _, since in members]
         return [(r.length + n, r.output - r.done - n) for (r, _), n in zip(members, done, strict=True)], ids
 
     def ended(self) -> Iterator[SimRequest]:
         """Remove and yield the requests that have produced all their tokens."""
-        while self.next_end <= self.clock + 1e-6:
+        while self.next_end <= self.clock + ROUNDING:
             request = self._members[heapq.heappop(self._ends)[1]][0]
             self.leave(request)
             request.done = request.output
             yield request
 
+    def _others(self, first: SimRequest, ids: Iterable[int]) -> Iterator[SimRequest]:
+        # Mostly nobody asks for more than the first, and sorting them all would be in vain.
+        return (self._members[request_id][0] for request_id in ids if request_id != first.id)
+
     def _phase(self, request: SimRequest, since: float) -> int:
         """The next token needs a page when the tokens before it fill theirs."""
-        return (int(since) + 1 - request.length) % self.page_size
+        return (int(since + ROUNDING) + 1 - request.length) % self.page_size
 
 
 def _end(request: SimRequest, since: float) -> float:

@@ -104,7 +104,7 @@ class Serving:
             remaining_tokens=int(device.remaining + host.remaining) + between,
             host_remaining_tokens=int(host.remaining),
             free_device_tokens=tiers.free * machine.page_size,
-            free_host_tokens=max(0, int(machine.host_kv_tokens - host.kv_tokens)),
+            free_host_tokens=tiers.host_free * machine.page_size,
             oldest_host_wait=int(1 / self._last_pace) if self._last_pace and host.rows else 0,
             undecided=self._undecided,
             roster=tiers.roster,
@@ -115,8 +115,7 @@ class Serving:
         tiers = self.tiers
         tiers.schedule(decision)
         decoding, host = tiers.decoding, tiers.host
-        busy = bool(decoding or tiers.prefill_tokens)
-        turn = host_turn(decision.strategy, decision.lanes, host.rows, self._layers, device=busy)
+        turn = host_turn(decision.strategy, decision.lanes, host.rows, self._layers, device=not tiers.is_idle)
         count = self._count(decoding, turn.pace)
         middle = (count - 1) / 2
         load = Load(
@@ -136,15 +135,14 @@ class Serving:
 
     def _count(self, decoding: int, pace: float) -> int:
         tiers = self.tiers
-        if tiers.prefill_tokens or tiers.prefilling or tiers.landing or tiers.moved_tokens:
+        if tiers.prefill_tokens or tiers.prefilling or tiers.landing or tiers.moved_tokens or tiers.unsettled:
             return 1
         count = LONGEST_STEP
         if decoding:
             count = min(count, int(tiers.device.next_end - tiers.device.clock))
-            count = min(count, tiers.device.growth_within(count, tiers.free))
+            count = min(count, tiers.device.steps_within(tiers.free, count))
         if pace:
             host = tiers.host
             count = min(count, math.ceil((host.next_end - host.clock) / pace - 1e-6))
-            free = tiers.machine.host_kv_tokens - host.kv_tokens
-            count = min(count, int(max(0.0, free) / (host.rows * pace)))
+            count = min(count, host.steps_within(tiers.host_free, count, pace))
         return max(1, count)

@@ -1,11 +1,12 @@
-"""The scheduler's rules over requests in sums: who is prefilled, who is evicted, preempted and fetched back."""
+"""The books of a simulated engine: all requests that have arrived, in sums, moved by the rules of `admission`."""
 
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from ..admission import Room, gives_way, iteration, make_room, prefill
 from ..cost_model.prediction import prompt_pairs
 from ..policy import Decision
 from ..roster import Roster
@@ -49,10 +50,10 @@ class Tiers:
     Attributes:
         device, host: decoding requests.
         waiting, prefilling: requests without pages, and those whose prompts are being computed, in order of arrival.
-        landing: requests on their way back to the device.
-        free: device pages that nobody holds.
+        landing: requests on their way back to the device, which hold pages on both sides.
         prefill_tokens, prefill_pairs: what the scheduled iteration computes of prompts, see `prompt_pairs`.
         completed: requests whose prompts it completes.
+        unsettled: whether pages that somebody lost let the first who waits in with the next one.
         moved_tokens: tokens whose KV it moves between the sides.
         evictions, fetches, preemptions: how many there were.
     """
@@ -64,14 +65,19 @@ class Tiers:
         self.waiting: list[SimRequest] = []
         self.prefilling: list[SimRequest] = []
         self.landing: list[SimRequest] = []
-        self.free = machine.device_kv_tokens // machine.page_size
         self.waiting_tokens = self.waiting_output = 0
         self.prefill_tokens = 0
         self.prefill_pairs = 0.0
         self.completed: list[SimRequest] = []
+        self.unsettled = False
         self.moved_tokens = 0
         self.evictions = self.fetches = self.preemptions = 0
         self._budget = max(1, machine.max_prefill_tokens // machine.page_size)
+        self._device_pages = machine.device_kv_tokens // machine.page_size
+        self._host_pages = machine.host_kv_tokens // machine.page_size
+        self._prefilling_pages = self._landing_pages = 0
+        self._just_evicted: set[int] = set()
+        self._device_rests = False
 
     @property
     def is_empty(self) -> bool:
@@ -79,10 +85,19 @@ class Tiers:
         return not (self.waiting or self.prefilling or self.landing or self.device.rows or self.host.rows)
 
     @property
-    def free_host_tokens(self) -> float:
-        """Tokens that newcomers to the host may bring: a page is left for each request there."""
-        machine = self.machine
-        return machine.host_kv_tokens - self.host.kv_tokens - self.host.rows * machine.page_size
+    def is_idle(self) -> bool:
+        """Whether the device has nothing to do in the scheduled iteration."""
+        return not (self.prefill_tokens or self.device.rows)
+
+    @property
+    def free(self) -> int:
+        """Device pages that nobody holds."""
+        return self._device_pages - self.device.held - self._prefilling_pages - self._landing_pages
+
+    @property
+    def host_free(self) -> int:
+        """Host pages that nobody holds."""
+        return self._host_pages - self.host.held - self._landing_pages
 
     @property
     def decoding(self) -> int:
@@ -96,7 +111,8 @@ class Tiers:
         owed = sum(request.length - request.computed for request in self.prefilling)
         if self.waiting:
             length = self.waiting[0].length
-            evictable = self._evictable_pages if machine.host_kv_tokens else 0
+            # A page is left free for each decoding request that could leave.
+            evictable = self.device.held + self._landing_pages + self.device.rows if machine.host_kv_tokens else 0
             fitting = max(0, self.free - self._on_device + evictable) // (self._pages(length) + 1)
             owed += min(self.waiting_tokens, fitting * length)
         return min(owed, self._budget * machine.page_size)
@@ -115,7 +131,6 @@ class Tiers:
         """Take in requests that are under way, in order of arrival."""
         for request in device:
             self.device.join(request)
-            self.free -= self.device.pages(request)
         for request in host:
             self.host.join(request)
         for request in waiting:
@@ -123,142 +138,151 @@ class Tiers:
 
     def wait(self, request: SimRequest) -> None:
         """Queue a request."""
-        insort(self.waiting, request, key=lambda other: other.id)
+        insort(self.waiting, request, key=_arrival)
         self.waiting_tokens += request.length
         self.waiting_output += request.output - request.done
 
     def schedule(self, decision: Decision) -> None:
         """Choose what the next iteration does, the riding of host rows aside."""
         self.moved_tokens = 0
-        for request in self.landing:
-            self.device.join(request)
-        self.landing.clear()
-        growing = not (self.machine.prefill_alone and (self.waiting or self.prefilling))
-        self._make_room(decision, growing=growing)
-        if growing:
-            self._grow(decision)
-        self._prefill(self.device.growth if growing else 0)
-        if not growing and not self.prefill_tokens:
-            self._grow(decision)
-        self._keep_host_within()
-        self._fetch_back()
+        self._just_evicted.clear()
+        preemptions = self.preemptions
+        self._device_rests = self.machine.prefill_alone and bool(self.waiting or self.prefilling)
+        iteration(
+            decision,
+            land=self._land,
+            make_room=self._make_room,
+            grow=self._grow,
+            prefill=self._prefill,
+            fetch_back=self._fetch_back,
+            ride=self._keep_host_within,
+        )
+        self.unsettled = self.preemptions > preemptions and bool(self.waiting) and self._first_finds_room(decision)
 
     def advance(self, *, decoding: int, host_tokens: float, steps: int) -> list[SimRequest]:
         """Let time pass: `steps` iterations in which each host request produces `host_tokens`; return who has ended."""
         if decoding:
-            self.free -= self.device.pages_in(steps)
-            self.device.clock += steps
-        self.host.clock += host_tokens * steps
+            self.device.advance(steps)
         ended = list(self.device.ended())
-        self.free += sum(self._pages(request.length - 1) for request in ended)
-        ended += self.host.ended()
+        if self.host.rows:
+            self.host.advance(host_tokens * steps)
+            ended += self.host.ended()
+        if self.completed:
+            self.prefilling = [request for request in self.prefilling if request.computed < request.length]
         for request in self.completed:
+            self._prefilling_pages -= self._pages(request.length)
             request.done += 1
             if request.done < request.output:
                 self.device.join(request)
             else:
-                self.free += self._pages(request.length - 1)
                 ended.append(request)
         return ended
-
-    def vacancies(self, decision: Decision) -> int:
-        """Return how many more requests may be on the host."""
-        return decision.max_host_requests - self.host.rows if self.machine.host_kv_tokens else 0
 
     @property
     def _on_device(self) -> int:
         return self.device.rows + len(self.prefilling) + len(self.landing)
 
-    @property
-    def _evictable_pages(self) -> int:
-        """Pages of decoding device requests, and the one that is left free for each of them."""
-        prefilled = sum(self._pages(request.length) for request in self.prefilling)
-        return self.machine.device_kv_tokens // self.machine.page_size - self.free - prefilled + self.device.rows
+    def _device_room(self, growth: int) -> Room:
+        return Room(self.free - growth, self._on_device, self.machine.max_num_seqs)
+
+    def _host_room(self, decision: Decision) -> Room:
+        return Room(self.host_free, self.host.rows, decision.max_host_requests if self._host_pages else 0)
 
     def _pages(self, tokens: int) -> int:
         return -(-tokens // self.machine.page_size)
 
-    def _make_room(self, decision: Decision, *, growing: bool) -> None:
-        """Evict the youngest device requests while that lets waiting ones in, as many as an iteration can prefill."""
-        vacancies = self.vacancies(decision)
-        if not self.waiting or vacancies < 1:
+    def _need(self, request: SimRequest) -> int:
+        """Pages of a decoding device request, its next token's included."""
+        return self._pages(self.device.current_length(request))
+
+    def _land(self, decision: Decision) -> None:
+        for request in self.landing:
+            self.device.join(request)
+        self.landing.clear()
+        self._landing_pages = 0
+
+    def _make_room(self, decision: Decision) -> None:
+        """Evict the youngest device requests as far as that lets the first waiting requests in."""
+        if not self.waiting or (host := self._host_room(decision)).is_full:
             return
-        budget = self._budget - sum(self._pages(r.length - r.computed) for r in self.prefilling)
-        free = self.free - (self.device.growth if growing else 0)
-        rows, room, young = self._on_device, self.free_host_tokens, self.device.by_age()
-        for newcomer in self.waiting:
-            need = self._pages(newcomer.length)
-            if budget <= 0:
-                return
-            victims: list[SimRequest] = []
-            while free - need < rows or rows >= self.machine.max_num_seqs:
-                victim = next(young, None)
-                if victim is None or len(victims) >= vacancies:
-                    return
-                held = self.device.current_length(victim)
-                room -= self._pages(held) * self.machine.page_size + self.machine.page_size
-                if room < 0:
-                    return
-                victims.append(victim)
-                rows -= 1
-                free += self._pages(held)
-            for victim in victims:
-                self._evict(victim)
-            vacancies -= len(victims)
-            free, rows, budget = free - need, rows + 1, budget - need
+        _, leaving = make_room(
+            (self._pages(request.length) for request in self.waiting),
+            self.device.by_age(),
+            self._need,
+            self._budget - sum(self._pages(request.length - request.computed) for request in self.prefilling),
+            self._device_room(0 if self._device_rests else self.device.growth),
+            host,
+        )
+        for request in leaving:
+            self._evict(request)
+
+    def _first_finds_room(self, decision: Decision) -> bool:
+        first = self._pages(self.waiting[0].length)
+        device = self._device_room(0 if self.machine.prefill_alone else self.device.growth)
+        admitted, _ = make_room([first], self.device.by_age(), self._need, 1, device, self._host_room(decision))
+        return admitted == 1
 
     def _grow(self, decision: Decision) -> None:
-        """Make the youngest give way where the next token of everybody needs more pages than are free."""
-        while self.device.growth > self.free:
+        if not self._device_rests:
+            self._give_way(decision)
+
+    def _give_way(self, decision: Decision) -> None:
+        """Let requests leave the device where the next token of everybody needs more pages than are free."""
+        while (lacking := self.device.growth - self.free) > 0:
+            giving = gives_way(self._behind(lacking), self._need, self._host_room(decision))
+            if giving is not None:
+                self._evict(giving)
+                continue
             youngest = self.device.youngest()
-            newest = self.prefilling[-1] if self.prefilling else None
-            if youngest is None:
-                return
-            need = (self._pages(self.device.current_length(youngest)) + 1) * self.machine.page_size
-            if self.vacancies(decision) > 0 and need <= self.free_host_tokens:
-                self._evict(youngest)
-            elif newest is not None and newest.id > youngest.id:
-                self.prefilling.remove(newest)
-                self._preempt(newest, self._pages(newest.length))
+            assert youngest is not None
+            if self.prefilling and self.prefilling[-1].id > youngest.id:
+                youngest = self.prefilling.pop()
+                self._prefilling_pages -= self._pages(youngest.length)
             else:
-                pages = self.device.pages(youngest)
                 self.device.leave(youngest)
-                self._preempt(youngest, pages)
+            self._preempt(youngest)
+
+    def _behind(self, lacking: int) -> Iterator[SimRequest]:
+        """Yield decoding requests, the youngest first, down to the oldest that lacks a page."""
+        for request in self.device.by_age():
+            yield request
+            lacking -= self._need(request) - self.device.pages(request)
+            if lacking <= 0:
+                return
 
     def _evict(self, request: SimRequest) -> None:
-        pages = self.device.pages(request)
+        self.moved_tokens += self.device.pages(request) * self.machine.page_size
         self.device.leave(request)
         self.host.join(request)
-        self.free += pages
-        self.moved_tokens += pages * self.machine.page_size
+        self._just_evicted.add(request.id)
         self.evictions += 1
 
-    def _preempt(self, request: SimRequest, pages: int) -> None:
-        self.free += pages
+    def _preempt(self, request: SimRequest) -> None:
         self.preemptions += 1
         request.computed = 0
         self.wait(request)
 
-    def _prefill(self, reserved: int) -> None:
-        """Compute prompts within the budget, and admit whom the pages beside the `reserved` ones take."""
+    def _prefill(self, decision: Decision) -> None:
+        """Compute prompts within the budget, and admit whom the pages take."""
         self.prefill_tokens, self.prefill_pairs, self.completed = 0, 0.0, []
-        budget = self._budget
-        for request in self.prefilling:
-            if budget:
-                budget -= self._chunk(request, budget)
-        while budget and self.waiting:
-            request, rows = self.waiting[0], self._on_device
-            need = self._pages(request.length)
-            if rows >= self.machine.max_num_seqs or self.free - reserved - need < rows:
-                break
-            del self.waiting[0]
-            self.waiting_tokens -= request.length
-            self.waiting_output -= request.output - request.done
-            self.free -= need
-            insort(self.prefilling, request, key=lambda other: other.id)
-            budget -= self._chunk(request, budget)
-        if self.completed:
-            self.prefilling = [r for r in self.prefilling if r.computed < r.length]
+        if self.waiting or self.prefilling:
+            prefill(self._budget, self.prefilling, self._admit_next, self._chunk)
+        if self._device_rests and not self.prefill_tokens:
+            self._give_way(decision)
+
+    def _admit_next(self) -> SimRequest | None:
+        if not self.waiting:
+            return None
+        request = self.waiting[0]
+        need = self._pages(request.length)
+        if not self._device_room(0 if self._device_rests else self.device.growth).admits(need):
+            return None
+        del self.waiting[0]
+        self.waiting_tokens -= request.length
+        self.waiting_output -= request.output - request.done
+        self._prefilling_pages += need
+        insort(self.prefilling, request, key=_arrival)
+        return request
 
     def _chunk(self, request: SimRequest, budget: int) -> int:
         tokens = min(request.length - request.computed, budget * self.machine.page_size)
@@ -269,24 +293,36 @@ class Tiers:
             self.completed.append(request)
         return self._pages(tokens)
 
-    def _keep_host_within(self) -> None:
-        while self.free_host_tokens + self.host.rows * self.machine.page_size < self.host.rows:
+    def _fetch_back(self, decision: Decision) -> None:
+        """Begin to move host requests to the device, the oldest first, while it has room that nobody waits for."""
+        if self.waiting or not self.host.rows:
+            return
+        for request in self.host.by_arrival():
+            if request.id in self._just_evicted:
+                continue
+            need = self._pages(self.host.current_length(request))
+            if not self._device_room(self.device.growth).takes_over(need):
+                return
+            self.host.leave(request)
+            held = self._pages(request.length - 1)
+            self._landing_pages += held
+            self.moved_tokens += held * self.machine.page_size
+            self.landing.append(request)
+            self.fetches += 1
+
+    def _keep_host_within(self, decision: Decision) -> None:
+        """Preempt the youngest where the next token of everybody on the host needs more pages than are free.
+
+        The engine lets it rest until an older one needs its pages, which sums cannot say.
+        """
+        if not self.host.rows or not (decision.lanes or self.is_idle):
+            return
+        while self.host.growth > self.host_free:
             youngest = self.host.youngest()
             assert youngest is not None
             self.host.leave(youngest)
-            self._preempt(youngest, 0)
+            self._preempt(youngest)
 
-    def _fetch_back(self) -> None:
-        """Begin to move host requests to the device, the oldest first, while it has room that nobody waits for."""
-        if self.waiting:
-            return
-        while (oldest := self.host.oldest()) is not None:
-            need, rows = self._pages(self.host.current_length(oldest)), self._on_device
-            if rows >= self.machine.max_num_seqs or self.free - self.device.growth - need <= rows:
-                return
-            self.host.leave(oldest)
-            held = self._pages(oldest.length - 1)
-            self.free -= held
-            self.moved_tokens += held * self.machine.page_size
-            self.landing.append(oldest)
-            self.fetches += 1
+
+def _arrival(request: SimRequest) -> int:
+    return request.id

@@ -154,10 +154,10 @@ class TestRoster:
         )
         for number, (prompt, limit) in enumerate([(3, 9), (2, 5), (12, 4), (6, 3)]):
             scheduler.add(Request(id=number, prompt=(1,) * prompt, max_tokens=limit))
-        assert scheduler.roster() == Roster([], [], [(3, 9), (2, 5), (12, 4), (6, 3)], [0, 1, 2, 3])
+        assert scheduler.situation().roster() == Roster([], [], [(3, 9), (2, 5), (12, 4), (6, 3)], [0, 1, 2, 3])
         scheduler.schedule()
         scheduler.schedule()
-        assert scheduler.roster() == Roster([(5, 7), (12, 4)], [(3, 4)], [(6, 3)], [0, 2, 1, 3])
+        assert scheduler.situation().roster() == Roster([(5, 7), (12, 4)], [(3, 4)], [(6, 3)], [0, 2, 1, 3])
 
 
 class TestBatches:

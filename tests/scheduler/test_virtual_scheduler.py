@@ -1,0 +1,226 @@
+"""The engine's scheduler and the simulator's side by side: the same requests come, go and move in every iteration."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apex_jax.scheduler import Decision, PageTable, Request, Scheduler
+from apex_jax.scheduler.simulation.request_pool import SimRequest
+from apex_jax.scheduler.simulation.virtual_engine import Serving
+from apex_jax.scheduler.simulation.virtual_scheduler import Machine
+
+PAGE = 4
+LAYERS = 3
+MANY = 100
+LANES = {
+    "device_only": (),
+    "layer_sync": (MANY,),
+    "asymmetric_pipelining": (MANY, MANY),
+    "async_overlap": (MANY,) * (LAYERS + 1),
+}
+
+
+class Always:
+    """The same decision in every iteration, with place for all host rows."""
+
+    def __init__(self, strategy, most=MANY):
+        most = 0 if strategy == "device_only" else most
+        self.decision = Decision(strategy=strategy, lanes=LANES[strategy], max_host_requests=most)
+
+    def decide(self, situation):
+        return self.decision
+
+
+class Engine:
+    """The engine's scheduler, where tokens and fetched pages come before the next plan."""
+
+    def __init__(self, machine, policy):
+        host = machine.host_kv_tokens // PAGE
+        self.scheduler = Scheduler(
+            PageTable(machine.device_kv_tokens // PAGE, PAGE),
+            num_layers=LAYERS,
+            max_num_seqs=machine.max_num_seqs,
+            max_prefill_tokens=machine.max_prefill_tokens,
+            host_pages=PageTable(host, PAGE) if host else None,
+            max_host_seqs=MANY,
+            policy=policy,
+        )
+        self.requests = {}
+
+    def add(self, number, prompt, output):
+        self.requests[number] = Request(id=number, prompt=(1,) * prompt, max_tokens=output)
+        self.scheduler.add(self.requests[number])
+
+    def step(self):
+        """Return what happens in the next iteration; None if nothing does."""
+        scheduler = self.scheduler
+        before = {number: request.preemptions for number, request in self.requests.items()}
+        plan = scheduler.schedule()
+        if plan is None:
+            return None
+        happened = {
+            "prompts": sorted((chunk.request_id, chunk.start, len(chunk.tokens)) for chunk in plan.prefill),
+            "decoding": len(plan.decode),
+            "evicted": sorted(move.request_id for move in plan.evictions),
+            "fetched": sorted(move.request_id for move in plan.fetches),
+            "preempted": [number for number, times in before.items() if self.requests[number].preemptions > times],
+            "waiting": scheduler.num_waiting,
+            "on host": scheduler.num_on_host - len(plan.fetches),
+        }
+        arrived = [request for request, _ in scheduler.update(plan, [7] * len(plan.sampling_requests))]
+        ended = [request.id for request in arrived if len(request.output) == request.max_tokens]
+        for number in ended:
+            scheduler.finish(number)
+        for move in plan.fetches:
+            assert scheduler.fetch_arrived(move.request_id)
+        free = (scheduler.pages.num_free, scheduler.host_pages.num_free if scheduler.host_pages else 0)
+        return happened | {"ended": sorted(ended), "free pages": free}
+
+
+class Simulated:
+    """The simulator's, one iteration at a time."""
+
+    def __init__(self, machine, policy):
+        self.serving, self.policy = Serving(machine, LAYERS), policy
+        self.requests = {}
+
+    def add(self, number, prompt, output):
+        self.requests[number] = SimRequest(id=number, arrival_s=0.0, prompt=prompt, output=output)
+        self.serving.tiers.wait(self.requests[number])
+
+    def step(self):
+        """Return what happens in the next iteration; None if nobody is there."""
+        serving, tiers = self.serving, self.serving.tiers
+        if tiers.is_empty:
+            return None
+        waited, on_host = {r.id for r in tiers.waiting}, set(tiers.host.lengths()[1])
+        begun = {r.id: r.computed for r in tiers.prefilling}
+        step = serving.begin(self.policy.decide(serving.situation()))
+        prompts = [(r.id, begun.get(r.id, 0), r.computed - begun.get(r.id, 0)) for r in tiers.prefilling]
+        hosted = set(tiers.host.lengths()[1])
+        happened = {
+            "prompts": [prompt for prompt in prompts if prompt[2]],
+            "decoding": tiers.decoding,
+            "evicted": sorted(hosted - on_host),
+            "fetched": sorted(r.id for r in tiers.landing),
+            "preempted": [r.id for r in tiers.waiting if r.id not in waited],
+            "waiting": len(tiers.waiting),
+            "on host": len(hosted),
+        }
+        ended = serving.end(step, 1.0, 1)
+        free = (tiers.free, tiers.host_free)
+        return happened | {"ended": sorted(r.id for r in ended), "free pages": free}
+
+
+def sides(load, *, spare, host_pages, slots, budget, strategy, most=MANY):
+    """Return both schedulers, without requests."""
+    pages = max(-(-(prompt + output - 1) // PAGE) for _, prompt, output in load) + spare
+    machine = Machine(
+        device_kv_tokens=pages * PAGE,
+        host_kv_tokens=host_pages * PAGE,
+        page_size=PAGE,
+        max_prefill_tokens=budget,
+        max_num_seqs=slots,
+    )
+    policy = Always(strategy, most)
+    return Engine(machine, policy), Simulated(machine, policy)
+
+
+REQUEST = st.tuples(
+    st.integers(0, 30),  # arrives at this iteration
+    st.integers(1, 30),  # prompt
+    st.integers(1, 20),  # output
+)
+LOAD = st.lists(REQUEST, min_size=1, max_size=14).map(sorted)
+SIZES = {
+    "spare": st.integers(0, 12),
+    "slots": st.integers(1, 8),
+    "budget": st.integers(1, 40),
+}
+
+
+def side_by_side(load, engine, simulated):
+    """Yield what happens on both sides, iteration by iteration up to the end."""
+    coming = list(enumerate(load))[::-1]
+    iteration = 0
+    while coming or engine.scheduler.has_unfinished:
+        while coming and coming[-1][1][0] <= iteration:
+            number, (_, prompt, output) = coming.pop()
+            engine.add(number, prompt, output)
+            simulated.add(number, prompt, output)
+        yield engine.step(), simulated.step()
+        iteration += 1
+    assert simulated.serving.tiers.is_empty
+
+
+@settings(max_examples=200, deadline=None)
+@given(load=LOAD, **SIZES)
+def test_device_only(load, spare, slots, budget):
+    both = sides(load, spare=spare, host_pages=0, slots=slots, budget=budget, strategy="device_only")
+    for real, virtual in side_by_side(load, *both):
+        assert real == virtual
+
+
+@pytest.mark.parametrize("strategy", ["layer_sync", "asymmetric_pipelining"])
+@settings(max_examples=200, deadline=None)
+@given(load=LOAD, host_pages=st.one_of(st.integers(1, 40), st.just(400)), most=st.integers(0, 5), **SIZES)
+def test_host_rows_that_go_through(strategy, load, host_pages, most, spare, slots, budget):
+    """A token an iteration for everybody: the same throughout, unless the host runs out of pages."""
+    both = sides(load, spare=spare, host_pages=host_pages, slots=slots, budget=budget, strategy=strategy, most=most)
+    on_host = set()
+    for real, virtual in side_by_side(load, *both):
+        if real != virtual:
+            # See `test_where_the_host_runs_out_of_pages`.
+            assert (on_host | set(virtual["evicted"])) & set(virtual["preempted"])
+            same = ("prompts", "decoding", "evicted", "fetched")
+            assert [real[key] for key in same] == [virtual[key] for key in same]
+            return
+        on_host = set(both[1].serving.tiers.host.lengths()[1])
+
+
+def test_where_the_host_runs_out_of_pages():
+    """Five pages, two full ones of each request: the older one takes the last. In the engine the younger one rests, and
+    keeps its pages until the older one needs them. In sums all host requests advance alike, so it is preempted."""
+    load = [(0, 3, 12), (1, 3, 12), (2, 3, 12)]
+    both = sides(load, spare=0, host_pages=5, slots=1, budget=PAGE, strategy="layer_sync")
+    apart = next((real, virtual) for real, virtual in side_by_side(load, *both) if real != virtual)
+    assert [(each["on host"], each["preempted"], each["free pages"][1]) for each in apart] == [
+        (2, [], 0),
+        (1, [1], 2),
+    ]
+
+
+@settings(max_examples=200, deadline=None)
+@given(load=LOAD, **SIZES)
+def test_cohorts_under_way(load, spare, slots, budget):
+    """Cohorts hand their tokens over in steps, the simulator in averages. As long as somebody waits nothing is fetched,
+    and what happens on the device depends on nothing on a host that has room: it is the same."""
+    both = sides(load, spare=spare, host_pages=400, slots=slots, budget=budget, strategy="async_overlap")
+    for real, virtual in side_by_side(load, *both):
+        if virtual is None:
+            assert real is None
+            continue
+        if virtual["fetched"] or (virtual["on host"] and not virtual["waiting"]):
+            return
+        of_device = ("prompts", "decoding", "evicted", "preempted", "waiting")
+        assert [real[key] for key in of_device] == [virtual[key] for key in of_device]
+        assert real["free pages"][0] == virtual["free pages"][0]
+
+
+@pytest.mark.parametrize("strategy", LANES)
+@settings(max_examples=100, deadline=None)
+@given(load=LOAD, host_pages=st.integers(1, 60), **SIZES)
+def test_many_iterations_in_one_step(strategy, load, host_pages, spare, slots, budget):
+    """They are taken at once only where nobody comes, goes or needs a page that is not free."""
+    ends = []
+    for most in (1, 64):
+        _, simulated = sides(load, spare=spare, host_pages=host_pages, slots=slots, budget=budget, strategy=strategy)
+        for number, (_, prompt, output) in enumerate(load):
+            simulated.add(number, prompt, output)
+        serving, tiers, ended = simulated.serving, simulated.serving.tiers, {}
+        while not tiers.is_empty:
+            step = serving.begin(simulated.policy.decide(serving.situation()))
+            for request in serving.end(step, 1.0, min(most, step.iterations)):
+                ended[request.id] = serving.now
+        ends.append((ended, tiers.evictions, tiers.fetches, tiers.preemptions))
+    assert ends[0] == ends[1]
