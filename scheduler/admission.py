@@ -20,8 +20,8 @@ Work = TypeVar("Work")
 Verb = Callable[[Work], None]
 
 
-class Room(NamedTuple):
-    """What one side has left.
+class Tier(NamedTuple):
+    """One side: the device or the host.
 
     Attributes:
         free: pages that nobody holds.
@@ -84,8 +84,8 @@ def make_room(
     young: Iterator[Request],
     need: Callable[[Request], int],
     budget: int,
-    device: Room,
-    host: Room,
+    device: Tier,
+    host: Tier,
 ) -> tuple[int, list[Request]]:
     """Return how many newcomers an iteration can admit and begin, and which of the youngest must leave for them.
 
@@ -116,7 +116,7 @@ def make_room(
     return admitted, leaving
 
 
-def gives_way(candidates: Iterable[Request], need: Callable[[Request], int], host: Room) -> Request | None:
+def gives_way(candidates: Iterable[Request], need: Callable[[Request], int], host: Tier) -> Request | None:
     """Return who goes to the host so that another can grow: the youngest that it takes over.
 
     Args:

@@ -13,7 +13,7 @@ import itertools
 from bisect import insort
 from collections.abc import Sequence
 
-from .admission import Room, gives_way, iteration, make_room, prefill
+from .admission import Tier, gives_way, iteration, make_room, prefill
 from .cohorts import Cohorts, Departure
 from .page_allocator import PageTable
 from .plan import Plan
@@ -191,12 +191,12 @@ class Scheduler:
         """Requests that hold or are about to hold a row on the device, in order of arrival."""
         return [request for request in self._running if request.side == "device" or request.fetching]
 
-    def _device_room(self, growth: int = 0) -> Room:
-        return Room(self.pages.num_free - growth, len(self._on_device), self.max_num_seqs)
+    def _device_tier(self, growth: int = 0) -> Tier:
+        return Tier(self.pages.num_free - growth, len(self._on_device), self.max_num_seqs)
 
-    def _host_room(self) -> Room:
+    def _host_tier(self) -> Tier:
         free = self.host_pages.num_free if self.host_pages is not None else 0
-        return Room(free, self.num_on_host, min(self.max_host_seqs, self.decision.max_host_requests))
+        return Tier(free, self.num_on_host, min(self.max_host_seqs, self.decision.max_host_requests))
 
     def _need(self, request: Request) -> int:
         return self.pages.pages_for(request.length)
@@ -218,7 +218,7 @@ class Scheduler:
 
     def _make_room(self, draft: Draft) -> None:
         """Evict the youngest device requests as far as that lets the first waiting requests in with this plan."""
-        if not self._waiting or (host := self._host_room()).is_full:
+        if not self._waiting or (host := self._host_tier()).is_full:
             return
         under_way = (r.prefill_target - r.computed for r in self._running if r.is_prefilling)
         young = [request for request in reversed(self._on_device) if self._can_leave(request)]
@@ -228,7 +228,7 @@ class Scheduler:
             iter(young),
             self._need,
             self.max_prefill_pages - sum(map(self.pages.pages_for, under_way)),
-            self._device_room(growth=sum(self._need(request) - len(request.pages) for request in young)),
+            self._device_tier(growth=sum(self._need(request) - len(request.pages) for request in young)),
             host,
         )
         for request in leaving:
@@ -259,7 +259,7 @@ class Scheduler:
         while missing > self.pages.num_free:
             on_device = self._on_device
             behind = reversed(on_device[on_device.index(request) :])
-            giving = gives_way(filter(self._can_leave, behind), self._need, self._host_room())
+            giving = gives_way(filter(self._can_leave, behind), self._need, self._host_tier())
             if giving is not None:
                 self._evict(giving, draft)
             else:
@@ -282,7 +282,7 @@ class Scheduler:
     def _admit_next(self, draft: Draft) -> Request | None:
         """Give the first waiting request a slot and pages for all its tokens, if there is room for it."""
         request = self._waiting[0] if self._waiting else None
-        if request is None or request.in_flight or not self._device_room().admits(self._need(request)):
+        if request is None or request.in_flight or not self._device_tier().admits(self._need(request)):
             return None
         del self._waiting[0]
         request.slot = self._free_slots.pop()
@@ -358,7 +358,7 @@ class Scheduler:
         for request in self._running:
             if not (request.is_resting and request.wants_token and request.last_turn < self._plans):
                 continue
-            if not self._device_room().takes_over(self._need(request)):
+            if not self._device_tier().takes_over(self._need(request)):
                 return
             request.pages = self.pages.allocate(self.pages.pages_for(request.computed))
             request.fetching = True

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..admission import Tier, make_room
 from ..cost_model.component_times import Costs
 from ..cost_model.prediction import Load, prompt_pairs
 from ..policy import Situation
@@ -76,12 +78,12 @@ def prompts_begin(situation: Situation, max_host_requests: int, page_size: int) 
     if not situation.prefill_tokens or not situation.waiting or situation.prefill_context:
         return situation.prefill_tokens > 0
     rows = situation.device_rows
-    each = situation.device_kv_tokens / max(1, rows) + page_size
-    fitting = int((situation.free_host_tokens - page_size * situation.host_rows) / (each + page_size))
-    vacancies = max(0, min(rows, max_host_requests - situation.host_rows, fitting))
-    # A page is left free for each device request.
-    need = situation.waiting_first + page_size * (rows + 1)
-    return situation.free_device_tokens + vacancies * each >= need
+    first = -(-situation.waiting_first // page_size)
+    each = math.ceil(situation.device_kv_tokens / max(1, rows) / page_size)
+    device = Tier(situation.free_device_tokens // page_size, rows, math.inf)
+    host = Tier(situation.free_host_tokens // page_size, situation.host_rows, max_host_requests)
+    admitted, _ = make_room([first], itertools.repeat(each, rows), int, 1, device, host)
+    return admitted == 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from ..admission import Tier
 from ..cost_model.cost_model import CostModel
 from ..cost_model.prediction import Load, Terms
 from ..policy import Decision, Situation
@@ -161,13 +162,14 @@ class Planner:
 
     def _fits(self, situation: Situation) -> bool:
         """Whether all requests find place on the device up to their ends, and none is elsewhere."""
+        page = self.model.profile.page_size
         requests = situation.device_rows + situation.waiting
         tokens = situation.device_kv_tokens + situation.waiting_tokens
         tokens += situation.remaining_tokens + situation.waiting_output
-        # A page that is not full, and one that is left for each when others are admitted.
-        tokens += 2 * self.model.profile.page_size * requests
-        here = situation.device_kv_tokens + situation.free_device_tokens
-        return not situation.host_rows and tokens <= here and requests <= self.options.max_device_requests
+        pages = (situation.device_kv_tokens + situation.free_device_tokens) // page
+        # The last of them to come, where each has a page that is not full.
+        device = Tier(pages, requests - 1, self.options.max_device_requests)
+        return not situation.host_rows and device.takes_over(-(-tokens // page) + requests)
 
     def _think(self, situation: Situation, *, begins: bool) -> None:
         """Begin to compare courses: every strategy with all requests on board, and with as many as the host keeps in
@@ -204,10 +206,13 @@ class Planner:
     def _room(self, situation: Situation) -> Room:
         page = self.model.profile.page_size
         assert situation.roster is not None
-        held = sum(-(-(context - 1) // page) for context, _ in situation.roster().device)
+        roster = situation.roster()
+        device, host = (
+            page * sum(-(-(context - 1) // page) for context, _ in side) for side in (roster.device, roster.host)
+        )
         return Room(
-            device_tokens=held * page + situation.free_device_tokens,
-            host_tokens=situation.host_kv_tokens + situation.free_host_tokens,
+            device_tokens=device + situation.free_device_tokens,
+            host_tokens=host + situation.free_host_tokens,
             page_size=page,
             device_requests=self.options.max_device_requests,
             prompt_tokens=self.options.max_prefill_tokens,

@@ -6,7 +6,7 @@ from bisect import insort
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from ..admission import Room, gives_way, iteration, make_room, prefill
+from ..admission import Tier, gives_way, iteration, make_room, prefill
 from ..cost_model.prediction import prompt_pairs
 from ..policy import Decision
 from ..roster import Roster
@@ -182,11 +182,11 @@ class Tiers:
     def _on_device(self) -> int:
         return self.device.rows + len(self.prefilling) + len(self.landing)
 
-    def _device_room(self, growth: int) -> Room:
-        return Room(self.free - growth, self._on_device, self.machine.max_num_seqs)
+    def _device_tier(self, growth: int) -> Tier:
+        return Tier(self.free - growth, self._on_device, self.machine.max_num_seqs)
 
-    def _host_room(self, decision: Decision) -> Room:
-        return Room(self.host_free, self.host.rows, decision.max_host_requests if self._host_pages else 0)
+    def _host_tier(self, decision: Decision) -> Tier:
+        return Tier(self.host_free, self.host.rows, decision.max_host_requests if self._host_pages else 0)
 
     def _pages(self, tokens: int) -> int:
         return -(-tokens // self.machine.page_size)
@@ -203,14 +203,14 @@ class Tiers:
 
     def _make_room(self, decision: Decision) -> None:
         """Evict the youngest device requests as far as that lets the first waiting requests in."""
-        if not self.waiting or (host := self._host_room(decision)).is_full:
+        if not self.waiting or (host := self._host_tier(decision)).is_full:
             return
         _, leaving = make_room(
             (self._pages(request.length) for request in self.waiting),
             self.device.by_age(),
             self._need,
             self._budget - sum(self._pages(request.length - request.computed) for request in self.prefilling),
-            self._device_room(0 if self._device_rests else self.device.growth),
+            self._device_tier(0 if self._device_rests else self.device.growth),
             host,
         )
         for request in leaving:
@@ -218,8 +218,8 @@ class Tiers:
 
     def _first_finds_room(self, decision: Decision) -> bool:
         first = self._pages(self.waiting[0].length)
-        device = self._device_room(0 if self.machine.prefill_alone else self.device.growth)
-        admitted, _ = make_room([first], self.device.by_age(), self._need, 1, device, self._host_room(decision))
+        device = self._device_tier(0 if self.machine.prefill_alone else self.device.growth)
+        admitted, _ = make_room([first], self.device.by_age(), self._need, 1, device, self._host_tier(decision))
         return admitted == 1
 
     def _grow(self, decision: Decision) -> None:
@@ -229,7 +229,7 @@ class Tiers:
     def _give_way(self, decision: Decision) -> None:
         """Let requests leave the device where the next token of everybody needs more pages than are free."""
         while (lacking := self.device.growth - self.free) > 0:
-            giving = gives_way(self._behind(lacking), self._need, self._host_room(decision))
+            giving = gives_way(self._behind(lacking), self._need, self._host_tier(decision))
             if giving is not None:
                 self._evict(giving)
                 continue
@@ -275,7 +275,7 @@ class Tiers:
             return None
         request = self.waiting[0]
         need = self._pages(request.length)
-        if not self._device_room(0 if self._device_rests else self.device.growth).admits(need):
+        if not self._device_tier(0 if self._device_rests else self.device.growth).admits(need):
             return None
         del self.waiting[0]
         self.waiting_tokens -= request.length
@@ -301,7 +301,7 @@ class Tiers:
             if request.id in self._just_evicted:
                 continue
             need = self._pages(self.host.current_length(request))
-            if not self._device_room(self.device.growth).takes_over(need):
+            if not self._device_tier(self.device.growth).takes_over(need):
                 return
             self.host.leave(request)
             held = self._pages(request.length - 1)
