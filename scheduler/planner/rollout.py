@@ -6,7 +6,7 @@ import math
 
 from ..roster import Roster
 from ..simulation.request_pool import SimRequest
-from ..simulation.virtual_engine import Serving
+from ..simulation.virtual_engine import VirtualEngine
 from ..simulation.virtual_scheduler import Machine
 from .forecast import prompts_begin
 from .host_row_selection import riding
@@ -49,13 +49,13 @@ class Rehearsal:
             max_prefill_tokens=room.prompt_tokens,
             max_num_seqs=room.device_requests,
         )
-        self._serving = Serving(machine, num_layers)
-        self._serving.tiers.hold(*_requests(roster))
+        self._engine = VirtualEngine(machine, num_layers)
+        self._engine.scheduler.hold(*_requests(roster))
 
     @property
     def is_over(self) -> bool:
         """Whether the last request has ended, or does so too late."""
-        return self.now == math.inf or self._serving.tiers.is_empty
+        return self.now == math.inf or self._engine.scheduler.is_empty
 
     def go_on(self, phases: int, within: float) -> int:
         """Follow the course for so many phases at most, or up to its end; return how many are left."""
@@ -67,10 +67,10 @@ class Rehearsal:
         return max(0, phases)
 
     def _pass(self) -> None:
-        serving, tiers = self._serving, self._serving.tiers
-        situation = serving.situation()
-        begins = prompts_begin(situation, self.course.most, tiers.machine.page_size)
-        step = serving.begin(riding(self.course, situation, self._pacing, begins=begins))
+        engine, scheduler = self._engine, self._engine.scheduler
+        situation = engine.situation()
+        begins = prompts_begin(situation, self.course.most, scheduler.machine.page_size)
+        step = engine.begin(riding(self.course, situation, self._pacing, begins=begins))
         turn, load = step.turn, step.load
         rows = sum(turn.lanes)
         seconds, busy = self._pacing.seconds(
@@ -83,11 +83,11 @@ class Rehearsal:
             share=turn.lanes[0] / rows if rows else 0.0,
             cohorts=len(turn.lanes),
         )
-        if tiers.moved_tokens:
-            seconds = max(seconds, busy + self._moving_s * tiers.moved_tokens)
-        serving.end(step, seconds, step.iterations)
-        moves = load.device_rows or load.prefill_tokens or turn.pace or tiers.moved_tokens
-        self.now = serving.now if moves else math.inf
+        if scheduler.moved_tokens:
+            seconds = max(seconds, busy + self._moving_s * scheduler.moved_tokens)
+        engine.end(step, seconds, step.iterations)
+        moves = load.device_rows or load.prefill_tokens or turn.pace or scheduler.moved_tokens
+        self.now = engine.now if moves else math.inf
 
 
 def _requests(roster: Roster) -> list[list[SimRequest]]:

@@ -42,7 +42,7 @@ class SimRequest:
         return self.prompt + self.done
 
 
-class Population:
+class RequestPool:
     """The decoding requests on one side.
 
     Args:

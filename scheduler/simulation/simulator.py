@@ -1,6 +1,6 @@
 """Virtual time: what a policy makes of a workload on a machine that a profile describes.
 
-The rules are the scheduler's (see `serving`), the times are the cost model's for iterations that repeat.
+The rules are the scheduler's (see `admission`), the times are the cost model's for iterations that repeat.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..policy import Policy
 from ..strategies.steady import steady
 from .metrics import Measures, Simulated
 from .request_pool import SimRequest
-from .virtual_engine import Serving
+from .virtual_engine import VirtualEngine
 from .virtual_scheduler import Machine
 from .workload import Job
 
@@ -67,43 +67,43 @@ class _Simulation:
             SimRequest(id=i, arrival_s=job.arrival_s, prompt=job.prompt, output=job.output) for i, job in ordered
         ][::-1]
         self.unfinished = len(jobs)
-        self.serving = Serving(machine, model.profile.num_layers)
+        self.engine = VirtualEngine(machine, model.profile.num_layers)
         self.measures = Measures()
 
     def run(self) -> Simulated:
-        serving, tiers = self.serving, self.serving.tiers
+        engine, scheduler = self.engine, self.engine.scheduler
         while self.unfinished:
-            if tiers.is_empty:
-                serving.now = max(serving.now, self.coming[-1].arrival_s)
-            while self.coming and self.coming[-1].arrival_s <= serving.now:
-                tiers.wait(self.coming.pop())
+            if scheduler.is_empty:
+                engine.now = max(engine.now, self.coming[-1].arrival_s)
+            while self.coming and self.coming[-1].arrival_s <= engine.now:
+                scheduler.wait(self.coming.pop())
             self._iterate()
         return self.measures.result(
-            serving.now, evictions=tiers.evictions, fetches=tiers.fetches, preemptions=tiers.preemptions
+            engine.now, evictions=scheduler.evictions, fetches=scheduler.fetches, preemptions=scheduler.preemptions
         )
 
     def _iterate(self) -> None:
-        serving, tiers = self.serving, self.serving.tiers
-        step = serving.begin(self.policy.decide(serving.situation()))
+        engine, scheduler = self.engine, self.engine.scheduler
+        step = engine.begin(self.policy.decide(engine.situation()))
         turn, load, count = step.turn, step.load, step.iterations
         prediction = steady(self.model.costs, turn.strategy, load, turn.lanes, step.row_tokens)
         seconds = prediction.iteration_s
-        if tiers.moved_tokens:
+        if scheduler.moved_tokens:
             # Copies and attention are the host worker's, one after the other.
-            seconds = max(seconds, prediction.host.total + self.model.costs.migration(tiers.moved_tokens))
+            seconds = max(seconds, prediction.host.total + self.model.costs.migration(scheduler.moved_tokens))
         if count > 1 and self.coming:
-            count = max(1, min(count, math.ceil((self.coming[-1].arrival_s - serving.now) / seconds)))
+            count = max(1, min(count, math.ceil((self.coming[-1].arrival_s - engine.now) / seconds)))
         self.measures.iterations(
             prediction,
             seconds=seconds,
             steps=count,
             device_rows=load.device_rows,
-            host_rows=tiers.host.rows,
+            host_rows=scheduler.host.rows,
             host_tokens=turn.pace,
         )
-        for request in tiers.completed:
-            self.measures.first_token(request, serving.now + seconds * count)
-        ended = serving.end(step, seconds, count)
+        for request in scheduler.completed:
+            self.measures.first_token(request, engine.now + seconds * count)
+        ended = engine.end(step, seconds, count)
         for request in ended:
             self.measures.ended(request)
         self.unfinished -= len(ended)

@@ -1,7 +1,7 @@
-"""Requests that are served in virtual time: the scheduler's rules (see `tiers`), and how host rows take part.
+"""An engine in virtual time: how host rows take part beside what `virtual_scheduler` schedules, and how time passes.
 
-Requests on a side are held in sums (see `population`), and iterations between two events are taken in one step, at the
-context lengths of their middle. Host rows of staggered cohorts advance by the fraction of a token that an iteration is.
+Iterations between two events are taken in one step, at the context lengths of their middle. Host rows of staggered
+cohorts advance by the fraction of a token that an iteration is.
 What an iteration takes is for others to say.
 """
 
@@ -15,7 +15,7 @@ from ..cost_model.prediction import Load
 from ..policy import Decision, Situation
 from ..strategies import DEVICE_ONLY, named
 from .request_pool import SimRequest
-from .virtual_scheduler import Machine, Tiers
+from .virtual_scheduler import Machine, VirtualScheduler
 
 LONGEST_STEP = 64
 """Iterations taken in one step at most: contexts grow by no more before the policy is asked again."""
@@ -65,7 +65,7 @@ def host_turn(strategy: str, lanes: Sequence[int], rows: int, num_layers: int, *
     return Turn(chosen.name, under_way, made / rows)
 
 
-class Serving:
+class VirtualEngine:
     """An engine's requests in virtual time.
 
     Args:
@@ -74,56 +74,56 @@ class Serving:
 
     Attributes:
         now: seconds since the start.
-        tiers: the requests that have arrived.
+        scheduler: the requests that have arrived, and the memory.
     """
 
     def __init__(self, machine: Machine, num_layers: int) -> None:
         self.now = 0.0
-        self.tiers = Tiers(machine)
+        self.scheduler = VirtualScheduler(machine)
         self._layers = num_layers
         self._last_pace = 1.0
         self._undecided = 0
 
     def situation(self) -> Situation:
         """Return what a policy is told."""
-        tiers = self.tiers
-        device, host, machine = tiers.device, tiers.host, tiers.machine
-        between = sum(request.output - request.done for request in (*tiers.landing, *tiers.prefilling))
+        scheduler = self.scheduler
+        device, host, machine = scheduler.device, scheduler.host, scheduler.machine
+        between = sum(request.output - request.done for request in (*scheduler.landing, *scheduler.prefilling))
         return Situation(
             num_layers=self._layers,
-            device_rows=device.rows + len(tiers.landing),
+            device_rows=device.rows + len(scheduler.landing),
             device_kv_tokens=int(device.kv_tokens),
             host_rows=host.rows,
             host_kv_tokens=int(host.kv_tokens),
-            prefill_tokens=tiers.likely_prefill,
-            prefill_context=tiers.prefilling[0].computed if tiers.prefilling else 0,
-            waiting=len(tiers.waiting),
-            waiting_tokens=tiers.waiting_tokens,
-            waiting_first=tiers.waiting[0].length if tiers.waiting else 0,
-            waiting_output=tiers.waiting_output,
+            prefill_tokens=scheduler.likely_prefill,
+            prefill_context=scheduler.prefilling[0].computed if scheduler.prefilling else 0,
+            waiting=len(scheduler.waiting),
+            waiting_tokens=scheduler.waiting_tokens,
+            waiting_first=scheduler.waiting[0].length if scheduler.waiting else 0,
+            waiting_output=scheduler.waiting_output,
             remaining_tokens=int(device.remaining + host.remaining) + between,
             host_remaining_tokens=int(host.remaining),
-            free_device_tokens=tiers.free * machine.page_size,
-            free_host_tokens=tiers.host_free * machine.page_size,
+            free_device_tokens=scheduler.free * machine.page_size,
+            free_host_tokens=scheduler.host_free * machine.page_size,
             oldest_host_wait=int(1 / self._last_pace) if self._last_pace and host.rows else 0,
             undecided=self._undecided,
-            roster=tiers.roster,
+            roster=scheduler.roster,
         )
 
     def begin(self, decision: Decision) -> Step:
         """Schedule iterations under a decision: as many as there are until somebody comes, goes or needs a page."""
-        tiers = self.tiers
-        tiers.schedule(decision)
-        decoding, host = tiers.decoding, tiers.host
-        turn = host_turn(decision.strategy, decision.lanes, host.rows, self._layers, device=not tiers.is_idle)
+        scheduler = self.scheduler
+        scheduler.schedule(decision)
+        decoding, host = scheduler.decoding, scheduler.host
+        turn = host_turn(decision.strategy, decision.lanes, host.rows, self._layers, device=not scheduler.is_idle)
         count = self._count(decoding, turn.pace)
         middle = (count - 1) / 2
         load = Load(
             device_rows=decoding,
-            device_kv_tokens=tiers.device.kv_tokens + decoding * middle if decoding else 0,
-            prefill_tokens=tiers.prefill_tokens,
-            prefill_pairs=tiers.prefill_pairs,
-            prompt_samples=len(tiers.completed),
+            device_kv_tokens=scheduler.device.kv_tokens + decoding * middle if decoding else 0,
+            prefill_tokens=scheduler.prefill_tokens,
+            prefill_pairs=scheduler.prefill_pairs,
+            prompt_samples=len(scheduler.completed),
         )
         return Step(turn, load, host.kv_tokens / host.rows + turn.pace * middle if turn.lanes else 0.0, count)
 
@@ -131,18 +131,18 @@ class Serving:
         """Let the first `count` iterations of a step pass, each of which takes so long; return who has ended."""
         self.now += seconds * count
         self._last_pace, self._undecided = step.turn.pace, count - 1
-        return self.tiers.advance(decoding=step.load.device_rows, host_tokens=step.turn.pace, steps=count)
+        return self.scheduler.advance(decoding=step.load.device_rows, host_tokens=step.turn.pace, steps=count)
 
     def _count(self, decoding: int, pace: float) -> int:
-        tiers = self.tiers
-        if tiers.prefill_tokens or tiers.prefilling or tiers.landing or tiers.moved_tokens or tiers.unsettled:
+        scheduler = self.scheduler
+        if not scheduler.repeats:
             return 1
         count = LONGEST_STEP
         if decoding:
-            count = min(count, int(tiers.device.next_end - tiers.device.clock))
-            count = min(count, tiers.device.steps_within(tiers.free, count))
+            count = min(count, int(scheduler.device.next_end - scheduler.device.clock))
+            count = min(count, scheduler.device.steps_within(scheduler.free, count))
         if pace:
-            host = tiers.host
+            host = scheduler.host
             count = min(count, math.ceil((host.next_end - host.clock) / pace - 1e-6))
-            count = min(count, host.steps_within(tiers.host_free, count, pace))
+            count = min(count, host.steps_within(scheduler.host_free, count, pace))
         return max(1, count)

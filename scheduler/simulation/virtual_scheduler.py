@@ -10,7 +10,7 @@ from ..admission import Tier, gives_way, iteration, make_room, prefill
 from ..cost_model.prediction import prompt_pairs
 from ..policy import Decision
 from ..roster import Roster
-from .request_pool import Population, SimRequest
+from .request_pool import RequestPool, SimRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Machine:
             raise ValueError(f"device_kv_tokens is {self.device_kv_tokens}; a page alone holds {self.page_size}")
 
 
-class Tiers:
+class VirtualScheduler:
     """All requests of a simulation that have arrived, and the memory of both sides.
 
     Args:
@@ -53,15 +53,14 @@ class Tiers:
         landing: requests on their way back to the device, which hold pages on both sides.
         prefill_tokens, prefill_pairs: what the scheduled iteration computes of prompts, see `prompt_pairs`.
         completed: requests whose prompts it completes.
-        unsettled: whether pages that somebody lost let the first who waits in with the next one.
         moved_tokens: tokens whose KV it moves between the sides.
         evictions, fetches, preemptions: how many there were.
     """
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
-        self.device = Population(machine.page_size)
-        self.host = Population(machine.page_size)
+        self.device = RequestPool(machine.page_size)
+        self.host = RequestPool(machine.page_size)
         self.waiting: list[SimRequest] = []
         self.prefilling: list[SimRequest] = []
         self.landing: list[SimRequest] = []
@@ -69,7 +68,6 @@ class Tiers:
         self.prefill_tokens = 0
         self.prefill_pairs = 0.0
         self.completed: list[SimRequest] = []
-        self.unsettled = False
         self.moved_tokens = 0
         self.evictions = self.fetches = self.preemptions = 0
         self._budget = max(1, machine.max_prefill_tokens // machine.page_size)
@@ -77,12 +75,17 @@ class Tiers:
         self._host_pages = machine.host_kv_tokens // machine.page_size
         self._prefilling_pages = self._landing_pages = 0
         self._just_evicted: set[int] = set()
-        self._device_rests = False
+        self._device_rests = self._unsettled = False
 
     @property
     def is_empty(self) -> bool:
         """Whether no request is left that has arrived."""
         return not (self.waiting or self.prefilling or self.landing or self.device.rows or self.host.rows)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether iterations like the scheduled one may follow: nobody comes, moves, or may come next."""
+        return not (self.prefilling or self.landing or self.moved_tokens or self._unsettled)
 
     @property
     def is_idle(self) -> bool:
@@ -157,7 +160,8 @@ class Tiers:
             fetch_back=self._fetch_back,
             ride=self._keep_host_within,
         )
-        self.unsettled = self.preemptions > preemptions and bool(self.waiting) and self._first_finds_room(decision)
+        # Pages that somebody has lost may let the first who waits in with the next one.
+        self._unsettled = self.preemptions > preemptions and self._first_finds_room(decision)
 
     def advance(self, *, decoding: int, host_tokens: float, steps: int) -> list[SimRequest]:
         """Let time pass: `steps` iterations in which each host request produces `host_tokens`; return who has ended."""
@@ -217,6 +221,8 @@ class Tiers:
             self._evict(request)
 
     def _first_finds_room(self, decision: Decision) -> bool:
+        if not self.waiting:
+            return False
         first = self._pages(self.waiting[0].length)
         device = self._device_tier(0 if self.machine.prefill_alone else self.device.growth)
         admitted, _ = make_room([first], self.device.by_age(), self._need, 1, device, self._host_tier(decision))

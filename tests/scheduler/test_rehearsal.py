@@ -14,7 +14,7 @@ from apex_jax.scheduler.planner.lookahead import SINGLE, Lookahead
 from apex_jax.scheduler.planner.pacing import Pacing
 from apex_jax.scheduler.planner.rollout import Rehearsal
 from apex_jax.scheduler.simulation.request_pool import SimRequest
-from apex_jax.scheduler.simulation.virtual_engine import Serving
+from apex_jax.scheduler.simulation.virtual_engine import VirtualEngine
 from apex_jax.scheduler.simulation.workload import Job
 from apex_jax.scheduler.strategies.steady import steady
 
@@ -72,20 +72,20 @@ class TestByHand:
 def served(engine, course, jobs):
     """Keep to a course with the cost model's own times; yield the time and what there is, last when all have ended."""
     model, pacing = engine.cost_model, Pacing(engine.cost_model.costs)
-    serving = Serving(engine.machine, model.profile.num_layers)
+    virtual = VirtualEngine(engine.machine, model.profile.num_layers)
     for number, job in enumerate(jobs):
-        serving.tiers.wait(SimRequest(id=number, arrival_s=0.0, prompt=job.prompt, output=job.output))
-    while not serving.tiers.is_empty:
-        situation = serving.situation()
-        yield serving.now, serving.tiers.roster()
-        step = serving.begin(
+        virtual.scheduler.wait(SimRequest(id=number, arrival_s=0.0, prompt=job.prompt, output=job.output))
+    while not virtual.scheduler.is_empty:
+        situation = virtual.situation()
+        yield virtual.now, virtual.scheduler.roster()
+        step = virtual.begin(
             riding(course, situation, pacing, begins=prompts_begin(situation, course.most, page_size=16))
         )
         prediction = steady(model.costs, step.turn.strategy, step.load, step.turn.lanes, step.row_tokens)
-        moving = model.costs.migration(serving.tiers.moved_tokens) if serving.tiers.moved_tokens else 0.0
+        moving = model.costs.migration(virtual.scheduler.moved_tokens) if virtual.scheduler.moved_tokens else 0.0
         seconds = max(prediction.iteration_s, moving and prediction.host.total + moving)
-        serving.end(step, seconds, step.iterations)
-    yield serving.now, serving.tiers.roster()
+        virtual.end(step, seconds, step.iterations)
+    yield virtual.now, virtual.scheduler.roster()
 
 
 class TestAgainstTheSimulator:

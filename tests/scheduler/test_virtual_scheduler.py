@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from apex_jax.scheduler import Decision, PageTable, Request, Scheduler
 from apex_jax.scheduler.simulation.request_pool import SimRequest
-from apex_jax.scheduler.simulation.virtual_engine import Serving
+from apex_jax.scheduler.simulation.virtual_engine import VirtualEngine
 from apex_jax.scheduler.simulation.virtual_scheduler import Machine
 
 PAGE = 4
@@ -17,6 +17,7 @@ LANES = {
     "layer_sync": (MANY,),
     "asymmetric_pipelining": (MANY, MANY),
     "async_overlap": (MANY,) * (LAYERS + 1),
+    "fast_lane": (1,) + (MANY,) * LAYERS,
 }
 
 
@@ -81,34 +82,34 @@ class Simulated:
     """The simulator's, one iteration at a time."""
 
     def __init__(self, machine, policy):
-        self.serving, self.policy = Serving(machine, LAYERS), policy
+        self.engine, self.policy = VirtualEngine(machine, LAYERS), policy
         self.requests = {}
 
     def add(self, number, prompt, output):
         self.requests[number] = SimRequest(id=number, arrival_s=0.0, prompt=prompt, output=output)
-        self.serving.tiers.wait(self.requests[number])
+        self.engine.scheduler.wait(self.requests[number])
 
     def step(self):
         """Return what happens in the next iteration; None if nobody is there."""
-        serving, tiers = self.serving, self.serving.tiers
-        if tiers.is_empty:
+        engine, scheduler = self.engine, self.engine.scheduler
+        if scheduler.is_empty:
             return None
-        waited, on_host = {r.id for r in tiers.waiting}, set(tiers.host.lengths()[1])
-        begun = {r.id: r.computed for r in tiers.prefilling}
-        step = serving.begin(self.policy.decide(serving.situation()))
-        prompts = [(r.id, begun.get(r.id, 0), r.computed - begun.get(r.id, 0)) for r in tiers.prefilling]
-        hosted = set(tiers.host.lengths()[1])
+        waited, on_host = {r.id for r in scheduler.waiting}, set(scheduler.host.lengths()[1])
+        begun = {r.id: r.computed for r in scheduler.prefilling}
+        step = engine.begin(self.policy.decide(engine.situation()))
+        prompts = [(r.id, begun.get(r.id, 0), r.computed - begun.get(r.id, 0)) for r in scheduler.prefilling]
+        hosted = set(scheduler.host.lengths()[1])
         happened = {
             "prompts": [prompt for prompt in prompts if prompt[2]],
-            "decoding": tiers.decoding,
+            "decoding": scheduler.decoding,
             "evicted": sorted(hosted - on_host),
-            "fetched": sorted(r.id for r in tiers.landing),
-            "preempted": [r.id for r in tiers.waiting if r.id not in waited],
-            "waiting": len(tiers.waiting),
+            "fetched": sorted(r.id for r in scheduler.landing),
+            "preempted": [r.id for r in scheduler.waiting if r.id not in waited],
+            "waiting": len(scheduler.waiting),
             "on host": len(hosted),
         }
-        ended = serving.end(step, 1.0, 1)
-        free = (tiers.free, tiers.host_free)
+        ended = engine.end(step, 1.0, 1)
+        free = (scheduler.free, scheduler.host_free)
         return happened | {"ended": sorted(r.id for r in ended), "free pages": free}
 
 
@@ -150,7 +151,7 @@ def side_by_side(load, engine, simulated):
             simulated.add(number, prompt, output)
         yield engine.step(), simulated.step()
         iteration += 1
-    assert simulated.serving.tiers.is_empty
+    assert simulated.engine.scheduler.is_empty
 
 
 @settings(max_examples=200, deadline=None)
@@ -175,7 +176,7 @@ def test_host_rows_that_go_through(strategy, load, host_pages, most, spare, slot
             same = ("prompts", "decoding", "evicted", "fetched")
             assert [real[key] for key in same] == [virtual[key] for key in same]
             return
-        on_host = set(both[1].serving.tiers.host.lengths()[1])
+        on_host = set(both[1].engine.scheduler.host.lengths()[1])
 
 
 def test_where_the_host_runs_out_of_pages():
@@ -190,12 +191,13 @@ def test_where_the_host_runs_out_of_pages():
     ]
 
 
+@pytest.mark.parametrize("strategy", ["async_overlap", "fast_lane"])
 @settings(max_examples=200, deadline=None)
 @given(load=LOAD, **SIZES)
-def test_cohorts_under_way(load, spare, slots, budget):
+def test_cohorts_under_way(strategy, load, spare, slots, budget):
     """Cohorts hand their tokens over in steps, the simulator in averages. As long as somebody waits nothing is fetched,
     and what happens on the device depends on nothing on a host that has room: it is the same."""
-    both = sides(load, spare=spare, host_pages=400, slots=slots, budget=budget, strategy="async_overlap")
+    both = sides(load, spare=spare, host_pages=400, slots=slots, budget=budget, strategy=strategy)
     for real, virtual in side_by_side(load, *both):
         if virtual is None:
             assert real is None
@@ -217,10 +219,10 @@ def test_many_iterations_in_one_step(strategy, load, host_pages, spare, slots, b
         _, simulated = sides(load, spare=spare, host_pages=host_pages, slots=slots, budget=budget, strategy=strategy)
         for number, (_, prompt, output) in enumerate(load):
             simulated.add(number, prompt, output)
-        serving, tiers, ended = simulated.serving, simulated.serving.tiers, {}
-        while not tiers.is_empty:
-            step = serving.begin(simulated.policy.decide(serving.situation()))
-            for request in serving.end(step, 1.0, min(most, step.iterations)):
-                ended[request.id] = serving.now
-        ends.append((ended, tiers.evictions, tiers.fetches, tiers.preemptions))
+        engine, scheduler, ended = simulated.engine, simulated.engine.scheduler, {}
+        while not scheduler.is_empty:
+            step = engine.begin(simulated.policy.decide(engine.situation()))
+            for request in engine.end(step, 1.0, min(most, step.iterations)):
+                ended[request.id] = engine.now
+        ends.append((ended, scheduler.evictions, scheduler.fetches, scheduler.preemptions))
     assert ends[0] == ends[1]
