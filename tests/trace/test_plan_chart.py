@@ -16,14 +16,14 @@ def row(request):
     return DecodeRow(request_id=request, slot=request, length=9, step=0)
 
 
-def plan(*cohorts, layers=3, device=1, **rest):
+def plan(*cohorts, layers=3, device=1, strategy="async_overlap", **rest):
     """Return a plan with cohorts (first, last) of one row each."""
     riding = tuple(
         Cohort(id=10 + i, rows=(row(100 + i), None), first=first, last=last) for i, (first, last) in enumerate(cohorts)
     )
     return Plan(
         number=4,
-        strategy="async_overlap",
+        strategy=strategy,
         num_layers=layers,
         decode=tuple(map(row, range(device))),
         cohorts=riding,
