@@ -38,6 +38,10 @@ class Tier(NamedTuple):
         """Whether no more requests may come, whatever their size."""
         return self.rows >= self.most
 
+    def holds(self, need: int) -> bool:
+        """Whether so many pages are free for one more request, whatever is left then."""
+        return not self.is_full and need <= self.free
+
     def admits(self, need: int) -> bool:
         """Whether a newcomer finds its pages, and one is left for each request that is there."""
         return _fits(need, *self)

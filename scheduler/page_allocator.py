@@ -17,19 +17,20 @@ class PageTable:
     in the middle of the largest free run, so that both neighbours have room to grow.
 
     Args:
-        num_pages: pages in the pool, at least 1.
+        num_pages: pages in the pool, which may have none.
         page_size: tokens a page holds, at least 1.
     """
 
     def __init__(self, num_pages: int, page_size: int) -> None:
-        if num_pages < 1:
-            raise ValueError(f"num_pages is {num_pages}; a pool needs at least 1 page")
+        if num_pages < 0:
+            raise ValueError(f"num_pages is {num_pages}; a pool has 0 pages or more")
         if page_size < 1:
             raise ValueError(f"page_size is {page_size}; a page holds at least 1 token")
         self.num_pages = num_pages
         self.page_size = page_size
-        self._runs: dict[int, int] = {0: num_pages}  # first id of a free run -> its length
-        self._starts: dict[int, int] = {num_pages: 0}  # one past the last id of a free run -> its first id
+        # Of each free run, its length by its first id, and that by the id behind its last.
+        self._runs: dict[int, int] = {0: num_pages} if num_pages else {}
+        self._starts: dict[int, int] = {num_pages: 0} if num_pages else {}
         self._free = num_pages
 
     @property

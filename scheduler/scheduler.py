@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from bisect import insort
 from collections.abc import Sequence
+from operator import attrgetter
 
 from .admission import Tier, gives_way, iteration, make_room, prefill
 from .cohorts import Cohorts, Departure
@@ -22,6 +23,9 @@ from .policy import Decision, FixedPolicy, Policy, Situation
 from .request import Request
 from .scheduler_state import situation
 from .strategies import DEVICE_ONLY, named
+
+_arrival = attrgetter("id")
+_longest_rested = attrgetter("last_turn", "id")
 
 
 class Scheduler:
@@ -48,17 +52,16 @@ class Scheduler:
         max_host_seqs: int = 0,
         policy: Policy | None = None,
     ) -> None:
-        if max_num_seqs < 1:
-            raise ValueError(f"max_num_seqs is {max_num_seqs}; at least 1 is needed")
-        if max_prefill_tokens < 1:
-            raise ValueError(f"max_prefill_tokens is {max_prefill_tokens}; at least 1 is needed")
+        for name, value in (("max_num_seqs", max_num_seqs), ("max_prefill_tokens", max_prefill_tokens)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; at least 1 is needed")
         if host_pages is not None and host_pages.page_size != pages.page_size:
             raise ValueError(f"host pages hold {host_pages.page_size} tokens and device pages {pages.page_size}")
         self.pages = pages
-        self.host_pages = host_pages
+        self.host_pages = host_pages or PageTable(0, pages.page_size)
         self.num_layers = num_layers
         self.max_num_seqs = max_num_seqs
-        self.max_host_seqs = max_host_seqs if host_pages is not None else 0
+        self.max_host_seqs = max_host_seqs if host_pages else 0
         self.max_prefill_pages = max(1, max_prefill_tokens // pages.page_size)
         self.policy: Policy = policy or FixedPolicy(strategy=DEVICE_ONLY.name)
         self.preemptions = self.evictions = self.landings = 0
@@ -195,8 +198,8 @@ class Scheduler:
         return Tier(self.pages.num_free - growth, len(self._on_device), self.max_num_seqs)
 
     def _host_tier(self) -> Tier:
-        free = self.host_pages.num_free if self.host_pages is not None else 0
-        return Tier(free, self.num_on_host, min(self.max_host_seqs, self.decision.max_host_requests))
+        most = min(self.max_host_seqs, self.decision.max_host_requests)
+        return Tier(self.host_pages.num_free, self.num_on_host, most)
 
     def _need(self, request: Request) -> int:
         return self.pages.pages_for(request.length)
@@ -208,7 +211,6 @@ class Scheduler:
     def _land(self, draft: Draft) -> None:
         for request in self._running:
             if request.fetched:
-                assert self.host_pages is not None
                 draft.land(request)
                 self.host_pages.free(request.host_pages)
                 request.host_pages = []
@@ -217,7 +219,11 @@ class Scheduler:
                 self.landings += 1
 
     def _make_room(self, draft: Draft) -> None:
-        """Evict the youngest device requests as far as that lets the first waiting requests in with this plan."""
+        """Evict whom the policy names, and the youngest as far as that lets the first who wait in with this plan."""
+        for request in self._running if self.decision.evict else ():
+            may = request.id in self.decision.evict and self._can_leave(request)
+            if may and self._host_tier().holds(self.pages.pages_for(request.computed)):
+                self._evict(request, draft)
         if not self._waiting or (host := self._host_tier()).is_full:
             return
         under_way = (r.prefill_target - r.computed for r in self._running if r.is_prefilling)
@@ -235,7 +241,6 @@ class Scheduler:
             self._evict(request, draft)
 
     def _evict(self, request: Request, draft: Draft) -> None:
-        assert self.host_pages is not None
         request.host_pages = self.host_pages.allocate(self.pages.pages_for(request.computed))
         draft.evict(request)
         self.pages.free(request.pages)
@@ -302,7 +307,7 @@ class Scheduler:
 
     def _schedule_host(self, draft: Draft) -> None:
         """Let cohorts ride on, and let resting requests begin tokens in new ones."""
-        if self.host_pages is None:
+        if not self.max_host_seqs:
             return
         # A request whose token arrives with this plan can begin the next one only in a later plan.
         resting = sorted((r for r in self._running if r.is_resting), key=_longest_rested)
@@ -336,7 +341,6 @@ class Scheduler:
 
     def _grow_on_host(self, request: Request, draft: Draft) -> bool:
         """Give a resting request the host page its next token needs; returns False if it cannot begin one."""
-        assert self.host_pages is not None
         missing = self._need(request) - len(request.host_pages)
         while missing > self.host_pages.num_free:
             resting = [other for other in self._running if other.is_resting]
@@ -352,17 +356,24 @@ class Scheduler:
         return True
 
     def _fetch_back(self, draft: Draft) -> None:
-        """Begin to move resting requests to the device while it has room that nobody waits for."""
-        if self._waiting or self.host_pages is None:
+        """Begin to move resting requests to the device: whom the policy names, others into room nobody waits for."""
+        for request in self._running if self.decision.fetch else ():
+            may = request.id in self.decision.fetch and request.is_resting and request.wants_token
+            if may and self._device_tier().holds(self.pages.pages_for(request.computed)):
+                self._fetch(request, draft)
+        if self._waiting or not self.max_host_seqs:
             return
         for request in self._running:
             if not (request.is_resting and request.wants_token and request.last_turn < self._plans):
                 continue
             if not self._device_tier().takes_over(self._need(request)):
                 return
-            request.pages = self.pages.allocate(self.pages.pages_for(request.computed))
-            request.fetching = True
-            draft.fetch(request)
+            self._fetch(request, draft)
+
+    def _fetch(self, request: Request, draft: Draft) -> None:
+        request.pages = self.pages.allocate(self.pages.pages_for(request.computed))
+        request.fetching = True
+        draft.fetch(request)
 
     def _allocate(self, request: Request, count: int, draft: Draft) -> None:
         pages = self.pages.allocate(count, after=request.pages[-1] if request.pages else None)
@@ -381,18 +392,9 @@ class Scheduler:
 
     def _release(self, request: Request) -> None:
         self.pages.free(request.pages)
-        if self.host_pages is not None:
-            self.host_pages.free(request.host_pages)
+        self.host_pages.free(request.host_pages)
         self._cohorts.leave(request)
         request.pages, request.host_pages = [], []
         request.side, request.fetching, request.fetched = "device", False, False
         self._free_slots.append(request.held_slot)
         request.slot = None
-
-
-def _longest_rested(request: Request) -> tuple[int, int]:
-    return request.last_turn, request.id
-
-
-def _arrival(request: Request) -> int:
-    return request.id

@@ -18,7 +18,7 @@ def situation(
     plan: int,
     prefill_pages: int,
     pages: PageTable,
-    host_pages: PageTable | None,
+    host_pages: PageTable,
 ) -> Situation:
     """Return the requests that exist and the memory that is free, in counts.
 
@@ -27,7 +27,7 @@ def situation(
         num_layers: L.
         plan: number of the next plan.
         prefill_pages: pages of prompts that an iteration computes.
-        pages, host_pages: of either side; None without a host.
+        pages, host_pages: of either side.
     """
     device = [r for r in running if r.side == "device" and r.wants_token]
     host = [r for r in running if r.side == "host" and not r.fetching]
@@ -51,7 +51,7 @@ def situation(
         remaining_tokens=host_remaining + others_remaining,
         host_remaining_tokens=host_remaining,
         free_device_tokens=pages.num_free * pages.page_size,
-        free_host_tokens=host_pages.num_free * host_pages.page_size if host_pages else 0,
+        free_host_tokens=host_pages.num_free * host_pages.page_size,
         mid_token_rows=sum(r.cohort is not None for r in host),
         oldest_host_wait=max((plan - r.last_turn for r in host), default=0),
         roster=lambda: roster(running, waiting),

@@ -107,6 +107,6 @@ def engine_stats(totals: Counters, scheduler: Scheduler, host: HostCounters) -> 
         on_host=scheduler.num_on_host,
         free_pages=scheduler.pages.num_free,
         num_pages=scheduler.pages.num_pages,
-        free_host_pages=host_pages.num_free if host_pages else 0,
-        num_host_pages=host_pages.num_pages if host_pages else 0,
+        free_host_pages=host_pages.num_free,
+        num_host_pages=host_pages.num_pages,
     )

@@ -10,7 +10,7 @@ import numpy as np
 
 from apex_jax import SamplingParams
 from apex_jax.execution.sampler import SamplingMode, pack_rows, sample, seed_words
-from apex_jax.scheduler import STRATEGIES, Decision, Fetch, FixedPolicy
+from apex_jax.scheduler import STRATEGIES, Decision, FixedPolicy
 
 DEVICE_ROWS, HOST_ROWS = 4, 4
 OPTIONS = {
@@ -51,40 +51,29 @@ class Restless:
         return self.decision
 
 
+class Unsettled:
+    """A policy's decisions, and moves that nobody needs."""
+
+    def __init__(self, policy, rng, chance):
+        self.policy, self.rng, self.chance = policy, rng, chance
+
+    def decide(self, situation):
+        decision, roster = self.policy.decide(situation), situation.roster()
+        device, rest = roster.arrivals[: len(roster.device)], roster.arrivals[len(roster.device) :]
+        host = rest[: len(roster.host)]
+        return dataclasses.replace(
+            decision,
+            evict=self.pick(device, self.chance),
+            fetch=self.pick(host, self.chance),
+        )
+
+    def pick(self, ids, chance):
+        return (int(self.rng.choice(ids)),) if ids and self.rng.random() < chance else ()
+
+
 def unsettle(scheduler, rng, chance):
-    """Let a scheduler evict, fetch and preempt requests that nobody needs to move, before and after its own choices."""
-    make_room, fetch_back = scheduler._make_room, scheduler._fetch_back
-
-    def pick(requests):
-        requests = list(requests)
-        return requests[rng.integers(len(requests))] if requests and rng.random() < chance else None
-
-    def evict(draft):
-        make_room(draft)
-        leaving = pick(
-            r
-            for r in scheduler._running
-            if scheduler._can_leave(r) and scheduler.pages.pages_for(r.computed) <= scheduler.host_pages.num_free
-        )
-        if leaving is not None and scheduler.num_on_host < scheduler.max_host_seqs:
-            scheduler._evict(leaving, draft)
-        preempted = pick(scheduler._running)
-        if preempted is not None and rng.random() < 0.3:
-            scheduler._preempt(preempted, draft)
-
-    def fetch(draft):
-        fetch_back(draft)
-        coming = pick(
-            r
-            for r in scheduler._running
-            if r.is_resting and r.wants_token and scheduler.pages.pages_for(r.computed) <= scheduler.pages.num_free
-        )
-        if coming is not None and len(scheduler._on_device) < scheduler.max_num_seqs:
-            coming.pages = scheduler.pages.allocate(scheduler.pages.pages_for(coming.computed))
-            coming.fetching = True
-            draft.fetches.append(Fetch(request_id=coming.id, host_pages=tuple(coming.host_pages)))
-
-    scheduler._make_room, scheduler._fetch_back = evict, fetch
+    """Let a scheduler's policy evict and fetch requests that nobody needs to move."""
+    scheduler.policy = Unsettled(scheduler.policy, rng, chance)
 
 
 def settle(llm, strategy="device_only", num_cohorts=2):

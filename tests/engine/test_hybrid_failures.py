@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from apex_jax import SamplingParams
-from apex_jax.scheduler import Fetch
+from apex_jax.scheduler import Decision
 
 from .hybrid import HOST_ROWS, OPTIONS, Reference, check_empty, draw_load, run, settle, unsettle
 
@@ -187,8 +187,7 @@ def test_a_failed_fetch_of_the_only_request_is_told(llm, usable, monkeypatch):
     def fail(*_):
         raise error
 
-    scheduler = settle(llm, "layer_sync")
-    away(monkeypatch, scheduler)
+    settle(llm, "layer_sync").policy = Away()
     with monkeypatch.context() as patch:
         break_down(patch, llm, "read", 1, fail)
         (output,) = llm.generate([5, 17, 40], GREEDY, use_tqdm=False)
@@ -251,29 +250,19 @@ def joined(stream, first, count):
     return ends
 
 
-def away(patch, scheduler):
-    """Evict every request once, and begin to fetch them back with the plan that evicts the last."""
-    make_room, fetch_back = scheduler._make_room, scheduler._fetch_back
+class Away:
+    """Evicts requests once all of them decode, and begins to fetch them back with the same plan."""
 
-    def evict(draft):
-        make_room(draft)
-        for request in scheduler._running:
-            if not request.evictions and scheduler._can_leave(request):
-                scheduler._evict(request, draft)
+    def __init__(self):
+        self.been = set()
 
-    def fetch(draft):
-        fetch_back(draft)
-        if scheduler._waiting or not all(request.evictions for request in scheduler._running):
-            return
-        for request in scheduler._running:
-            if request.is_resting and request.wants_token:
-                request.pages = scheduler.pages.allocate(scheduler.pages.pages_for(request.computed))
-                request.fetching = True
-                draft.fetches.append(Fetch(request_id=request.id, host_pages=tuple(request.host_pages)))
-
-    patch.setattr(scheduler, "_make_room", evict)
-    patch.setattr(scheduler, "_fetch_back", fetch)
-    patch.setattr(scheduler, "_schedule_host", lambda draft: None)
+    def decide(self, situation):
+        stay = Decision(strategy="layer_sync", max_host_requests=HOST_ROWS)
+        ids = tuple(situation.roster().arrivals)
+        if situation.prefill_tokens or self.been.issuperset(ids):
+            return stay
+        self.been.update(ids)
+        return dataclasses.replace(stay, evict=ids, fetch=ids)
 
 
 def test_a_request_fetched_from_lost_pages_does_not_land(llm, usable, monkeypatch):
@@ -284,8 +273,7 @@ def test_a_request_fetched_from_lost_pages_does_not_land(llm, usable, monkeypatc
         kv.delete()
         raise error
 
-    scheduler = settle(llm, "layer_sync")
-    away(monkeypatch, scheduler)
+    settle(llm, "layer_sync").policy = Away()
     jobs = []
     with monkeypatch.context() as patch:
         # Two layers a request: the third store is of the second request, and takes the first one's pages along.
@@ -302,9 +290,8 @@ def test_a_loss_that_nobody_was_left_to_hear_of_does_not_reach_the_next(llm, gre
         kv.delete()
         raise MemoryError("no memory is left")
 
-    scheduler = settle(llm, "layer_sync")
+    settle(llm, "layer_sync").policy = Away()
     with monkeypatch.context() as patch:
-        away(patch, scheduler)
         break_down(patch, llm, "write", 1, lose)
         jobs = []
         llm._requests.begin(jobs, llm._checked([5, 17, 40], GREEDY))

@@ -2,6 +2,7 @@
 
 import random
 from collections import deque
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -129,6 +130,7 @@ class Restless:
         self.rng, self.layers, self.host_slots = rng, layers, host_slots
         self.decision = Decision(strategy="device_only")
         self.change = rng.choice((0.0, 0.1, 0.5, 1.0))
+        self.move = rng.choice((0.0, 0.0, 0.1, 0.4))
         self.choose()
 
     def choose(self):
@@ -145,7 +147,17 @@ class Restless:
         assert situation.host_rows >= situation.mid_token_rows >= 0
         if self.rng.random() < self.change:
             self.choose()
-        return self.decision
+        roster = situation.roster()
+        ids, count = list(roster.arrivals), len(roster.device)
+        device, host = ids[:count], ids[count : count + len(roster.host)]
+        return replace(
+            self.decision,
+            evict=self.some(device),
+            fetch=self.some(host),
+        )
+
+    def some(self, ids):
+        return tuple(number for number in ids if self.rng.random() < self.move)
 
 
 REQUEST = st.tuples(

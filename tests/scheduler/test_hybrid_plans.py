@@ -5,6 +5,8 @@ and strategy; `cohort 1 at 0..2: 5@7, -` is a cohort that rides boundaries 0 to 
 tokens, and a place that somebody has left.
 """
 
+from dataclasses import replace
+
 import pytest
 
 from apex_jax.scheduler import Decision, Eviction, Landing, NewPages, PageTable, Request, Scheduler
@@ -78,6 +80,21 @@ class Run:
 
     def lines(self, count):
         return [self.step() for _ in range(count)]
+
+
+class TestNamed:
+    """Moves that a policy asks for although nobody needs them."""
+
+    def test_to_the_host_and_back(self):
+        run = Run(layer_sync(), slots=2, host_slots=1)
+        run.add()
+        run.add()
+        run.lines(2)
+        # The host has one place, and nobody is called 7.
+        run.policy.decision = replace(layer_sync(), evict=(0, 1, 7), fetch=(0, 1))
+        assert run.lines(1) == ["decode 1@5; evict 0; fetch 0"]
+        run.policy.decision = layer_sync()
+        assert run.lines(2) == ["decode 0@5, 1@6; land 0", "decode 0@6, 1@7"]
 
 
 class TestLayerSync:

@@ -100,12 +100,19 @@ def test_a_page_outside_the_pool_is_refused(pages):
         table.free(pages)
 
 
+def test_a_pool_may_have_no_pages():
+    table = PageTable(0, 16)
+    assert table.allocate(0) == table.free_ids() == []
+    with pytest.raises(OutOfPages, match="1 pages wanted, 0 of 0 are free"):
+        table.allocate(1)
+
+
 def test_pages_for_rounds_up():
     table = PageTable(5, 16)
     assert [table.pages_for(tokens) for tokens in (0, 1, 16, 17, 32)] == [0, 1, 1, 2, 2]
 
 
-@pytest.mark.parametrize(("num_pages", "page_size"), [(0, 16), (-3, 16), (4, 0), (4, -1)])
+@pytest.mark.parametrize(("num_pages", "page_size"), [(-1, 16), (-3, 16), (4, 0), (4, -1)])
 def test_sizes_are_checked(num_pages, page_size):
     with pytest.raises(ValueError, match=f"is {num_pages if num_pages < 1 else page_size};"):
         PageTable(num_pages, page_size)
