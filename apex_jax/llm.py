@@ -10,7 +10,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 
-from .engine.capacity import EngineSizes, plan_memory
+from .engine.capacity import plan_memory
 from .engine.engine import Engine
 from .engine.executor_factory import make_device, make_worker
 from .engine.input_processor import Prompt, TokenizedPrompt, check_requests
@@ -25,7 +25,7 @@ from .outputs import RequestOutput
 from .profiling.store import ProfileStore
 from .progress_bar import Bar, each_compilation
 from .sampling_params import SamplingParams
-from .scheduler import Policy, Profile
+from .scheduler import Capacity, Policy, Profile
 from .scheduler.planner.explain import explain
 from .scheduler.planner.planner import Planner
 from .scheduler.strategies import DEVICE_ONLY
@@ -78,9 +78,9 @@ class LLM:
             load_format=load_format,
             num_layers=num_layers,
         )
-        sizes = plan_memory(opened.config, opened.dtype, checked, device=device)
+        capacity = plan_memory(opened.config, opened.dtype, checked, device=device)
         loaded = opened.load(device=device)
-        self._start(loaded.config, loaded.weights, loaded.tokenizer, checked, sizes, device)
+        self._start(loaded.config, loaded.weights, loaded.tokenizer, checked, capacity, device)
 
     @classmethod
     def from_params(
@@ -104,11 +104,11 @@ class LLM:
         if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
             tokenizer = Tokenizer(tokenizer)
         chosen = params_dtype(config, params, dtype=dtype)
-        sizes = plan_memory(config, chosen, checked, device=device)
+        capacity = plan_memory(config, chosen, checked, device=device)
         llm = cls.__new__(cls)
         # Copies: where type and shape fit as they are, the arrays would be the caller's, who may donate them.
         weights = jax.tree.map(jnp.copy, weights_from_params(config, params, dtype=chosen))
-        llm._start(config, weights, tokenizer, checked, sizes, device)
+        llm._start(config, weights, tokenizer, checked, capacity, device)
         return llm
 
     def _start(
@@ -117,7 +117,7 @@ class LLM:
         weights: Weights,
         tokenizer: Tokenizer | None,
         options: EngineOptions,
-        sizes: EngineSizes,
+        capacity: Capacity,
         device: jax.Device,
     ) -> None:
         attention = device_attention_for(device, config.head_dim)
@@ -126,13 +126,15 @@ class LLM:
         self.device = device
         self.dtype = weights.dtype
         self.attention_name = attention.name
-        self.device_kv_tokens = sizes.pages * options.page_size
-        self.host_kv_tokens = sizes.host_pages * options.page_size
-        self.max_model_len = sizes.max_model_len
+        self.device_kv_tokens = capacity.device_kv_tokens
+        self.host_kv_tokens = capacity.host_kv_tokens
+        self.max_model_len = min(options.max_model_len or config.max_position_embeddings, capacity.longest)
         self.strategy = options.strategy
         self._options = options
-        self._jax_device = make_device(config, weights, options, sizes, attention, device=device)
-        executor = Executor(self._jax_device, make_worker(config, self.dtype, options, sizes, device=device))
+        self._jax_device = make_device(
+            config, weights, capacity, attention, max_model_len=self.max_model_len, device=device
+        )
+        executor = Executor(self._jax_device, make_worker(config, self.dtype, capacity, device=device))
         self._profiles = ProfileStore(executor, config, self.dtype, device=device, attention=attention.name)
         policy = self._first_policy(executor)
         self._engine = Engine(executor, policy, follower_of(policy))

@@ -34,7 +34,7 @@ from apex_jax.execution.executor import Executor
 from apex_jax.execution.jax_device import JaxDevice
 from apex_jax.host_offload import HostKVConfig, HostWorker, allocate
 from apex_jax.models import LlamaConfig, llama, random_weights
-from apex_jax.scheduler import STRATEGIES, FixedPolicy, Policy
+from apex_jax.scheduler import STRATEGIES, Capacity, FixedPolicy, Policy
 
 STEPS = 400
 HOST_ROWS = 16
@@ -91,21 +91,20 @@ def build(layers: int, device_rows: int, policy: Policy, *, host_rows: int) -> E
         head_dim=16,
         max_position_embeddings=1024,
     )
-    buckets = Buckets(
+    capacity = Capacity(
+        device_kv_tokens=16 * device_rows * PAGE_SIZE,
+        host_kv_tokens=16 * host_rows * PAGE_SIZE,
+        page_size=PAGE_SIZE,
         max_num_seqs=device_rows,
         max_host_seqs=host_rows,
-        max_prefill_pages=1,
-        page_size=PAGE_SIZE,
-        table_width=16,
-        ragged_attention=True,
+        max_prefill_tokens=PAGE_SIZE,
     )
     device = JaxDevice(
         config,
         random_weights(config, 0, jnp.float32),
         attention=trivial_attention,
         device=jax.devices()[0],
-        num_pages=16 * device_rows,
-        buckets=buckets,
+        buckets=Buckets(capacity=capacity, table_width=16, ragged_attention=True),
         eos_token_ids=(),
     )
     if not host_rows:

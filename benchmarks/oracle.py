@@ -55,7 +55,7 @@ def workloads(count: int, seed: int) -> Iterator[Workload]:
             model=known.model(model),
             host_kv_gb=math.exp(numbers.uniform(0, math.log(200))),
         )
-        full = engine.machine.device_kv_tokens
+        full = engine.capacity.device_kv_tokens
         engine = replace(engine, device_kv_tokens=int(full * numbers.choice((1.0, 0.3, 0.1))))
         prompt, output = numbers.choice((60, 200, 500, 1000)), numbers.choice((25, 80, 250, 800))
         longest = engine.longest - 1
@@ -96,7 +96,7 @@ def main() -> None:
                 "host": engine.host.name,
                 "lengths": workload.lengths,
                 "requests": len(workload.jobs),
-                "device_kv_tokens": engine.machine.device_kv_tokens,
+                "device_kv_tokens": engine.capacity.device_kv_tokens,
                 "host_kv_gb": round(engine.host_kv_gb or 0, 1),
                 "auto_tokens_per_s": auto,
                 "best": best,

@@ -33,7 +33,7 @@ from apex_jax.machine.processor import processor_and_cores
 from apex_jax.profiling.probe_plans import ProfilePlans
 from apex_jax.profiling.profiler import Profiler
 from apex_jax.progress_bar import Bar
-from apex_jax.scheduler import CostModel, Load, Plan, Profile, ProfileKey, describe
+from apex_jax.scheduler import Capacity, CostModel, Load, Plan, Profile, ProfileKey, describe
 from apex_jax.scheduler.cost_model.catalogue import Catalogue
 from apex_jax.scheduler.strategies.steady import steady
 
@@ -70,7 +70,7 @@ def device_situations(plans: ProfilePlans, rng: random.Random, *, count: int, lo
     page = plans.page_size
     for turn in range(count):
         rows = rng.randint(1, plans.max_num_seqs - 1)
-        length = round(math.exp(rng.uniform(math.log(page), math.log(min(longest, page * plans.num_pages // rows)))))
+        length = round(math.exp(rng.uniform(math.log(page), math.log(min(longest, plans.capacity.longest // rows)))))
         if turn % 3 == 2:
             tokens, start = page * rng.randint(1, 8), page * rng.randint(0, max(0, longest // page - 8))
             yield Situation(
@@ -93,7 +93,7 @@ def hybrid_situations(
     for turn in range(count):
         strategy, page = HYBRID[turn % len(HYBRID)], plans.page_size
         rows = rng.randint(1, plans.max_num_seqs)
-        length = min(rng.randint(page, longest), page * plans.num_pages // rows)
+        length = min(rng.randint(page, longest), plans.capacity.longest // rows)
         cohorts = {"layer_sync": 1, "asymmetric_pipelining": 2, "async_overlap": rng.choice((1, 2, 4))}[strategy]
         each = round(math.exp(rng.uniform(0, math.log(host_rows // cohorts))))
         host_length = min(rng.randint(page, longest), page * plans.num_host_pages // (each * cohorts))
@@ -164,14 +164,7 @@ def profiled(executor: Executor) -> Profile:
 
 def plans_of(executor: Executor) -> ProfilePlans:
     """Return what makes plans for an executor."""
-    assert executor.worker is not None
-    return ProfilePlans(
-        num_layers=executor.device.num_layers,
-        page_size=executor.buckets.page_size,
-        num_pages=executor.device.num_pages,
-        num_host_pages=executor.worker.num_pages,
-        max_num_seqs=executor.buckets.max_num_seqs,
-    )
+    return ProfilePlans(num_layers=executor.device.num_layers, capacity=executor.buckets.capacity)
 
 
 def cpu_executor(model: str, longest: int, num_layers: int | None) -> Executor:
@@ -195,25 +188,25 @@ def emulated_executor(device: str, model: str, longest: int) -> Executor:
     known = Catalogue.built_in()
     shape = known.model(model)
     page = 64
-    buckets = Buckets(
+    capacity = Capacity(
+        device_kv_tokens=16 * longest,
+        host_kv_tokens=32 * longest,
+        page_size=page,
         max_num_seqs=16,
         max_host_seqs=64,
-        max_prefill_pages=512 // page,
-        page_size=page,
-        table_width=longest // page,
-        ragged_attention=True,
+        max_prefill_tokens=512,
     )
+    buckets = Buckets(capacity=capacity, table_width=longest // page, ragged_attention=True)
     profile = describe(known.device(device), known.host("g4dn.4xlarge"), shape, page_size=page)
     layout = HostKVConfig(
         num_layers=shape.num_layers, num_kv_heads=shape.num_kv_heads, head_width=shape.head_dim, page_size=page
     )
-    host_bytes = 32 * longest * shape.kv_bytes_per_token
+    host_bytes = capacity.host_kv_tokens * shape.kv_bytes_per_token
     worker = HostWorker(allocate(layout, host_bytes, jax.devices("cpu")[0]), num_heads=shape.num_heads)
     emulated = EmulatedDevice(
         replace(profile, padding=padding_of(buckets)),
         shape,
         dtype=jnp.dtype(jnp.bfloat16),
-        num_pages=16 * longest // page,
         buckets=buckets,
     )
     return Executor(emulated, worker)

@@ -4,6 +4,7 @@ Who decides by predicted times is in `planner`, serving in virtual time in `simu
 what is exported here needs none of them.
 """
 
+from .capacity import Capacity
 from .cost_model.correction import Measured
 from .cost_model.cost_model import CostModel
 from .cost_model.critical_path import Clock
@@ -25,6 +26,7 @@ from .strategies import STRATEGIES, Strategy
 __all__ = [
     "STRATEGIES",
     "AttentionTime",
+    "Capacity",
     "Clock",
     "Cohort",
     "CohortLoad",

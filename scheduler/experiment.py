@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from .capacity import Capacity
 from .cost_model.cost_model import CostModel
 from .cost_model.hardware import DeviceSpec, HostSpec, ModelShape, device_kv_tokens
 from .cost_model.profile import Padding
@@ -16,7 +17,6 @@ from .planner.planner import Planner
 from .policy import FixedPolicy, Policy
 from .simulation.metrics import Simulated
 from .simulation.simulator import simulate
-from .simulation.virtual_scheduler import Machine
 from .simulation.workload import Job
 from .strategies import DEVICE_ONLY, STRATEGIES
 
@@ -39,7 +39,8 @@ class Experiment:
         strategy: `auto`, `device_only`, or a hybrid one, which is used where it is predicted to beat device_only.
         device_kv_tokens: KV on the device; what fits beside the weights if None.
         host_kv_gb: KV on the host in 1e9 bytes; 90 % of its memory if None.
-        page_size, max_prefill_tokens, max_num_seqs, prefill_alone: see `Machine`.
+        page_size, max_prefill_tokens, max_num_seqs: see `Capacity`.
+        prefill_alone: prompts are computed in iterations of their own, while decoding requests rest.
         iteration_overhead_s: what every iteration takes beside its work.
         max_time_per_token: see `PlannerOptions`; None for no limit.
         padding: the batch sizes that programs are compiled for; None where a batch costs what its own rows do.
@@ -76,25 +77,26 @@ class Experiment:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and (value > 0 or (value == 0 and least != "above"))):
                 raise ValueError(f"{name} is {value!r}; a number {least} 0 is needed")
-        _ = self.machine
+        _ = self.capacity
 
     @cached_property
-    def machine(self) -> Machine:
-        """The memory of both sides."""
+    def capacity(self) -> Capacity:
+        """The memory of both sides, and the requests that it is for."""
         tokens = self.device_kv_tokens
         if tokens is None:
             tokens = device_kv_tokens(
                 self.device, self.model, memory_fraction=DEVICE_FRACTION, workspace_gb=WORKSPACE_GB
             )
         host_gb = self.host.memory_gb * HOST_FRACTION if self.host_kv_gb is None else self.host_kv_gb
-        return Machine(
+        capacity = Capacity(
             device_kv_tokens=tokens,
             host_kv_tokens=0 if self.strategy == DEVICE_ONLY.name else self._tokens(host_gb),
             page_size=self.page_size,
-            max_prefill_tokens=self.max_prefill_tokens,
             max_num_seqs=self.max_num_seqs,
-            prefill_alone=self.prefill_alone,
+            max_prefill_tokens=self.max_prefill_tokens,
         )
+        # As many as have a page: memory alone bounds them.
+        return replace(capacity, max_host_seqs=capacity.host_pages)
 
     @cached_property
     def cost_model(self) -> CostModel:
@@ -106,7 +108,7 @@ class Experiment:
     @property
     def longest(self) -> int:
         """Tokens of prompt and output that a request may have together."""
-        return self.machine.device_kv_tokens // self.page_size * self.page_size + 1
+        return self.capacity.longest + 1
 
     def policy(self) -> Policy:
         """Return a fresh policy for the strategy."""
@@ -118,7 +120,7 @@ class Experiment:
         """Return a fresh planner that chooses among these strategies and device_only."""
         options = PlannerOptions(
             max_device_requests=self.max_num_seqs,
-            max_host_requests=max(1, self.machine.host_kv_tokens // self.page_size),
+            max_host_requests=max(1, self.capacity.max_host_seqs),
             phases_at_once=ALL_PHASES,
             max_prefill_tokens=self.max_prefill_tokens,
             strategies=strategies,
@@ -143,7 +145,14 @@ class Experiment:
         Raises:
             ValueError: there are no jobs, or one can never fit on the device.
         """
-        return simulate(jobs, self.machine, self.cost_model, policy or self.policy(), progress=progress)
+        return simulate(
+            jobs,
+            self.capacity,
+            self.cost_model,
+            policy or self.policy(),
+            prefill_alone=self.prefill_alone,
+            progress=progress,
+        )
 
     def described(self) -> dict[str, object]:
         """Return the names and sizes, for people and files."""
@@ -153,8 +162,8 @@ class Experiment:
             "host": self.host.name,
             "model": self.model.name,
             "strategy": self.strategy,
-            "device_kv_tokens": self.machine.device_kv_tokens,
-            "host_kv_gb": round(self.machine.host_kv_tokens * kv_bytes / 1e9, 3),
+            "device_kv_tokens": self.capacity.device_kv_tokens,
+            "host_kv_gb": round(self.capacity.host_kv_tokens * kv_bytes / 1e9, 3),
             "host_attention_gb_per_s": self.host.attention_gb_per_s,
             "page_size": self.page_size,
             "max_prefill_tokens": self.max_prefill_tokens,

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from operator import attrgetter
 
 from .admission import Tier, gives_way, iteration, make_room, prefill
+from .capacity import Capacity
 from .cohorts import Cohorts, Departure
 from .page_allocator import PageTable
 from .plan import Plan
@@ -32,37 +33,19 @@ class Scheduler:
     """Decides which requests run in the next iteration, and where.
 
     Args:
-        pages: the device pages.
+        capacity: pages and requests of either side, and prompt tokens of an iteration.
         num_layers: L of the model.
-        max_num_seqs: requests that may be on the device at once.
-        max_prefill_tokens: prompt tokens computed in one iteration; rounded down to whole pages, at least one.
-        host_pages: the host pages, of the same page size; None without a host tier.
-        max_host_seqs: requests that may be on the host at once.
         policy: chooses the strategy of each plan; device_only if None.
+
+    Attributes:
+        pages, host_pages: which page of either side is free.
     """
 
-    def __init__(
-        self,
-        pages: PageTable,
-        *,
-        num_layers: int,
-        max_num_seqs: int,
-        max_prefill_tokens: int,
-        host_pages: PageTable | None = None,
-        max_host_seqs: int = 0,
-        policy: Policy | None = None,
-    ) -> None:
-        for name, value in (("max_num_seqs", max_num_seqs), ("max_prefill_tokens", max_prefill_tokens)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; at least 1 is needed")
-        if host_pages is not None and host_pages.page_size != pages.page_size:
-            raise ValueError(f"host pages hold {host_pages.page_size} tokens and device pages {pages.page_size}")
-        self.pages = pages
-        self.host_pages = host_pages or PageTable(0, pages.page_size)
+    def __init__(self, capacity: Capacity, *, num_layers: int, policy: Policy | None = None) -> None:
+        self.capacity = capacity
+        self.pages = PageTable(capacity.device_pages, capacity.page_size)
+        self.host_pages = PageTable(capacity.host_pages, capacity.page_size)
         self.num_layers = num_layers
-        self.max_num_seqs = max_num_seqs
-        self.max_host_seqs = max_host_seqs if host_pages else 0
-        self.max_prefill_pages = max(1, max_prefill_tokens // pages.page_size)
         self.policy: Policy = policy or FixedPolicy(strategy=DEVICE_ONLY.name)
         self.preemptions = self.evictions = self.landings = 0
         self.decision = Decision(strategy=DEVICE_ONLY.name)
@@ -71,7 +54,7 @@ class Scheduler:
         self._waiting: list[Request] = []
         self._running: list[Request] = []
         self._cohorts = Cohorts(num_layers)
-        self._free_slots = list(range(max_num_seqs + self.max_host_seqs - 1, -1, -1))
+        self._free_slots = list(range(capacity.slots))[::-1]
 
     @property
     def num_running(self) -> int:
@@ -104,11 +87,11 @@ class Scheduler:
         """
         if request.id in self._requests:
             raise ValueError(f"request id {request.id} is already in use")
-        capacity = self.pages.num_pages * self.pages.page_size
-        if len(request.prompt) + request.max_tokens > capacity + 1:
+        longest = self.capacity.longest
+        if len(request.prompt) + request.max_tokens > longest + 1:
             raise ValueError(
                 f"request {request.id}: prompt of {len(request.prompt)} and max_tokens={request.max_tokens} exceed "
-                f"the device KV cache of {capacity} tokens"
+                f"the device KV cache of {longest} tokens"
             )
 
     def add(self, request: Request) -> None:
@@ -184,7 +167,7 @@ class Scheduler:
             self._waiting,
             num_layers=self.num_layers,
             plan=self._plans,
-            prefill_pages=self.max_prefill_pages,
+            prefill_pages=self.capacity.max_prefill_pages,
             pages=self.pages,
             host_pages=self.host_pages,
         )
@@ -195,10 +178,10 @@ class Scheduler:
         return [request for request in self._running if request.side == "device" or request.fetching]
 
     def _device_tier(self, growth: int = 0) -> Tier:
-        return Tier(self.pages.num_free - growth, len(self._on_device), self.max_num_seqs)
+        return Tier(self.pages.num_free - growth, len(self._on_device), self.capacity.max_num_seqs)
 
     def _host_tier(self) -> Tier:
-        most = min(self.max_host_seqs, self.decision.max_host_requests)
+        most = min(self.capacity.max_host_seqs, self.decision.max_host_requests)
         return Tier(self.host_pages.num_free, self.num_on_host, most)
 
     def _need(self, request: Request) -> int:
@@ -233,7 +216,7 @@ class Scheduler:
             map(self._need, itertools.takewhile(lambda request: not request.in_flight, self._waiting)),
             iter(young),
             self._need,
-            self.max_prefill_pages - sum(map(self.pages.pages_for, under_way)),
+            self.capacity.max_prefill_pages - sum(map(self.pages.pages_for, under_way)),
             self._device_tier(growth=sum(self._need(request) - len(request.pages) for request in young)),
             host,
         )
@@ -278,7 +261,7 @@ class Scheduler:
 
     def _schedule_prefill(self, draft: Draft) -> None:
         prefill(
-            self.max_prefill_pages,
+            self.capacity.max_prefill_pages,
             (request for request in self._running if request.is_prefilling),
             lambda: self._admit_next(draft),
             lambda request, pages: self._add_chunk(request, pages, draft),
@@ -320,7 +303,8 @@ class Scheduler:
             departures = strategy.departures(self.decision.lanes, self._cohorts, self._plans)
         else:
             # Nothing else would move them.
-            departures = (Departure(size, through=True) for size in self.decision.lanes or (self.max_host_seqs,))
+            lanes = self.decision.lanes or (self.capacity.max_host_seqs,)
+            departures = (Departure(size, through=True) for size in lanes)
         for departure in departures:
             rows = []
             if departure.hurried:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..engine.engine import Engine
@@ -19,7 +19,6 @@ from ..scheduler import CostModel, FixedPolicy, Follower, Policy
 from ..scheduler.planner.options import PlannerOptions
 from ..scheduler.planner.planner import Planner
 from ..scheduler.simulation.simulator import simulate
-from ..scheduler.simulation.virtual_scheduler import Machine
 from ..scheduler.simulation.workload import equal
 from ..scheduler.strategies import DEVICE_ONLY
 from .calibration import Calibration
@@ -96,11 +95,11 @@ def run_batches(
 def _policy(benchmark: OverlapBenchmark, model: CostModel, name: str) -> Policy:
     if name == DEVICE_ONLY.name:
         return FixedPolicy(strategy=DEVICE_ONLY.name)
-    buckets = benchmark.buckets
+    capacity = benchmark.capacity
     options = PlannerOptions(
-        max_device_requests=buckets.max_num_seqs,
-        max_host_requests=buckets.max_host_seqs,
-        max_prefill_tokens=buckets.max_prefill_pages * buckets.page_size,
+        max_device_requests=capacity.max_num_seqs,
+        max_host_requests=capacity.max_host_seqs,
+        max_prefill_tokens=capacity.max_prefill_tokens,
     )
     return Planner(model, options)
 
@@ -109,16 +108,10 @@ def _simulated(
     benchmark: OverlapBenchmark, calibration: Calibration, name: str, prompt: int, output: int, size: int
 ) -> float:
     """Return the seconds that the simulator says a batch takes."""
-    buckets, model = benchmark.buckets, calibration.model(benchmark.profile, context=benchmark.context)
-    machine = Machine(
-        device_kv_tokens=benchmark.device_kv_tokens,
-        host_kv_tokens=0 if name == DEVICE_ONLY.name else benchmark.host_kv_tokens,
-        page_size=benchmark.page_size,
-        max_prefill_tokens=buckets.max_prefill_pages * buckets.page_size,
-        max_num_seqs=buckets.max_num_seqs,
-    )
+    model = calibration.model(benchmark.profile, context=benchmark.context)
+    capacity = replace(benchmark.capacity, host_kv_tokens=0) if name == DEVICE_ONLY.name else benchmark.capacity
     jobs = equal(prompt=prompt, output=output, requests=size)
-    return simulate(jobs, machine, model, _policy(benchmark, model, name)).seconds
+    return simulate(jobs, capacity, model, _policy(benchmark, model, name)).seconds
 
 
 def _serve(engine: Engine, prompt: Sequence[int], output: int, size: int) -> float:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from ..execution.buckets import Buckets, padding_of
 from ..execution.emulated_device import EmulatedDevice
 from ..host_offload import HostKVConfig, HostWorker, allocate
-from ..scheduler import CostModel, Decision, Load, Prediction, Profile, Terms
+from ..scheduler import Capacity, CostModel, Decision, Load, Prediction, Profile, Terms
 from ..scheduler.cost_model.component_times import Costs
 from ..scheduler.cost_model.hardware import DeviceSpec, HostSpec, ModelShape
 from ..scheduler.cost_model.roofline import describe
@@ -85,11 +85,6 @@ class OverlapBenchmark:
             raise ValueError(f"host_kv_bytes is {self.host_kv_bytes}; not one request of {self.context} tokens fits")
 
     @property
-    def device_pages(self) -> int:
-        """Pages of the device KV cache."""
-        return self.device_kv_tokens // self.page_size
-
-    @property
     def host_requests(self) -> int:
         """Requests that the host's memory holds, with two pages to grow by for each."""
         return self.host_kv_tokens // self.page_size // (-(-self.context // self.page_size) + 2)
@@ -110,16 +105,21 @@ class OverlapBenchmark:
         )
 
     @cached_property
-    def buckets(self) -> Buckets:
-        """Batch shapes of the engine."""
-        return Buckets(
+    def capacity(self) -> Capacity:
+        """What the engine may hold; any prompt that fits is computed in one iteration."""
+        return Capacity(
+            device_kv_tokens=self.device_kv_tokens,
+            host_kv_tokens=self.host_kv_tokens,
+            page_size=self.page_size,
             max_num_seqs=self.device_kv_tokens // self.context + 1,
             max_host_seqs=self.host_requests,
-            max_prefill_pages=self.device_pages,
-            page_size=self.page_size,
-            table_width=self.device_pages,
-            ragged_attention=True,
+            max_prefill_tokens=self.device_kv_tokens,
         )
+
+    @cached_property
+    def buckets(self) -> Buckets:
+        """Batch shapes of the engine."""
+        return Buckets(capacity=self.capacity, table_width=self.capacity.device_pages, ragged_attention=True)
 
     @cached_property
     def profile(self) -> Profile:
@@ -137,9 +137,7 @@ class OverlapBenchmark:
         pages = allocate(self._layout, self.host_kv_bytes, jax.devices("cpu")[0])
         worker = HostWorker(pages, num_heads=self.model.num_heads)
         dtype = jnp.dtype(self.dtype)
-        device = EmulatedDevice(
-            self.profile, self.model, dtype=dtype, num_pages=self.device_pages, buckets=self.buckets
-        )
+        device = EmulatedDevice(self.profile, self.model, dtype=dtype, buckets=self.buckets)
         return Population(device=device, worker=worker, context=self.context)
 
 

@@ -31,7 +31,7 @@ def setting(benchmark: OverlapBenchmark) -> dict[str, Any]:
         "kind": "emulated",
         "device": benchmark.device.name,
         "shape": benchmark.model.name,
-        "device_kv_tokens": benchmark.device_pages * benchmark.page_size,
+        "device_kv_tokens": benchmark.capacity.longest,
         "host_kv_gb": benchmark.host_kv_bytes / 1e9,
         "context": benchmark.context,
         "page_size": benchmark.page_size,

@@ -174,7 +174,7 @@ class Population:
         self.device.in_no_time = self.device.skips_prompts = True
         self.policy.decision = Decision(strategy=DEVICE_ONLY.name, max_host_requests=host_requests)
         longest = self.device.buckets.table_width * self.device.buckets.page_size
-        rows = self.device.num_pages // (context // self.device.buckets.page_size + 1)
+        rows = self.device.buckets.capacity.device_pages // (context // self.device.buckets.page_size + 1)
         newcomers = [self._add(context, longest - context) for _ in range(host_requests + rows if host_requests else 0)]
         for _ in range(1 + STEPS_EACH * len(newcomers)):
             if sum(member.on_host for member in newcomers) >= host_requests:

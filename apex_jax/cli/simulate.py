@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from .numbers import count, not_negative, positive
 from .progress import Progress
 
 if TYPE_CHECKING:
+    from ..scheduler.capacity import Capacity
     from ..scheduler.cost_model.catalogue import Catalogue
     from ..scheduler.cost_model.profile import Padding
     from ..scheduler.simulation.workload import Job
@@ -168,8 +169,9 @@ def _simulate(args: argparse.Namespace, catalogue: Catalogue, jobs: list[Job]) -
         prefill_alone=args.prefill_alone,
         iteration_overhead_s=args.iteration_overhead_ms * 1e-3,
         max_time_per_token=args.max_time_per_token,
-        padding=_padding(args) if args.pad_batches else None,
     )
+    if args.pad_batches:
+        experiment = replace(experiment, padding=_padding(experiment.capacity))
     served = fitting(jobs, tokens=experiment.longest) if args.trace is not None else jobs
     if not served:
         raise UserError(f"no request of the trace fits into the {experiment.longest} tokens of the device's KV")
@@ -191,20 +193,12 @@ def _simulate(args: argparse.Namespace, catalogue: Catalogue, jobs: list[Job]) -
     }
 
 
-def _padding(args: argparse.Namespace) -> Padding:
+def _padding(capacity: Capacity) -> Padding:
     """Return the batch sizes of an engine with the same limits, and its default number of host requests."""
     from ..execution.buckets import HOST_SEQS, Buckets, padding_of
 
-    return padding_of(
-        Buckets(
-            max_num_seqs=args.max_num_seqs,
-            max_host_seqs=HOST_SEQS * args.max_num_seqs,
-            max_prefill_pages=max(1, args.max_prefill_tokens // args.page_size),
-            page_size=args.page_size,
-            table_width=1,
-            ragged_attention=True,
-        )
-    )
+    capacity = replace(capacity, max_host_seqs=HOST_SEQS * capacity.max_num_seqs)
+    return padding_of(Buckets(capacity=capacity, table_width=1, ragged_attention=True))
 
 
 def _print_row(row: dict[str, Any]) -> None:

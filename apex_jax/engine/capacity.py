@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 
@@ -12,6 +10,7 @@ from ..execution.model_shape import shape_of
 from ..host_offload import available_memory
 from ..models.config import LlamaConfig
 from ..options import EngineOptions
+from ..scheduler import Capacity
 
 DEVICE_SHARE = 0.9
 """Of an accelerator's free memory, what the cache takes at most by default."""
@@ -23,28 +22,7 @@ SLOT_BYTES = 2048
 """Page table and sampling settings of a request, beside what grows with the vocabulary."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineSizes:
-    """What an engine is to hold.
-
-    Attributes:
-        pages: pages of the device KV cache.
-        max_num_seqs: requests that run at once.
-        max_prefill_pages: pages of prompt tokens computed in one iteration.
-        max_model_len: longest context in tokens, prompt and output.
-        host_pages: pages of the host KV cache, 0 without one.
-        max_host_seqs: requests that live on the host at once.
-    """
-
-    pages: int
-    max_num_seqs: int
-    max_prefill_pages: int
-    max_model_len: int
-    host_pages: int
-    max_host_seqs: int
-
-
-def plan_memory(config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *, device: jax.Device) -> EngineSizes:
+def plan_memory(config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *, device: jax.Device) -> Capacity:
     """Return how large an engine becomes; a KV cache without a given size never exceeds what could be used.
 
     To be called before the weights are on the device.
@@ -78,14 +56,15 @@ def plan_memory(config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *
             f"max_model_len={options.max_model_len} is above what the KV cache holds: {budget} gives {cached} tokens "
             f"in pages of {page_size}, and every request is prefilled on the device"
         )
-    used = free_memory(device) - free + pages * page_size * shape_of(config, dtype).kv_bytes_per_token
-    return EngineSizes(
-        pages=pages,
+    used = free_memory(device) - free + cached * shape_of(config, dtype).kv_bytes_per_token
+    host_pages = _host_pages(config, dtype, options, used=used if _limit(device) is None else 0)
+    return Capacity(
+        device_kv_tokens=cached,
+        host_kv_tokens=host_pages * page_size,
+        page_size=page_size,
         max_num_seqs=max_num_seqs,
-        max_prefill_pages=prompt_pages,
-        max_model_len=min(longest, cached),
-        host_pages=_host_pages(config, dtype, options, used=used if _limit(device) is None else 0),
         max_host_seqs=max_host_seqs,
+        max_prefill_tokens=prompt_pages * page_size,
     )
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from ..execution.executor import Executor, Submitted
 from ..execution.sampler import seed_words
 from ..sampling_params import SamplingParams
-from ..scheduler import Follower, Measured, PageTable, Plan, Policy, Request, Scheduler, Side
+from ..scheduler import Follower, Measured, Plan, Policy, Request, Scheduler, Side
 from ..tracing.recorder import Recorder
 from .generation import Generation
 from .output_processor import OutputStream
@@ -45,16 +45,8 @@ class Engine:
         self._start_empty()
 
     def _start_empty(self) -> None:
-        buckets, worker = self.executor.buckets, self.executor.worker
-        self._scheduler = Scheduler(
-            PageTable(self.executor.device.num_pages, buckets.page_size),
-            num_layers=self.executor.device.num_layers,
-            max_num_seqs=buckets.max_num_seqs,
-            max_prefill_tokens=buckets.max_prefill_pages * buckets.page_size,
-            host_pages=PageTable(worker.num_pages, buckets.page_size) if worker else None,
-            max_host_seqs=buckets.max_host_seqs,
-            policy=self.policy,
-        )
+        capacity, layers = self.executor.buckets.capacity, self.executor.device.num_layers
+        self._scheduler = Scheduler(capacity, num_layers=layers, policy=self.policy)
         self._generations: dict[int, Generation] = {}
         self._pending: deque[Submitted] = deque()
         self._host_seen_ns = self.executor.host.busy_ns

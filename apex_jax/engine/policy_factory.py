@@ -58,7 +58,7 @@ def fixed_policy(executor: Executor, options: EngineOptions) -> FixedPolicy | No
     return FixedPolicy(
         strategy=options.strategy,
         num_cohorts=options.num_cohorts or DEFAULT_COHORTS,
-        max_host_requests=executor.buckets.max_host_seqs,
+        max_host_requests=executor.buckets.capacity.max_host_seqs,
     )
 
 
@@ -74,9 +74,9 @@ def planner_of(profile: Profile, executor: Executor, options: EngineOptions) -> 
         CostModel(profile),
         PlannerOptions(
             max_time_per_token=options.max_time_per_token,
-            max_device_requests=buckets.max_num_seqs,
-            max_host_requests=buckets.max_host_seqs,
-            max_prefill_tokens=buckets.max_prefill_pages * buckets.page_size,
+            max_device_requests=buckets.capacity.max_num_seqs,
+            max_host_requests=buckets.capacity.max_host_seqs,
+            max_prefill_tokens=buckets.capacity.max_prefill_tokens,
         ),
     )
 

@@ -63,13 +63,11 @@ def cohort_lengths(cohort: Cohort, buckets: Buckets) -> np.ndarray:
     return lengths
 
 
-def pack_tiles(
-    chunks: Sequence[PrefillChunk], tables: PageTables, buckets: Buckets, *, num_pages: int, width: int
-) -> np.ndarray:
+def pack_tiles(chunks: Sequence[PrefillChunk], tables: PageTables, buckets: Buckets, *, width: int) -> np.ndarray:
     """Return the prompt tiles, int32 [M, 2 + S + W], padded to a bucket."""
     size = buckets.page_size
     tiles = [-(-len(chunk.tokens) // size) for chunk in chunks]
-    packed = padding_tiles(buckets.fit(buckets.tiles, sum(tiles)), width, buckets, num_pages=num_pages)
+    packed = padding_tiles(buckets.fit(buckets.tiles, sum(tiles)), width, buckets)
     tile = 0
     for chunk, count in zip(chunks, tiles, strict=True):
         block = packed[tile : tile + count]
@@ -129,10 +127,10 @@ def padding_rows(count: int, width: int, buckets: Buckets) -> np.ndarray:
     return packed
 
 
-def padding_tiles(count: int, width: int, buckets: Buckets, *, num_pages: int) -> np.ndarray:
+def padding_tiles(count: int, width: int, buckets: Buckets) -> np.ndarray:
     """Return tiles that write nothing: int32 [count, 2 + S + width]."""
     packed = np.zeros((count, TILE_COLUMNS + buckets.page_size + width), np.int32)
-    packed[:, 1] = num_pages
+    packed[:, 1] = buckets.capacity.device_pages
     return packed
 
 

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..scheduler.cost_model.profile import Padding
+from ..scheduler import Capacity, Padding
 
 HOST_SEQS = 4
 """Host rows for each device row, where nobody says how many."""
@@ -18,40 +18,41 @@ class Buckets:
     """Batch shapes of an executor.
 
     Args:
-        max_num_seqs: device rows at most.
-        max_host_seqs: host rows at most; 0 without a host tier.
-        max_prefill_pages: prompt tiles in one iteration at most; a tile is a page of tokens.
-        page_size: tokens a page holds.
+        capacity: rows of either side, prompt tiles (a tile is a page of tokens) and pages at most.
         table_width: pages of the longest sequence.
         ragged_attention: decode attention's cost follows each row's length, so page tables are never cut short.
     """
 
-    max_num_seqs: int
-    max_host_seqs: int
-    max_prefill_pages: int
-    page_size: int
+    capacity: Capacity
     table_width: int
     ragged_attention: bool
 
     @property
+    def page_size(self) -> int:
+        """Tokens of a page and of a tile."""
+        return self.capacity.page_size
+
+    @property
     def slots(self) -> int:
         """Requests that can have state in an executor; the id behind the last is the spare slot of padding."""
-        return self.max_num_seqs + self.max_host_seqs
+        return self.capacity.slots
 
     @cached_property
     def decode_rows(self) -> tuple[int, ...]:
         """Device rows of an iteration without prompts: powers of two."""
-        return _steps(self.max_num_seqs, 2)
+        return _steps(self.capacity.max_num_seqs, 2)
 
     @cached_property
     def mixed_rows(self) -> tuple[int, ...]:
         """Device rows beside a prefill: few, since the tiles' work hides padding rows."""
-        return (0, *(_steps(self.max_num_seqs, 8)[1:] if self.max_num_seqs > 1 else (1,)))
+        most = self.capacity.max_num_seqs
+        return (0, *(_steps(most, 8)[1:] if most > 1 else (1,)))
 
     @cached_property
     def host_rows(self) -> tuple[int, ...]:
         """Rows of a cohort: powers of four, since each is compiled beside every number of device rows."""
-        return _steps(self.max_host_seqs, 4, start=min(4, self.max_host_seqs)) if self.max_host_seqs else ()
+        most = self.capacity.max_host_seqs
+        return _steps(most, 4, start=min(4, most)) if most else ()
 
     @cached_property
     def samples(self) -> tuple[int, ...]:
@@ -61,7 +62,7 @@ class Buckets:
     @cached_property
     def tiles(self) -> tuple[int, ...]:
         """Prompt tiles of an iteration."""
-        return _steps(self.max_prefill_pages, 2)
+        return _steps(self.capacity.max_prefill_pages, 2)
 
     @cached_property
     def table_widths(self) -> tuple[int, ...]:

@@ -51,8 +51,7 @@ class EmulatedDevice:
             programs pays for the rows that batches are padded with.
         shape: sizes of the model.
         dtype: of the queries, keys and values that leave for the host.
-        num_pages: pages of the device KV cache.
-        buckets: batch shapes.
+        buckets: batch shapes, and the pages of the device KV cache.
 
     Attributes:
         skips_prompts: prompts take no time while True. For measuring how requests decode without waiting for the
@@ -60,12 +59,9 @@ class EmulatedDevice:
         in_no_time: nothing takes time while True: for coming to the situation that is to be measured.
     """
 
-    def __init__(
-        self, profile: Profile, shape: ModelShape, *, dtype: np.dtype, num_pages: int, buckets: Buckets
-    ) -> None:
+    def __init__(self, profile: Profile, shape: ModelShape, *, dtype: np.dtype, buckets: Buckets) -> None:
         self.profile = profile
         self.num_layers = profile.num_layers
-        self.num_pages = num_pages
         self.buckets = buckets
         self.skips_prompts = False
         self.in_no_time = False

@@ -29,7 +29,6 @@ class Device(Protocol):
     """What an executor asks of a device; `JaxDevice` documents each method."""
 
     buckets: Buckets
-    num_pages: int
     num_layers: int
     tables: PageTables
 
@@ -140,6 +139,9 @@ class Executor:
     """
 
     def __init__(self, device: Device, worker: HostWorker | None = None) -> None:
+        held, promised = worker.num_pages if worker is not None else 0, device.buckets.capacity.host_pages
+        if held != promised:
+            raise ValueError(f"the host worker has {held} pages; the capacity says {promised}")
         self.device = device
         self.worker = worker
         self.recorder: Recorder | None = None

@@ -73,8 +73,7 @@ class JaxDevice:
         weights: its arrays; they are moved to `device` if they are elsewhere.
         attention: append and decode attention of this device.
         device: where everything runs.
-        num_pages: pages of the KV cache.
-        buckets: the batch shapes to compile for.
+        buckets: the batch shapes to compile for, and the pages of the KV cache.
         eos_token_ids: tokens that a request with `min_tokens` may not draw early.
     """
 
@@ -85,13 +84,11 @@ class JaxDevice:
         *,
         attention: DecodeAttention,
         device: jax.Device,
-        num_pages: int,
         buckets: Buckets,
         eos_token_ids: Sequence[int],
     ) -> None:
         self.config = config
         self.device = device
-        self.num_pages = num_pages
         self.buckets = buckets
         self.num_layers = config.num_hidden_layers
         self._eos_token_ids = tuple(eos_token_ids)
@@ -120,7 +117,7 @@ class JaxDevice:
         page = (config.num_key_value_heads, 2, self.buckets.page_size, config.head_dim)
         self._caches: list[jax.Array] = []
         self._caches = [
-            jnp.zeros((self.num_pages, *page), self._weights.dtype, device=self.device)
+            jnp.zeros((self.buckets.capacity.device_pages, *page), self._weights.dtype, device=self.device)
             for _ in range(config.num_hidden_layers)
         ]
         self._last_token = jnp.zeros(slots + 1, jnp.int32, device=self.device)
@@ -199,7 +196,7 @@ class JaxDevice:
         rows = pack_rows(plan.decode, self.tables, self.buckets, sizes=sizes, width=width)
         tiles = None
         if plan.prefill:
-            tiles = pack_tiles(plan.prefill, self.tables, self.buckets, num_pages=self.num_pages, width=width)
+            tiles = pack_tiles(plan.prefill, self.tables, self.buckets, width=width)
         self._lane = self._embed(tiles, rows, one_request=len(plan.prefill) <= 1)
 
     def _embed(self, tiles: np.ndarray | None, rows: np.ndarray, *, one_request: bool) -> _Lane:
@@ -348,7 +345,7 @@ class JaxDevice:
 
     def scatter(self, layer: int, pages: Sequence[int], tiles: Any) -> None:
         """Write pages of a layer; `tiles` is what `deliver` returned for [M, K, 2, S, H]."""
-        ids = padded_pages(pages, self.buckets, padding=self.num_pages)
+        ids = padded_pages(pages, self.buckets, padding=self.buckets.capacity.device_pages)
         self._caches[layer] = self._programs.scatter(self._caches[layer], ids, tiles)
 
     def deliver(self, array: np.ndarray) -> jax.Array:
@@ -443,14 +440,14 @@ class JaxDevice:
             for alone in ((True, False) if tiles > 1 else (True,))
             for count in buckets.mixed_rows
         ]
-        alone = [(None, count, True) for count in buckets.decode_rows] if buckets.max_host_seqs else []
+        alone = [(None, count, True) for count in buckets.decode_rows] if buckets.capacity.max_host_seqs else []
         cohorts = [self._warm_up_cohort(count) for count in buckets.host_rows]
         for tiles, count, one_request in (*mixed, *alone):
             for width in buckets.table_widths:
-                packed = None if tiles is None else padding_tiles(tiles, width, buckets, num_pages=self.num_pages)
+                packed = None if tiles is None else padding_tiles(tiles, width, buckets)
                 self._warm_up_lane(packed, padding_rows(count, width, buckets), one_request, cohorts)
         for count in buckets.moved_pages if cohorts else ():
-            pages = np.full(count, self.num_pages, np.int32)
+            pages = np.full(count, self.buckets.capacity.device_pages, np.int32)
             tiles = self._programs.gather(self._caches[0], pages)
             self._caches[0] = self._programs.scatter(self._caches[0], pages, tiles)
         self._parked.clear()

@@ -55,9 +55,10 @@ class ProfileSizes:
         return device + prompts + host + len(self.moved_pages)
 
     @classmethod
-    def of(cls, buckets: Buckets, *, num_pages: int, num_host_pages: int) -> ProfileSizes:
+    def of(cls, buckets: Buckets) -> ProfileSizes:
         """Return the sizes for an engine of such batches and pages."""
         page, longest = buckets.page_size, buckets.table_width
+        num_pages, num_host_pages = buckets.capacity.device_pages, buckets.capacity.host_pages
         attention_rows = max((count for count in buckets.decode_rows if 4 * count <= num_pages), default=1)
         host_rows = _some(buckets.host_rows, 3)
         job_rows = tuple(sorted({1, *host_rows}))

@@ -62,14 +62,8 @@ class Profiler:
         self.clock = clock
         device, buckets = executor.device, executor.buckets
         self.layers = device.num_layers
-        self.plans = ProfilePlans(
-            num_layers=self.layers,
-            page_size=buckets.page_size,
-            num_pages=device.num_pages,
-            num_host_pages=self.worker.num_pages,
-            max_num_seqs=buckets.max_num_seqs,
-        )
-        self.sizes = ProfileSizes.of(buckets, num_pages=device.num_pages, num_host_pages=self.worker.num_pages)
+        self.plans = ProfilePlans(num_layers=self.layers, capacity=buckets.capacity)
+        self.sizes = ProfileSizes.of(buckets)
 
     def measure(self) -> Profile:
         """Return the profile."""
@@ -211,7 +205,7 @@ class Profiler:
         """
         page, least, rows = self.executor.buckets.page_size, self.sizes.host_rows[0], self.sizes.attention_rows
         one = self._hybrid(ASYNC_OVERLAP.name, (least,), page)
-        cohorts = min(4, self.layers + 1, self.executor.buckets.max_host_seqs // least)
+        cohorts = min(4, self.layers + 1, self.executor.buckets.capacity.max_host_seqs // least)
         several = self._hybrid(ASYNC_OVERLAP.name, (least,) * cohorts, page)
         wider = layer(rows + least) - layer(rows)
         boarding = max(0.0, (several - one) / (cohorts - 1) - wider) if cohorts > 1 else 0.0

@@ -194,7 +194,7 @@ def _beyond(profile: Profile, executor: Executor) -> list[str]:
     if executor.worker is None:
         return []
     buckets, page = executor.buckets, executor.buckets.page_size
-    sizes = ProfileSizes.of(buckets, num_pages=executor.device.num_pages, num_host_pages=executor.worker.num_pages)
+    sizes = ProfileSizes.of(buckets)
     device, host = profile.device_attention.tokens, profile.host_attention
     reads = [
         ("rows of a pass", profile.layer, sizes.prompts[-1] + buckets.mixed_rows[-1]),

@@ -117,7 +117,7 @@ class Task:
             prompt=mean(job.prompt for job in self.jobs),
             output=mean(job.output for job in self.jobs),
             left_out=self.left_out,
-            device_kv_tokens=engine.machine.device_kv_tokens,
+            device_kv_tokens=engine.capacity.device_kv_tokens,
             host_gb_per_s=engine.host.attention_gb_per_s,
             result=variant(engine, self.jobs, self.variant),
         )

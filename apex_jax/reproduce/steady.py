@@ -58,7 +58,7 @@ def steady_at(setup: Setup, host_gb_per_s: float | None = None) -> Steady:
     host = setup.engine.host
     if host_gb_per_s is not None:
         host = replace(host, attention_gb_per_s=host_gb_per_s)
-    tokens = setup.engine.machine.device_kv_tokens
+    tokens = setup.engine.capacity.device_kv_tokens
     rows = max(1, tokens // CONTEXT)
     costs = replace(setup.engine, host=host).cost_model.costs
     load = Load(device_rows=rows, device_kv_tokens=rows * CONTEXT)
@@ -81,7 +81,7 @@ def steady_at(setup: Setup, host_gb_per_s: float | None = None) -> Steady:
 
 def steady_rates(setups: Sequence[Setup]) -> list[Steady]:
     """Return the rates over host bandwidths, for every amount of KV on the device that the set-ups have."""
-    distinct = {(setup.machine, setup.engine.machine.device_kv_tokens): setup for setup in setups}
+    distinct = {(setup.machine, setup.engine.capacity.device_kv_tokens): setup for setup in setups}
     return [steady_at(setup, rate) for setup in distinct.values() for rate in HOST_GB_PER_S]
 
 

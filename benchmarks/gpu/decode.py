@@ -24,7 +24,7 @@ from apex_jax.execution.model_shape import shape_of
 from apex_jax.execution.paged_attention import decode_attention, write_tokens
 from apex_jax.execution.programs import DecodeAttention
 from apex_jax.models import Weights, preset, random_weights
-from apex_jax.scheduler import DecodeRow, NewPages, Plan
+from apex_jax.scheduler import Capacity, DecodeRow, NewPages, Plan
 
 PAGE_SIZE = 64
 DTYPE = jnp.dtype("bfloat16")
@@ -55,21 +55,18 @@ class Steps:
     def __init__(self, config: LlamaConfig, weights: Weights, attention: Attention, *, rows: int, context: int) -> None:
         pages = -(-context // PAGE_SIZE)
         self.layers = config.num_hidden_layers
-        buckets = Buckets(
-            max_num_seqs=rows,
-            max_host_seqs=0,
-            max_prefill_pages=1,
+        capacity = Capacity(
+            device_kv_tokens=rows * pages * PAGE_SIZE,
             page_size=PAGE_SIZE,
-            table_width=pages,
-            ragged_attention=True,
+            max_num_seqs=rows,
+            max_prefill_tokens=PAGE_SIZE,
         )
         self.device = JaxDevice(
             config,
             weights,
             attention=appending(attention),
             device=jax.devices()[0],
-            num_pages=rows * pages,
-            buckets=buckets,
+            buckets=Buckets(capacity=capacity, table_width=pages, ragged_attention=True),
             eos_token_ids=(),
         )
         order = np.random.default_rng(0).permutation(rows * pages).reshape(rows, pages)

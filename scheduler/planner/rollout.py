@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
+from ..capacity import Capacity
 from ..roster import Roster
 from ..simulation.request_pool import SimRequest
 from ..simulation.virtual_engine import VirtualEngine
-from ..simulation.virtual_scheduler import Machine
 from .forecast import prompts_begin
 from .host_row_selection import riding
 from .journey import Course, Room
@@ -42,14 +42,15 @@ class Rehearsal:
         # Every request fits alone, or it would not have been taken.
         everybody = (*roster.device, *roster.host, *roster.waiting)
         longest = max((context + left - 1 for context, left in everybody), default=1)
-        machine = Machine(
+        capacity = Capacity(
             device_kv_tokens=max(room.device_tokens, -(-longest // room.page_size) * room.page_size),
             host_kv_tokens=room.host_tokens,
             page_size=room.page_size,
             max_prefill_tokens=room.prompt_tokens,
             max_num_seqs=room.device_requests,
+            max_host_seqs=course.most,
         )
-        self._engine = VirtualEngine(machine, num_layers)
+        self._engine = VirtualEngine(capacity, num_layers)
         self._engine.scheduler.hold(*_requests(roster))
 
     @property
@@ -69,7 +70,7 @@ class Rehearsal:
     def _pass(self) -> None:
         engine, scheduler = self._engine, self._engine.scheduler
         situation = engine.situation()
-        begins = prompts_begin(situation, self.course.most, scheduler.machine.page_size)
+        begins = prompts_begin(situation, self.course.most, scheduler.capacity.page_size)
         step = engine.begin(riding(self.course, situation, self._pacing, begins=begins))
         turn, load = step.turn, step.load
         rows = sum(turn.lanes)

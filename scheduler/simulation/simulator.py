@@ -8,31 +8,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from ..capacity import Capacity
 from ..cost_model.cost_model import CostModel
 from ..policy import Policy
 from ..strategies.steady import steady
 from .metrics import Measures, Simulated
 from .request_pool import SimRequest
 from .virtual_engine import VirtualEngine
-from .virtual_scheduler import Machine
 from .workload import Job
 
 
 def simulate(
     jobs: Sequence[Job],
-    machine: Machine,
+    capacity: Capacity,
     model: CostModel,
     policy: Policy,
     *,
+    prefill_alone: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> Simulated:
     """Return what serving all jobs takes.
 
     Args:
         jobs: the requests, in any order.
-        machine: the memory there is.
+        capacity: the memory and the requests that it is for.
         model: what iterations take.
         policy: what is asked how to build plans.
+        prefill_alone: prompts are computed in iterations of their own, while decoding requests rest.
         progress: told how many more requests have ended.
 
     Raises:
@@ -40,21 +42,21 @@ def simulate(
     """
     if not jobs:
         raise ValueError("there are no requests to simulate")
-    capacity = machine.device_kv_tokens // machine.page_size * machine.page_size
     for job in jobs:
-        if job.total > capacity + 1:
+        if job.total > capacity.longest + 1:
             raise ValueError(
-                f"a request of {job.prompt} prompt and {job.output} output tokens exceeds the device KV of {capacity} "
-                "tokens, in which prompts are computed, after a preemption with their output"
+                f"a request of {job.prompt} prompt and {job.output} output tokens exceeds the device KV of "
+                f"{capacity.longest} tokens, in which prompts are computed, after a preemption with their output"
             )
-    return _Simulation(jobs, machine, model, policy, progress or (lambda ended: None)).run()
+    engine = VirtualEngine(capacity, model.profile.num_layers, prefill_alone=prefill_alone)
+    return _Simulation(jobs, engine, model, policy, progress or (lambda ended: None)).run()
 
 
 class _Simulation:
     def __init__(
         self,
         jobs: Sequence[Job],
-        machine: Machine,
+        engine: VirtualEngine,
         model: CostModel,
         policy: Policy,
         progress: Callable[[int], object],
@@ -67,7 +69,7 @@ class _Simulation:
             SimRequest(id=i, arrival_s=job.arrival_s, prompt=job.prompt, output=job.output) for i, job in ordered
         ][::-1]
         self.unfinished = len(jobs)
-        self.engine = VirtualEngine(machine, model.profile.num_layers)
+        self.engine = engine
         self.measures = Measures()
 
     def run(self) -> Simulated:

@@ -11,11 +11,12 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ..capacity import Capacity
 from ..cost_model.prediction import Load
 from ..policy import Decision, Situation
 from ..strategies import DEVICE_ONLY, named
 from .request_pool import SimRequest
-from .virtual_scheduler import Machine, VirtualScheduler
+from .virtual_scheduler import VirtualScheduler
 
 LONGEST_STEP = 64
 """Iterations taken in one step at most: contexts grow by no more before the policy is asked again."""
@@ -69,7 +70,7 @@ class VirtualEngine:
     """An engine's requests in virtual time.
 
     Args:
-        machine: the memory there is.
+        capacity, prefill_alone: see `VirtualScheduler`.
         num_layers: L.
 
     Attributes:
@@ -77,9 +78,9 @@ class VirtualEngine:
         scheduler: the requests that have arrived, and the memory.
     """
 
-    def __init__(self, machine: Machine, num_layers: int) -> None:
+    def __init__(self, capacity: Capacity, num_layers: int, *, prefill_alone: bool = False) -> None:
         self.now = 0.0
-        self.scheduler = VirtualScheduler(machine)
+        self.scheduler = VirtualScheduler(capacity, prefill_alone=prefill_alone)
         self._layers = num_layers
         self._last_pace = 1.0
         self._undecided = 0
@@ -87,7 +88,7 @@ class VirtualEngine:
     def situation(self) -> Situation:
         """Return what a policy is told."""
         scheduler = self.scheduler
-        device, host, machine = scheduler.device, scheduler.host, scheduler.machine
+        device, host, page_size = scheduler.device, scheduler.host, scheduler.capacity.page_size
         between = sum(request.output - request.done for request in (*scheduler.landing, *scheduler.prefilling))
         return Situation(
             num_layers=self._layers,
@@ -103,8 +104,8 @@ class VirtualEngine:
             waiting_output=scheduler.waiting_output,
             remaining_tokens=int(device.remaining + host.remaining) + between,
             host_remaining_tokens=int(host.remaining),
-            free_device_tokens=scheduler.free * machine.page_size,
-            free_host_tokens=scheduler.host_free * machine.page_size,
+            free_device_tokens=scheduler.free * page_size,
+            free_host_tokens=scheduler.host_free * page_size,
             oldest_host_wait=int(1 / self._last_pace) if self._last_pace and host.rows else 0,
             undecided=self._undecided,
             roster=scheduler.roster,

@@ -4,48 +4,21 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from ..admission import Tier, gives_way, iteration, make_room, prefill
+from ..capacity import Capacity
 from ..cost_model.prediction import prompt_pairs
 from ..policy import Decision
 from ..roster import Roster
 from .request_pool import RequestPool, SimRequest
 
 
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What a simulated engine may use.
-
-    Attributes:
-        device_kv_tokens, host_kv_tokens: KV that either side holds, in whole pages.
-        page_size: tokens in a page.
-        max_prefill_tokens: prompt tokens of an iteration.
-        max_num_seqs: requests on the device at once.
-        prefill_alone: prompts are computed in iterations of their own, while decoding requests rest.
-    """
-
-    device_kv_tokens: int
-    host_kv_tokens: int = 0
-    page_size: int = 16
-    max_prefill_tokens: int = 2048
-    max_num_seqs: int = 256
-    prefill_alone: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("device_kv_tokens", "host_kv_tokens", "page_size", "max_prefill_tokens", "max_num_seqs"):
-            value, least = getattr(self, name), 0 if name == "host_kv_tokens" else 1
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is {value!r}; a whole number of at least {least} is needed")
-        if self.device_kv_tokens < self.page_size:
-            raise ValueError(f"device_kv_tokens is {self.device_kv_tokens}; a page alone holds {self.page_size}")
-
-
 class VirtualScheduler:
     """All requests of a simulation that have arrived, and the memory of both sides.
 
     Args:
-        machine: the memory.
+        capacity: pages and requests of either side, and prompt tokens of an iteration.
+        prefill_alone: prompts are computed in iterations of their own, while decoding requests rest.
 
     Attributes:
         device, host: decoding requests.
@@ -57,10 +30,11 @@ class VirtualScheduler:
         evictions, fetches, preemptions: how many there were.
     """
 
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
-        self.device = RequestPool(machine.page_size)
-        self.host = RequestPool(machine.page_size)
+    def __init__(self, capacity: Capacity, *, prefill_alone: bool = False) -> None:
+        self.capacity = capacity
+        self.prefill_alone = prefill_alone
+        self.device = RequestPool(capacity.page_size)
+        self.host = RequestPool(capacity.page_size)
         self.waiting: list[SimRequest] = []
         self.prefilling: list[SimRequest] = []
         self.landing: list[SimRequest] = []
@@ -70,9 +44,8 @@ class VirtualScheduler:
         self.completed: list[SimRequest] = []
         self.moved_tokens = 0
         self.evictions = self.fetches = self.preemptions = 0
-        self._budget = max(1, machine.max_prefill_tokens // machine.page_size)
-        self._device_pages = machine.device_kv_tokens // machine.page_size
-        self._host_pages = machine.host_kv_tokens // machine.page_size
+        self._budget = capacity.max_prefill_pages
+        self._device_pages, self._host_pages = capacity.device_pages, capacity.host_pages
         self._prefilling_pages = self._landing_pages = 0
         self._just_evicted: set[int] = set()
         self._device_rests = self._unsettled = False
@@ -105,20 +78,19 @@ class VirtualScheduler:
     @property
     def decoding(self) -> int:
         """Device rows of the scheduled iteration."""
-        return 0 if self.machine.prefill_alone and self.prefill_tokens else self.device.rows
+        return 0 if self.prefill_alone and self.prefill_tokens else self.device.rows
 
     @property
     def likely_prefill(self) -> int:
         """Prompt tokens that the next iteration can compute if the policy lets requests go to the host."""
-        machine = self.machine
         owed = sum(request.length - request.computed for request in self.prefilling)
         if self.waiting:
             length = self.waiting[0].length
             # A page is left free for each decoding request that could leave.
-            evictable = self.device.held + self._landing_pages + self.device.rows if machine.host_kv_tokens else 0
+            evictable = self.device.held + self._landing_pages + self.device.rows if self._host_pages else 0
             fitting = max(0, self.free - self._on_device + evictable) // (self._pages(length) + 1)
             owed += min(self.waiting_tokens, fitting * length)
-        return min(owed, self._budget * machine.page_size)
+        return min(owed, self._budget * self.capacity.page_size)
 
     def roster(self) -> Roster:
         """Return the lengths of all requests."""
@@ -150,7 +122,7 @@ class VirtualScheduler:
         self.moved_tokens = 0
         self._just_evicted.clear()
         preemptions = self.preemptions
-        self._device_rests = self.machine.prefill_alone and bool(self.waiting or self.prefilling)
+        self._device_rests = self.prefill_alone and bool(self.waiting or self.prefilling)
         iteration(
             decision,
             land=self._land,
@@ -187,13 +159,13 @@ class VirtualScheduler:
         return self.device.rows + len(self.prefilling) + len(self.landing)
 
     def _device_tier(self, growth: int) -> Tier:
-        return Tier(self.free - growth, self._on_device, self.machine.max_num_seqs)
+        return Tier(self.free - growth, self._on_device, self.capacity.max_num_seqs)
 
     def _host_tier(self, decision: Decision) -> Tier:
-        return Tier(self.host_free, self.host.rows, decision.max_host_requests if self._host_pages else 0)
+        return Tier(self.host_free, self.host.rows, min(self.capacity.max_host_seqs, decision.max_host_requests))
 
     def _pages(self, tokens: int) -> int:
-        return -(-tokens // self.machine.page_size)
+        return -(-tokens // self.capacity.page_size)
 
     def _need(self, request: SimRequest) -> int:
         """Pages of a decoding device request, its next token's included."""
@@ -224,7 +196,7 @@ class VirtualScheduler:
         if not self.waiting:
             return False
         first = self._pages(self.waiting[0].length)
-        device = self._device_tier(0 if self.machine.prefill_alone else self.device.growth)
+        device = self._device_tier(0 if self.prefill_alone else self.device.growth)
         admitted, _ = make_room([first], self.device.by_age(), self._need, 1, device, self._host_tier(decision))
         return admitted == 1
 
@@ -257,7 +229,7 @@ class VirtualScheduler:
                 return
 
     def _evict(self, request: SimRequest) -> None:
-        self.moved_tokens += self.device.pages(request) * self.machine.page_size
+        self.moved_tokens += self.device.pages(request) * self.capacity.page_size
         self.device.leave(request)
         self.host.join(request)
         self._just_evicted.add(request.id)
@@ -291,7 +263,7 @@ class VirtualScheduler:
         return request
 
     def _chunk(self, request: SimRequest, budget: int) -> int:
-        tokens = min(request.length - request.computed, budget * self.machine.page_size)
+        tokens = min(request.length - request.computed, budget * self.capacity.page_size)
         self.prefill_tokens += tokens
         self.prefill_pairs += prompt_pairs(tokens, request.computed)
         request.computed += tokens
@@ -312,7 +284,7 @@ class VirtualScheduler:
             self.host.leave(request)
             held = self._pages(request.length - 1)
             self._landing_pages += held
-            self.moved_tokens += held * self.machine.page_size
+            self.moved_tokens += held * self.capacity.page_size
             self.landing.append(request)
             self.fetches += 1
 

@@ -10,20 +10,16 @@ from apex_jax import SamplingParams
 from apex_jax.execution.batch import PageTables, pack_rows, pack_tiles, table_width
 from apex_jax.execution.buckets import Buckets
 from apex_jax.execution.paged_attention import prefill_over_the_table
-from apex_jax.scheduler import DecodeRow, NewPages, PrefillChunk
+from apex_jax.scheduler import Capacity, DecodeRow, NewPages, PrefillChunk
 
 PAGE_SIZE = 16
 
 
 def test_page_tables_are_as_wide_as_the_longest_context_of_an_iteration():
-    buckets = Buckets(
-        max_num_seqs=4,
-        max_host_seqs=0,
-        max_prefill_pages=4,
-        page_size=PAGE_SIZE,
-        table_width=40,
-        ragged_attention=False,
+    capacity = Capacity(
+        device_kv_tokens=99 * PAGE_SIZE, page_size=PAGE_SIZE, max_num_seqs=4, max_prefill_tokens=4 * PAGE_SIZE
     )
+    buckets = Buckets(capacity=capacity, table_width=40, ragged_attention=False)
     assert buckets.table_widths == (4, 16, 40)
     tables = PageTables(buckets)
     tables.apply([NewPages(slot=1, first=0, pages=tuple(range(10, 30))), NewPages(slot=2, first=0, pages=(7, 3))])
@@ -41,7 +37,7 @@ def test_page_tables_are_as_wide_as_the_longest_context_of_an_iteration():
     assert table_width([row(3)], [chunk(240, 17)], buckets) == 40
     rows = pack_rows([row(17)], tables, buckets, sizes=(1, 4), width=4)
     np.testing.assert_array_equal(rows, [[2, 17, 7, 3, 0, 0]])
-    tiles = pack_tiles([chunk(32, 20)], tables, buckets, num_pages=99, width=4)
+    tiles = pack_tiles([chunk(32, 20)], tables, buckets, width=4)
     assert tiles.shape == (2, 2 + PAGE_SIZE + 4)
     np.testing.assert_array_equal(tiles[:, :2], [[32, 12], [48, 13]])
     np.testing.assert_array_equal(tiles[:, -4:], [[10, 11, 12, 13]] * 2)

@@ -20,6 +20,7 @@ from apex_jax.execution.operation_queue import OperationQueue, wait_until
 from apex_jax.host_offload import HostJob, HostKVConfig, HostWorker, allocate
 from apex_jax.scheduler import (
     AttentionTime,
+    Capacity,
     CostModel,
     Curve,
     FixedPolicy,
@@ -43,9 +44,15 @@ SHAPE = ModelShape(
     intermediate_size=128,
     vocab_size=100,
 )
-BUCKETS = Buckets(
-    max_num_seqs=8, max_host_seqs=16, max_prefill_pages=4, page_size=PAGE, table_width=8, ragged_attention=True
+CAPACITY = Capacity(
+    device_kv_tokens=32 * PAGE,
+    host_kv_tokens=40 * PAGE,
+    page_size=PAGE,
+    max_num_seqs=8,
+    max_host_seqs=16,
+    max_prefill_tokens=4 * PAGE,
 )
+BUCKETS = Buckets(capacity=CAPACITY, table_width=8, ragged_attention=True)
 MS = 1_000_000
 
 
@@ -96,7 +103,7 @@ def profile(padding=None, hop=6e-4):
 
 def make(times=None):
     dtype = np.dtype(ml_dtypes.bfloat16)
-    return EmulatedDevice(times or profile(), SHAPE, dtype=dtype, num_pages=32, buckets=BUCKETS)
+    return EmulatedDevice(times or profile(), SHAPE, dtype=dtype, buckets=BUCKETS)
 
 
 def begin_steps(device, plan):
@@ -236,7 +243,7 @@ def test_iterations_take_what_the_cost_model_walks(clock, strategy, device_rows)
 class HandWorker:
     """Runs a job when somebody waits for it or for one behind it; each takes 5 ms once it has its input."""
 
-    losses, num_pages = 0, 0
+    losses, num_pages = 0, CAPACITY.host_pages
 
     def __init__(self, clock):
         self.clock, self.queue, self.observers = clock, [], []
@@ -275,7 +282,7 @@ class TestWaits:
         monkeypatch.setattr(apex_jax.execution.executor, "time", clock)
 
         def run(kind, strategy, **sizes):
-            device = kind(profile(hop=0.0), SHAPE, dtype=np.dtype(np.float32), num_pages=32, buckets=BUCKETS)
+            device = kind(profile(hop=0.0), SHAPE, dtype=np.dtype(np.float32), buckets=BUCKETS)
             executor, recorder = Executor(device, HandWorker(clock)), Recorder(label="emulated")
             executor.record(recorder)
             # The only cohort of async_overlap departs in plan 2.
@@ -326,7 +333,7 @@ class TestWaits:
 def test_an_engine_serves_requests_on_it(strategy):
     """Real threads, host pages and moves; the device takes no time."""
     layout = HostKVConfig(num_layers=LAYERS, num_kv_heads=2, head_width=16, page_size=PAGE)
-    worker = HostWorker(allocate(layout, 40 * layout.page_bytes, jax.devices("cpu")[0]), num_heads=4)
+    worker = HostWorker(allocate(layout, CAPACITY.host_pages * layout.page_bytes, jax.devices("cpu")[0]), num_heads=4)
     device = make(profile(padding_of(BUCKETS)))
     device.in_no_time = True
     executor = Executor(device, worker)

@@ -68,7 +68,7 @@ def test_a_budget_is_compared_with_what_is_free_beside_weights_and_work(config):
     per_token = 4 * (2 * 32 + 2 * 64 + 3 * 48)
     work = 64 * (5 * 97 + 2048 + per_token) + 512 * per_token
     needed = weights + work + 2**20 * TOKEN_BYTES
-    assert plan_memory(config, np.dtype("float32"), options, device=accelerator(needed)).pages == 2**14
+    assert plan_memory(config, np.dtype("float32"), options, device=accelerator(needed)).device_pages == 2**14
     with pytest.raises(ValueError, match=rf"{2**20 * TOKEN_BYTES - 1} bytes free, which hold {2**20 - 64} tokens"):
         plan_memory(config, np.dtype("float32"), options, device=accelerator(needed + 9, used=10))
 
@@ -80,7 +80,9 @@ def test_default_sizes_take_a_share_of_what_is_free():
     free = 40 * GIB - config.num_parameters * 2 - work
 
     def pages(**options):
-        return plan_memory(config, np.dtype("float16"), EngineOptions(**options), device=accelerator(40 * GIB)).pages
+        return plan_memory(
+            config, np.dtype("float16"), EngineOptions(**options), device=accelerator(40 * GIB)
+        ).device_pages
 
     assert pages() == int(free * 0.9) // page
     assert pages(memory_fraction=0.25) == int(free * 0.25) // page
@@ -109,7 +111,7 @@ def test_a_cpu_cache_takes_its_share_of_a_control_group(config, monkeypatch, tmp
     per_token = 4 * (2 * 32 + 2 * 64 + 3 * 48)
     beside = config.num_parameters * 4 + 2**12 * (5 * 97 + 2048 + per_token) + 64 * per_token
     cpu = jax.devices("cpu")[0]
-    pages = plan_memory(config, np.dtype("float32"), options, device=cpu).pages
+    pages = plan_memory(config, np.dtype("float32"), options, device=cpu).device_pages
     assert pages == int((GIB - beside) / 8) // (64 * TOKEN_BYTES)
     with pytest.raises(ValueError, match=rf"host_kv_bytes={GIB} is above the \d+ bytes of main memory that are free"):
         plan_memory(config, np.dtype("float32"), EngineOptions(host_kv_bytes=GIB, max_num_seqs=2), device=cpu)

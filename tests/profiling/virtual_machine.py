@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from apex_jax.execution.buckets import Buckets
 from apex_jax.execution.executor import HostCounters
-from apex_jax.scheduler import CostModel, Load
+from apex_jax.scheduler import Capacity, CostModel, Load
 
 PAGES = 96
 
@@ -24,18 +24,18 @@ class VirtualMachine:
         self.end = 0.0
         self.clock_state = None
         self.host = HostCounters()
-        self.worker = SimpleNamespace(num_pages=host_pages, observers=[])
-        self.buckets = Buckets(
+        self.worker = SimpleNamespace(observers=[])
+        self.capacity = Capacity(
+            device_kv_tokens=pages * profile.page_size,
+            host_kv_tokens=host_pages * profile.page_size,
+            page_size=profile.page_size,
             max_num_seqs=max_num_seqs,
             max_host_seqs=max_host_seqs,
-            max_prefill_pages=tiles,
-            page_size=profile.page_size,
-            table_width=16,
-            ragged_attention=True,
+            max_prefill_tokens=tiles * profile.page_size,
         )
+        self.buckets = Buckets(capacity=self.capacity, table_width=16, ragged_attention=True)
         self.device = SimpleNamespace(
             num_layers=profile.num_layers,
-            num_pages=pages,
             assign_slot=lambda *args: None,
             head=self.head,
             fetch=lambda end, count: self.fetch(end),
@@ -83,14 +83,14 @@ class VirtualMachine:
             assert change.first + len(change.pages) <= buckets.table_width
             self.slots.add(change.slot)
         for change in plan.new_pages:
-            assert all(0 <= page < self.device.num_pages for page in change.pages)
+            assert all(0 <= page < self.capacity.device_pages for page in change.pages)
         for change in plan.new_host_pages:
-            assert all(0 <= page < self.worker.num_pages for page in change.pages)
+            assert all(0 <= page < self.capacity.host_pages for page in change.pages)
         riding = [row for cohort in plan.cohorts for row in cohort.rows]
-        assert len(plan.decode) <= buckets.max_num_seqs
-        assert len(riding) <= buckets.max_host_seqs
+        assert len(plan.decode) <= self.capacity.max_num_seqs
+        assert len(riding) <= self.capacity.max_host_seqs
         assert {row.slot for row in (*plan.decode, *riding)} <= self.slots
         assert max((row.length for row in (*plan.decode, *riding)), default=0) <= buckets.table_width * page
-        assert plan.prefill_tokens <= buckets.max_prefill_pages * page
+        assert plan.prefill_tokens <= self.capacity.max_prefill_tokens
         for move in (*plan.evictions, *plan.landings):
-            assert all(0 <= page < self.device.num_pages for page in move.device_pages)
+            assert all(0 <= page < self.capacity.device_pages for page in move.device_pages)

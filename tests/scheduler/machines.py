@@ -1,6 +1,6 @@
 """Described machines whose times are round numbers, and plans in counts."""
 
-from apex_jax.scheduler import AttentionTime, CohortLoad, Curve, Profile, ProfileKey
+from apex_jax.scheduler import AttentionTime, Capacity, CohortLoad, Curve, Profile, ProfileKey
 
 KEY = ProfileKey(device="card", host="cores", model="some", dtypes="float16", software="described by rates")
 
@@ -42,6 +42,18 @@ def machine(
         "iteration_overhead": overhead,
     }
     return Profile(**{**values, **more})
+
+
+def capacity(pages, host_pages=0, *, page=16, rows=256, host_rows=10_000, prompt=2048):
+    """Return a capacity of so many pages and rows on either side, and prompt tokens of an iteration."""
+    return Capacity(
+        device_kv_tokens=pages * page,
+        host_kv_tokens=host_pages * page,
+        page_size=page,
+        max_num_seqs=rows,
+        max_host_seqs=host_rows if host_pages else 0,
+        max_prefill_tokens=prompt,
+    )
 
 
 def cohorts(strategy, layers, lanes, row_tokens, iteration):

@@ -2,9 +2,11 @@
 
 import pytest
 
-from apex_jax.scheduler import FixedPolicy, PageTable, Request, Scheduler
+from apex_jax.scheduler import FixedPolicy, Request, Scheduler
 from apex_jax.scheduler.cohorts import Cohorts
 from apex_jax.scheduler.plan_builder import Draft
+
+from .machines import capacity
 
 
 def resting(*numbers):
@@ -106,13 +108,7 @@ class TestDepartures:
     def test_all_host_requests_make_a_token_in_as_many_iterations_as_there_are_boundaries(self, cohorts):
         policy = FixedPolicy(strategy="async_overlap", num_cohorts=cohorts, max_host_requests=24)
         scheduler = Scheduler(
-            PageTable(60, 16),
-            num_layers=8,
-            max_num_seqs=4,
-            max_prefill_tokens=512,
-            host_pages=PageTable(4000, 16),
-            max_host_seqs=24,
-            policy=policy,
+            capacity(60, 4000, page=16, rows=4, host_rows=24, prompt=512), num_layers=8, policy=policy
         )
         for number in range(28):
             scheduler.add(Request(id=number, prompt=(1,), max_tokens=600))

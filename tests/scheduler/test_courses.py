@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from apex_jax.scheduler import CostModel, FixedPolicy, PageTable, Request, Roster, Scheduler, Situation
+from apex_jax.scheduler import CostModel, FixedPolicy, Request, Roster, Scheduler, Situation
 from apex_jax.scheduler.cost_model.catalogue import Catalogue
 from apex_jax.scheduler.experiment import Experiment
 from apex_jax.scheduler.planner.explain import explain
@@ -16,7 +16,7 @@ from apex_jax.scheduler.planner.planner import Planner
 from apex_jax.scheduler.simulation.workload import Moments, equal
 from apex_jax.scheduler.strategies import STRATEGIES
 
-from .machines import machine
+from .machines import capacity, machine
 
 KNOWN = Catalogue.built_in()
 PROFILE = machine(layers=4, device_token=0.02, host_token=0.005)
@@ -144,12 +144,8 @@ class TestRoster:
     def test_by_hand(self):
         """One mid-token on the host, one in its prompt, one that waits."""
         scheduler = Scheduler(
-            PageTable(10, 4),
+            capacity(10, 6, page=4, rows=2, host_rows=1, prompt=8),
             num_layers=3,
-            max_num_seqs=2,
-            max_prefill_tokens=8,
-            host_pages=PageTable(6, 4),
-            max_host_seqs=1,
             policy=FixedPolicy(strategy="async_overlap", num_cohorts=1, max_host_requests=1),
         )
         for number, (prompt, limit) in enumerate([(3, 9), (2, 5), (12, 4), (6, 3)]):

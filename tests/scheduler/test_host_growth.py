@@ -2,7 +2,9 @@
 
 import pytest
 
-from apex_jax.scheduler import FixedPolicy, PageTable, Request, Scheduler
+from apex_jax.scheduler import FixedPolicy, Request, Scheduler
+
+from .machines import capacity
 
 PAGE = 4
 
@@ -33,12 +35,8 @@ def serve(scheduler, requests):
 def test_a_request_that_gave_its_pages_away_does_not_depart(strategy, host_pages):
     """Those that rest longest board first, so that one of them may be the youngest, who loses its pages to another."""
     scheduler = Scheduler(
-        PageTable(8, PAGE),
+        capacity(8, host_pages, page=PAGE, rows=2, host_rows=6, prompt=4 * PAGE),
         num_layers=3,
-        max_num_seqs=2,
-        max_prefill_tokens=4 * PAGE,
-        host_pages=PageTable(host_pages, PAGE),
-        max_host_seqs=6,
         policy=FixedPolicy(strategy=strategy, max_host_requests=6),
     )
     requests = [Request(id=number, prompt=(1,) * (3 + number % 3), max_tokens=20) for number in range(9)]

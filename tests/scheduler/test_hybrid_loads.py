@@ -7,7 +7,9 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apex_jax.scheduler import STRATEGIES, Decision, PageTable, Request, Scheduler
+from apex_jax.scheduler import STRATEGIES, Decision, Request, Scheduler
+
+from .machines import capacity
 
 PAGE = 4
 
@@ -185,12 +187,8 @@ def test_random_loads(load, spare, host_pages, slots, host_slots, layers, budget
     load = sorted(load, key=lambda item: item[0])
     num_pages = max(-(-(prompt + limit - 1) // PAGE) for _, prompt, limit, _, _ in load) + spare
     scheduler = Scheduler(
-        PageTable(num_pages, PAGE),
+        capacity(num_pages, host_pages, page=PAGE, rows=slots, host_rows=host_slots, prompt=budget),
         num_layers=layers,
-        max_num_seqs=slots,
-        max_prefill_tokens=budget,
-        host_pages=PageTable(host_pages, PAGE),
-        max_host_seqs=host_slots,
         policy=Restless(rng, layers, host_slots),
     )
     requests = [

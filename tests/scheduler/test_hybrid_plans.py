@@ -9,7 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from apex_jax.scheduler import Decision, Eviction, Landing, NewPages, PageTable, Request, Scheduler
+from apex_jax.scheduler import Decision, Eviction, Landing, NewPages, Request, Scheduler
+
+from .machines import capacity
 
 PAGE = 4
 LAYERS = 2
@@ -46,12 +48,8 @@ class Run:
     def __init__(self, decision, *, device=8, host=8, slots=1, host_slots=4, layers=LAYERS, budget=8):
         self.policy = Chosen(decision)
         self.scheduler = Scheduler(
-            PageTable(device, PAGE),
+            capacity(device, host, page=PAGE, rows=slots, host_rows=host_slots, prompt=budget),
             num_layers=layers,
-            max_num_seqs=slots,
-            max_prefill_tokens=budget,
-            host_pages=PageTable(host, PAGE),
-            max_host_seqs=host_slots,
             policy=self.policy,
         )
         self.requests, self.pending, self.plans = {}, [], []

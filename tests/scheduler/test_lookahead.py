@@ -139,7 +139,7 @@ class TestAgainstTheSimulator:
             ]
             alone = strategy == "device_only"
             policy = FixedPolicy(strategy=strategy, max_host_requests=0 if alone else 10_000)
-            machine = engine.machine
+            machine = engine.capacity
             room = Room(
                 device_tokens=machine.device_kv_tokens // 16 * 16,
                 host_tokens=machine.host_kv_tokens,

@@ -2,7 +2,9 @@
 
 import pytest
 
-from apex_jax.scheduler import Decision, FixedPolicy, PageTable, Request, Scheduler, Situation
+from apex_jax.scheduler import Decision, FixedPolicy, Request, Scheduler, Situation
+
+from .machines import capacity
 
 PAGE = 4
 
@@ -45,12 +47,8 @@ class TestSituation:
         """One on the device, one mid-token on the host, one in its prompt, one that waits."""
         policy = Listening(Decision(strategy="async_overlap", lanes=(1,), max_host_requests=1))
         scheduler = Scheduler(
-            PageTable(10, PAGE),
+            capacity(10, 6, page=PAGE, rows=2, host_rows=1, prompt=8),
             num_layers=3,
-            max_num_seqs=2,
-            max_prefill_tokens=8,
-            host_pages=PageTable(6, PAGE),
-            max_host_seqs=1,
             policy=policy,
         )
         for number, (prompt, limit) in enumerate([(3, 9), (2, 5), (12, 4), (6, 3)]):

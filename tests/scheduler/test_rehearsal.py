@@ -72,7 +72,7 @@ class TestByHand:
 def served(engine, course, jobs):
     """Keep to a course with the cost model's own times; yield the time and what there is, last when all have ended."""
     model, pacing = engine.cost_model, Pacing(engine.cost_model.costs)
-    virtual = VirtualEngine(engine.machine, model.profile.num_layers)
+    virtual = VirtualEngine(engine.capacity, model.profile.num_layers)
     for number, job in enumerate(jobs):
         virtual.scheduler.wait(SimRequest(id=number, arrival_s=0.0, prompt=job.prompt, output=job.output))
     while not virtual.scheduler.is_empty:
@@ -117,7 +117,7 @@ class TestAgainstTheSimulator:
             Job(arrival_s=0, prompt=rng.randint(100, 900), output=rng.randint(20, 500))
             for _ in range(rng.choice([3, 20, 60]))
         ]
-        here = engine.machine
+        here = engine.capacity
         room = Room(
             device_tokens=here.device_kv_tokens // 16 * 16,
             host_tokens=here.host_kv_tokens,

@@ -6,13 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apex_jax.scheduler import DecodeRow, NewPages, PageTable, PrefillChunk, Request, Scheduler
+from apex_jax.scheduler import DecodeRow, NewPages, PrefillChunk, Request, Scheduler
+
+from .machines import capacity
 
 PAGE = 4
 
 
 def make(*, pages, slots=4, budget=8):
-    return Scheduler(PageTable(pages, PAGE), num_layers=2, max_num_seqs=slots, max_prefill_tokens=budget)
+    return Scheduler(capacity(pages, page=PAGE, rows=slots, prompt=budget), num_layers=2)
 
 
 def request(number, length, max_tokens):

@@ -2,17 +2,16 @@
 
 import pytest
 
-from apex_jax.scheduler import CostModel, FixedPolicy, PageTable, Request, Scheduler
+from apex_jax.scheduler import CostModel, FixedPolicy, Request, Scheduler
 from apex_jax.scheduler.cost_model.catalogue import Catalogue
 from apex_jax.scheduler.experiment import Experiment
 from apex_jax.scheduler.simulation.simulator import simulate
 from apex_jax.scheduler.simulation.virtual_engine import host_turn
-from apex_jax.scheduler.simulation.virtual_scheduler import Machine
 from apex_jax.scheduler.simulation.workload import Job, equal
 
-from .machines import machine
+from .machines import capacity, machine
 
-ROOMY = Machine(device_kv_tokens=16_000)
+ROOMY = capacity(1000)
 ALONE = FixedPolicy(strategy="device_only")
 KNOWN = Catalogue.built_in()
 
@@ -23,15 +22,7 @@ def hosted(strategy, cohorts=17):
 
 def walked(jobs, limits, model, policy):
     """Return the seconds and iterations of the scheduler's plans, each walked pass by pass."""
-    scheduler = Scheduler(
-        PageTable(limits.device_kv_tokens // limits.page_size, limits.page_size),
-        num_layers=model.profile.num_layers,
-        max_num_seqs=limits.max_num_seqs,
-        max_prefill_tokens=limits.max_prefill_tokens,
-        host_pages=PageTable(max(1, limits.host_kv_tokens // limits.page_size), limits.page_size),
-        max_host_seqs=10_000 if limits.host_kv_tokens else 0,
-        policy=policy,
-    )
+    scheduler = Scheduler(limits, num_layers=model.profile.num_layers, policy=policy)
     for index, job in enumerate(jobs):
         scheduler.add(Request(id=index, prompt=(0,) * job.prompt, max_tokens=job.output))
     now, clock, iterations = 0.0, None, 0
@@ -66,7 +57,7 @@ class TestByHand:
 
     def test_prompts_are_cut_into_chunks(self):
         """100 tokens in chunks of 32: 4 iterations, then 4 decode steps."""
-        limits = Machine(device_kv_tokens=1600, max_prefill_tokens=32)
+        limits = capacity(100, prompt=32)
         result = simulate(equal(prompt=100, output=5, requests=1), limits, CostModel(machine()), ALONE)
         assert result.iterations == 8
 
@@ -74,8 +65,7 @@ class TestByHand:
         """The first request rests for an iteration, in which the second one's prompt is computed."""
         jobs = [Job(arrival_s=0, prompt=16, output=20), Job(arrival_s=1, prompt=16, output=5)]
         together = simulate(jobs, ROOMY, CostModel(machine()), ALONE)
-        limits = Machine(device_kv_tokens=16_000, prefill_alone=True)
-        apart = simulate(jobs, limits, CostModel(machine()), ALONE)
+        apart = simulate(jobs, ROOMY, CostModel(machine()), ALONE, prefill_alone=True)
         assert (together.iterations, apart.iterations) == (20, 21)
 
     def test_arrivals_are_waited_for(self):
@@ -92,14 +82,14 @@ class TestByHand:
 
     def test_requests_wait_for_pages(self):
         """Two pages: one request of 16 + 4 tokens at a time, a prefill and 3 decode steps each."""
-        limits = Machine(device_kv_tokens=32)
+        limits = capacity(2)
         result = simulate(equal(prompt=16, output=4, requests=3), limits, CostModel(machine()), ALONE)
         assert result.iterations == 12
         assert result.preemptions == 0
 
     def test_the_youngest_is_computed_again(self):
         """Four pages hold two prompts of 16 and the page left for the first; the second must give its own way."""
-        limits = Machine(device_kv_tokens=64)
+        limits = capacity(4)
         result = simulate(equal(prompt=16, output=40, requests=2), limits, CostModel(machine()), ALONE)
         assert result.preemptions == 1
         assert result.output_tokens == 80
@@ -149,7 +139,7 @@ class TestAgainstPlans:
         jobs = equal(prompt=prompt, output=output, requests=60)
         policy = ALONE if strategy == "device_only" else hosted(strategy)
         result = experiment.run(jobs, policy=policy)
-        seconds, iterations = walked(jobs, experiment.machine, experiment.cost_model, policy)
+        seconds, iterations = walked(jobs, experiment.capacity, experiment.cost_model, policy)
         exact = strategy == "device_only"
         assert result.seconds == pytest.approx(seconds, rel=1e-9 if exact else 0.03)
         assert iterations == result.iterations or not exact

@@ -4,10 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apex_jax.scheduler import Decision, PageTable, Request, Scheduler
+from apex_jax.scheduler import Decision, Request, Scheduler
 from apex_jax.scheduler.simulation.request_pool import SimRequest
 from apex_jax.scheduler.simulation.virtual_engine import VirtualEngine
-from apex_jax.scheduler.simulation.virtual_scheduler import Machine
+
+from .machines import capacity
 
 PAGE = 4
 LAYERS = 3
@@ -35,17 +36,8 @@ class Always:
 class Engine:
     """The engine's scheduler, where tokens and fetched pages come before the next plan."""
 
-    def __init__(self, machine, policy):
-        host = machine.host_kv_tokens // PAGE
-        self.scheduler = Scheduler(
-            PageTable(machine.device_kv_tokens // PAGE, PAGE),
-            num_layers=LAYERS,
-            max_num_seqs=machine.max_num_seqs,
-            max_prefill_tokens=machine.max_prefill_tokens,
-            host_pages=PageTable(host, PAGE) if host else None,
-            max_host_seqs=MANY,
-            policy=policy,
-        )
+    def __init__(self, limits, policy):
+        self.scheduler = Scheduler(limits, num_layers=LAYERS, policy=policy)
         self.requests = {}
 
     def add(self, number, prompt, output):
@@ -81,8 +73,8 @@ class Engine:
 class Simulated:
     """The simulator's, one iteration at a time."""
 
-    def __init__(self, machine, policy):
-        self.engine, self.policy = VirtualEngine(machine, LAYERS), policy
+    def __init__(self, limits, policy):
+        self.engine, self.policy = VirtualEngine(limits, LAYERS), policy
         self.requests = {}
 
     def add(self, number, prompt, output):
@@ -116,15 +108,9 @@ class Simulated:
 def sides(load, *, spare, host_pages, slots, budget, strategy, most=MANY):
     """Return both schedulers, without requests."""
     pages = max(-(-(prompt + output - 1) // PAGE) for _, prompt, output in load) + spare
-    machine = Machine(
-        device_kv_tokens=pages * PAGE,
-        host_kv_tokens=host_pages * PAGE,
-        page_size=PAGE,
-        max_prefill_tokens=budget,
-        max_num_seqs=slots,
-    )
+    limits = capacity(pages, host_pages, page=PAGE, rows=slots, host_rows=MANY, prompt=budget)
     policy = Always(strategy, most)
-    return Engine(machine, policy), Simulated(machine, policy)
+    return Engine(limits, policy), Simulated(limits, policy)
 
 
 REQUEST = st.tuples(

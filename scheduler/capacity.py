@@ -1,0 +1,63 @@
+"""How much there is: memory on either side, requests, and the work of an iteration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What an engine may hold at once, real or simulated.
+
+    Attributes:
+        device_kv_tokens: KV that the device holds, used in whole pages; at least one.
+        host_kv_tokens: the same of the host; less than a page is no host tier.
+        page_size: tokens in a page.
+        max_num_seqs: requests on the device.
+        max_host_seqs: requests on the host.
+        max_prefill_tokens: prompt tokens of an iteration, used in whole pages; at least one.
+
+    Raises:
+        ValueError: a value is no whole number or too small.
+    """
+
+    device_kv_tokens: int
+    host_kv_tokens: int = 0
+    page_size: int
+    max_num_seqs: int
+    max_host_seqs: int = 0
+    max_prefill_tokens: int
+
+    def __post_init__(self) -> None:
+        leasts = {"host_kv_tokens": 0, "max_host_seqs": 0}
+        for field in fields(self):
+            value, least = getattr(self, field.name), leasts.get(field.name, 1)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{field.name} is {value!r}; a whole number of at least {least} is needed")
+        if self.device_kv_tokens < self.page_size:
+            raise ValueError(f"device_kv_tokens is {self.device_kv_tokens}; a page alone holds {self.page_size}")
+
+    @property
+    def device_pages(self) -> int:
+        """Pages that the device holds."""
+        return self.device_kv_tokens // self.page_size
+
+    @property
+    def host_pages(self) -> int:
+        """Pages that the host holds; 0 without a host tier."""
+        return self.host_kv_tokens // self.page_size
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a context that the device can hold: every request is computed there from the start."""
+        return self.device_pages * self.page_size
+
+    @property
+    def max_prefill_pages(self) -> int:
+        """Pages of prompt tokens in one iteration."""
+        return max(1, self.max_prefill_tokens // self.page_size)
+
+    @property
+    def slots(self) -> int:
+        """Requests that run at once, on both sides together."""
+        return self.max_num_seqs + self.max_host_seqs
