@@ -290,7 +290,7 @@ class Scheduler:
 
     def _schedule_host(self, draft: Draft) -> None:
         """Let cohorts ride on, and let resting requests begin tokens in new ones."""
-        if not self.max_host_seqs:
+        if not self.capacity.host_pages:
             return
         # A request whose token arrives with this plan can begin the next one only in a later plan.
         resting = sorted((r for r in self._running if r.is_resting), key=_longest_rested)
@@ -345,7 +345,7 @@ class Scheduler:
             may = request.id in self.decision.fetch and request.is_resting and request.wants_token
             if may and self._device_tier().holds(self.pages.pages_for(request.computed)):
                 self._fetch(request, draft)
-        if self._waiting or not self.max_host_seqs:
+        if self._waiting or not self.capacity.host_pages:
             return
         for request in self._running:
             if not (request.is_resting and request.wants_token and request.last_turn < self._plans):
