@@ -6,11 +6,13 @@
 
 #include "attention.h"
 #include "handlers.h"
-#include "parallel.h"
 #include "stream.h"
 
 namespace apex {
 namespace {
+
+using Integers = ffi::Buffer<ffi::S32>;
+using Floats = ffi::ResultBuffer<ffi::F32>;
 
 ffi::Error Refuse(const std::string& message) { return Invalid("decode_attention", message); }
 
@@ -38,27 +40,24 @@ int Workers(const Problem& problem, const Options& options, int64_t threads) {
   return static_cast<int>(std::max(std::min(most, useful), int64_t{1}));
 }
 
-ffi::Error Run(ffi::ThreadPool& pool, Problem& problem, const Options& options) {
+ffi::Error Run(Threads& threads, Problem& problem, const Options& options) {
   std::string wrong = CheckRows(problem);
   if (!wrong.empty()) return Refuse(wrong);
   for (int64_t row = 0; row < problem.B; ++row)
     if (problem.lengths[row] == 0) WriteEmptyRow(problem, row);
-  const int workers = Workers(problem, options, pool.num_threads());
+  const int workers = Workers(problem, options, threads.Count());
   const Plan plan = MakePlan(problem, workers);
   Partials partials(problem, plan);
   const int count = static_cast<int>(plan.chunks.size());
-  Pieces::Run(
-      count, workers - 1,
-      [&](int i, int following) {
-        RunChunk(problem, plan.chunks[i], following < count ? &plan.chunks[following] : nullptr, partials);
-      },
-      [&](auto&& task) { pool.Schedule(std::forward<decltype(task)>(task)); });
+  threads.Run(count, workers - 1, [&](int i, int following) {
+    RunChunk(problem, plan.chunks[i], following < count ? &plan.chunks[following] : nullptr, partials);
+  });
   return ffi::Error::Success();
 }
 
 // A packed query has the new keys and values of its row behind its heads.
-ffi::Error Describe(Problem* problem, ffi::AnyBuffer query, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> table,
-                    ffi::Buffer<ffi::S32> lengths, const Options& options, bool packed = false) {
+ffi::Error Describe(Problem* problem, ffi::AnyBuffer query, ffi::AnyBuffer cache, Integers table, Integers lengths,
+                    Floats out, Floats lse, const Options& options, bool packed = false) {
   const auto q = query.dimensions(), kv = cache.dimensions(), pages = table.dimensions();
   if (q.size() != 3 || kv.size() != 5 || pages.size() != 2) return Refuse("wrong rank of q, kv or page_table");
   if (!TypeOf(query.element_type(), &problem->query_type) || !TypeOf(cache.element_type(), &problem->cache_type))
@@ -74,6 +73,8 @@ ffi::Error Describe(Problem* problem, ffi::AnyBuffer query, ffi::AnyBuffer cache
   problem->cache = static_cast<char*>(cache.untyped_data());
   problem->table = table.typed_data();
   problem->lengths = lengths.typed_data();
+  problem->out = out->typed_data();
+  problem->lse = lse->typed_data();
   problem->scale = options.scale, problem->softcap = options.softcap, problem->window = options.window;
   // Products of bfloat16 would round any other query.
   const bool exact = problem->query_type != Type::kBFloat16;
@@ -85,71 +86,60 @@ ffi::Error Describe(Problem* problem, ffi::AnyBuffer query, ffi::AnyBuffer cache
   return ffi::Error::Success();
 }
 
-ffi::Error Attend(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> table,
-                  ffi::Buffer<ffi::S32> lengths, ffi::ResultBuffer<ffi::F32> out, ffi::ResultBuffer<ffi::F32> lse,
-                  float scale, float softcap, int64_t window, int64_t max_workers, int64_t instructions) {
-  const Options options{scale, softcap, window, max_workers, instructions};
+ffi::Error Attend(Threads threads, ffi::AnyBuffer query, ffi::AnyBuffer cache, Integers table, Integers lengths,
+                  Floats out, Floats lse, Options options) {
   Problem problem{};
-  if (ffi::Error error = Describe(&problem, query, cache, table, lengths, options); error.failure()) return error;
-  problem.out = out->typed_data();
-  problem.lse = lse->typed_data();
-  return Run(pool, problem, options);
+  ffi::Error error = Describe(&problem, query, cache, table, lengths, out, lse, options);
+  return error.failure() ? error : Run(threads, problem, options);
 }
 
-ffi::Error AppendAttend(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> table,
-                        ffi::Buffer<ffi::S32> lengths, ffi::AnyBuffer new_key, ffi::AnyBuffer new_value,
-                        ffi::ResultBuffer<ffi::F32> out, ffi::ResultBuffer<ffi::F32> lse,
-                        ffi::Result<ffi::AnyBuffer> cache_out, float scale, float softcap, int64_t window,
-                        int64_t max_workers, int64_t instructions) {
-  const Options options{scale, softcap, window, max_workers, instructions};
-  Problem problem{};
-  if (ffi::Error error = Describe(&problem, query, cache, table, lengths, options); error.failure()) return error;
-  if (cache.untyped_data() != cache_out->untyped_data())
+// The problem's new keys and values are set.
+ffi::Error RunInPlace(Threads& threads, Problem& problem, const Options& options, ffi::AnyBuffer cache,
+                      ffi::AnyBuffer cache_out) {
+  if (cache.untyped_data() != cache_out.untyped_data())
     return Refuse("the updated cache does not share the memory of the old one");
+  return Run(threads, problem, options);
+}
+
+ffi::Error AppendAttend(Threads threads, ffi::AnyBuffer query, ffi::AnyBuffer cache, Integers table, Integers lengths,
+                        ffi::AnyBuffer new_key, ffi::AnyBuffer new_value, Floats out, Floats lse,
+                        ffi::Result<ffi::AnyBuffer> cache_out, Options options) {
+  Problem problem{};
+  ffi::Error error = Describe(&problem, query, cache, table, lengths, out, lse, options);
+  if (error.failure()) return error;
   const size_t appended = problem.B * problem.K * problem.H;
-  if (new_key.element_type() != cache.element_type() || new_value.element_type() != cache.element_type() ||
-      new_key.element_count() != appended || new_value.element_count() != appended)
-    return Refuse("new keys and values must be [B, K, H] in the type of the cache");
+  for (const ffi::AnyBuffer& added : {new_key, new_value})
+    if (added.element_type() != cache.element_type() || added.element_count() != appended)
+      return Refuse("new keys and values must be [B, K, H] in the type of the cache");
   problem.new_type = problem.cache_type;
   problem.new_stride = problem.K * problem.H;
   problem.new_key = static_cast<const char*>(new_key.untyped_data());
   problem.new_value = static_cast<const char*>(new_value.untyped_data());
-  problem.out = out->typed_data();
-  problem.lse = lse->typed_data();
-  return Run(pool, problem, options);
+  return RunInPlace(threads, problem, options, cache, *cache_out);
 }
 
-ffi::Error PackedAttend(ffi::ThreadPool pool, ffi::AnyBuffer qkv, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> table,
-                        ffi::Buffer<ffi::S32> lengths, ffi::ResultBuffer<ffi::F32> out, ffi::ResultBuffer<ffi::F32> lse,
-                        ffi::Result<ffi::AnyBuffer> cache_out, float scale, float softcap, int64_t window,
-                        int64_t max_workers, int64_t instructions) {
-  const Options options{scale, softcap, window, max_workers, instructions};
+ffi::Error PackedAttend(Threads threads, ffi::AnyBuffer qkv, ffi::AnyBuffer cache, Integers table, Integers lengths,
+                        Floats out, Floats lse, ffi::Result<ffi::AnyBuffer> cache_out, Options options) {
   Problem problem{};
-  if (ffi::Error error = Describe(&problem, qkv, cache, table, lengths, options, true); error.failure()) return error;
-  if (cache.untyped_data() != cache_out->untyped_data())
-    return Refuse("the updated cache does not share the memory of the old one");
+  ffi::Error error = Describe(&problem, qkv, cache, table, lengths, out, lse, options, true);
+  if (error.failure()) return error;
   problem.new_type = problem.query_type;
   problem.new_stride = problem.query_stride;
   problem.new_key = problem.query + problem.N * problem.H * BytesOf(problem.query_type);
   problem.new_value = problem.new_key + problem.K * problem.H * BytesOf(problem.query_type);
-  problem.out = out->typed_data();
-  problem.lse = lse->typed_data();
-  return Run(pool, problem, options);
+  return RunInPlace(threads, problem, options, cache, *cache_out);
 }
 
 // Reads every byte of a buffer once, with the same threads and pieces as attention would: the yardstick for it.
-ffi::Error ReadStream(ffi::ThreadPool pool, ffi::AnyBuffer data, ffi::ResultBuffer<ffi::U32> checksum) {
+ffi::Error ReadStream(Threads threads, ffi::AnyBuffer data, ffi::ResultBuffer<ffi::U32> checksum) {
   constexpr int64_t kPieceBytes = 1 << 20;
   const int64_t bytes = static_cast<int64_t>(data.size_bytes());
   const char* from = static_cast<const char*>(data.untyped_data());
   std::atomic<uint64_t> total{0};
-  Pieces::Run(
-      static_cast<int>((bytes + kPieceBytes - 1) / kPieceBytes), static_cast<int>(pool.num_threads()) - 1,
-      [&](int i, int) {
-        const int64_t begin = i * kPieceBytes;
-        total.fetch_xor(XorBytes(from + begin, std::min(kPieceBytes, bytes - begin)), std::memory_order_relaxed);
-      },
-      [&](auto&& task) { pool.Schedule(std::forward<decltype(task)>(task)); });
+  threads.Run((bytes + kPieceBytes - 1) / kPieceBytes, threads.Count() - 1, [&](int i, int) {
+    const int64_t begin = i * kPieceBytes;
+    total.fetch_xor(XorBytes(from + begin, std::min(kPieceBytes, bytes - begin)), std::memory_order_relaxed);
+  });
   if (checksum->element_count() != 2) return Invalid("read_stream", "the checksum has two halves");
   checksum->typed_data()[0] = static_cast<uint32_t>(total.load());
   checksum->typed_data()[1] = static_cast<uint32_t>(total.load() >> 32);
@@ -159,54 +149,16 @@ ffi::Error ReadStream(ffi::ThreadPool pool, ffi::AnyBuffer data, ffi::ResultBuff
 }  // namespace
 }  // namespace apex
 
-#define APEX_ATTRIBUTES                                                                                  \
-  Attr<float>("scale").Attr<float>("softcap").Attr<int64_t>("window").Attr<int64_t>("max_workers").Attr< \
-      int64_t>("instructions")
+XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(apex::Options, StructMember<float>("scale"), StructMember<float>("softcap"),
+                                      StructMember<int64_t>("window"), StructMember<int64_t>("max_workers"),
+                                      StructMember<int64_t>("instructions"));
 
 #pragma GCC visibility push(default)
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexDecodeAttention, apex::Attend,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
-                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .APEX_ATTRIBUTES);
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexAppendDecodeAttention, apex::AppendAttend,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .Ret<xla::ffi::AnyBuffer>()
-                                  .APEX_ATTRIBUTES);
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexPackedDecodeAttention, apex::PackedAttend,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
-                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .Ret<xla::ffi::AnyBuffer>()
-                                  .APEX_ATTRIBUTES);
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexReadStream, apex::ReadStream,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Ret<xla::ffi::Buffer<xla::ffi::U32>>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexDecodeAttention, apex::Attend);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexAppendDecodeAttention, apex::AppendAttend);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexPackedDecodeAttention, apex::PackedAttend);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexReadStream, apex::ReadStream);
 
 extern "C" int ApexMachineInstructions() { return static_cast<int>(apex::MachineInstructions()); }
 

@@ -7,7 +7,6 @@
 #endif
 
 #include "handlers.h"
-#include "parallel.h"
 #include "stream.h"
 
 namespace apex {
@@ -34,18 +33,18 @@ ffi::Error CheckPages(const char* function, ffi::AnyBuffer cache, ffi::Buffer<ff
 }
 
 // Copies pages between the cache and consecutive tiles, in pieces of one page; negative ids are left out (read: zeros).
-void CopyPages(ffi::ThreadPool& pool, char* cache, const int32_t* ids, char* tiles, int64_t count, int64_t page_bytes,
-               bool write) {
-  const int helpers = count * page_bytes < 2 * kBytesPerWorker ? 0 : static_cast<int>(pool.num_threads()) - 1;
-  Pieces::Run(
-      static_cast<int>(count), helpers,
-      [=](int i, int) {
-        char* tile = tiles + i * page_bytes;
-        if (ids[i] >= 0 && write) CopyPast(tile, cache + ids[i] * page_bytes, page_bytes);
-        if (ids[i] >= 0 && !write) CopyPast(cache + ids[i] * page_bytes, tile, page_bytes);
-        if (ids[i] < 0 && !write) std::memset(tile, 0, page_bytes);
-      },
-      [&](auto&& task) { pool.Schedule(std::forward<decltype(task)>(task)); });
+void CopyPages(Threads& threads, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> ids, ffi::AnyBuffer tiles,
+               int64_t page_bytes, bool write) {
+  char* pages = static_cast<char*>(cache.untyped_data());
+  char* moved = static_cast<char*>(tiles.untyped_data());
+  const int32_t* id = ids.typed_data();
+  const int64_t count = ids.dimensions()[0];
+  threads.Run(count, count * page_bytes < 2 * kBytesPerWorker ? 0 : threads.Count() - 1, [=](int i, int) {
+    char* tile = moved + i * page_bytes;
+    if (id[i] >= 0 && write) CopyPast(tile, pages + id[i] * page_bytes, page_bytes);
+    if (id[i] >= 0 && !write) CopyPast(pages + id[i] * page_bytes, tile, page_bytes);
+    if (id[i] < 0 && !write) std::memset(tile, 0, page_bytes);
+  });
 }
 
 // Memory that nobody has touched yet is cleared by the system at the first touch, faster in huge pages than in small.
@@ -59,37 +58,33 @@ void AdviseHugePages(char* data, int64_t bytes) {
 #endif
 }
 
-ffi::Error Read(ffi::ThreadPool& pool, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> ids, ffi::AnyBuffer tiles,
-                bool fresh) {
+ffi::Error Read(Threads& threads, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> ids, ffi::AnyBuffer tiles, bool fresh) {
   int64_t page_bytes = 0;
   if (ffi::Error error = CheckPages(kRead, cache, ids, tiles, &page_bytes); error.failure()) return error;
-  char* to = static_cast<char*>(tiles.untyped_data());
-  if (fresh) AdviseHugePages(to, static_cast<int64_t>(tiles.size_bytes()));
-  CopyPages(pool, static_cast<char*>(cache.untyped_data()), ids.typed_data(), to, ids.dimensions()[0], page_bytes,
-            false);
+  if (fresh) AdviseHugePages(static_cast<char*>(tiles.untyped_data()), static_cast<int64_t>(tiles.size_bytes()));
+  CopyPages(threads, cache, ids, tiles, page_bytes, false);
   return ffi::Error::Success();
 }
 
-ffi::Error ReadPages(ffi::ThreadPool pool, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> ids,
+ffi::Error ReadPages(Threads threads, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> ids,
                      ffi::Result<ffi::AnyBuffer> tiles) {
-  return Read(pool, cache, ids, *tiles, true);
+  return Read(threads, cache, ids, *tiles, true);
 }
 
-ffi::Error ReadPagesInto(ffi::ThreadPool pool, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> ids, ffi::AnyBuffer into,
+ffi::Error ReadPagesInto(Threads threads, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> ids, ffi::AnyBuffer into,
                          ffi::Result<ffi::AnyBuffer> tiles) {
   if (into.untyped_data() != tiles->untyped_data())
     return Invalid(kRead, "the pages read do not share the memory that was given for them");
-  return Read(pool, cache, ids, *tiles, false);
+  return Read(threads, cache, ids, *tiles, false);
 }
 
-ffi::Error WritePages(ffi::ThreadPool pool, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> ids, ffi::AnyBuffer tiles,
+ffi::Error WritePages(Threads threads, ffi::AnyBuffer cache, ffi::Buffer<ffi::S32> ids, ffi::AnyBuffer tiles,
                       ffi::Result<ffi::AnyBuffer> cache_out) {
   int64_t page_bytes = 0;
   if (ffi::Error error = CheckPages(kWrite, cache, ids, tiles, &page_bytes); error.failure()) return error;
   if (cache.untyped_data() != cache_out->untyped_data())
     return Invalid(kWrite, "the updated cache does not share the memory of the old one");
-  CopyPages(pool, static_cast<char*>(cache.untyped_data()), ids.typed_data(), static_cast<char*>(tiles.untyped_data()),
-            ids.dimensions()[0], page_bytes, true);
+  CopyPages(threads, cache, ids, tiles, page_bytes, true);
   return ffi::Error::Success();
 }
 
@@ -98,27 +93,8 @@ ffi::Error WritePages(ffi::ThreadPool pool, ffi::AnyBuffer cache, ffi::Buffer<ff
 
 #pragma GCC visibility push(default)
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexReadPages, apex::ReadPages,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
-                                  .Ret<xla::ffi::AnyBuffer>());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexReadPagesInto, apex::ReadPagesInto,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Ret<xla::ffi::AnyBuffer>());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexWritePages, apex::WritePages,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Ret<xla::ffi::AnyBuffer>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexReadPages, apex::ReadPages);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexReadPagesInto, apex::ReadPagesInto);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexWritePages, apex::WritePages);
 
 #pragma GCC visibility pop
