@@ -1,15 +1,14 @@
 """Decode attention over paged KV on the CPU backend: one query token a row."""
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from . import native_library, reference
-from .validation import check_attention, check_name, check_options, check_packed
+from .validation import check_attention, check_name, check_options
 
 Implementation = Literal["auto", "native", "jax"]
 Instructions = Literal["auto", "portable", "avx2", "avx512", "avx512_bf16"]
@@ -86,8 +85,9 @@ def decode_attention(
     if rows == 0:
         return jnp.zeros(q.shape, jnp.float32), jnp.zeros((rows, heads), jnp.float32), kv
     if native:
+        target = native_library.ATTEND if new_kv is None else native_library.APPEND_ATTEND
         attributes = _attributes(scale, sliding_window, logit_softcap, max_threads, instructions)
-        return _native(q, kv, page_table, lengths, new_kv, attributes)
+        return _native(target, q.shape, attributes, q, kv, page_table, lengths, *(new_kv or ()))
     if new_kv is not None:
         kv = reference.append(kv, page_table, lengths, *new_kv)
     out, lse = reference.attend(
@@ -118,7 +118,7 @@ def decode_attention_packed(
 
     The other arguments, the results and the errors are those of `decode_attention`.
     """
-    check_packed(qkv, kv, page_table, lengths)
+    check_attention(qkv, kv, page_table, lengths, packed=True)
     check_options(scale, sliding_window, logit_softcap, max_threads)
     rows, width, kv_heads = qkv.shape[0], qkv.shape[2], kv.shape[1]
     heads = qkv.shape[1] - 2 * kv_heads
@@ -127,10 +127,8 @@ def decode_attention_packed(
     if rows > 0 and native:
         scale = 1.0 / math.sqrt(width) if scale is None else scale
         attributes = _attributes(scale, sliding_window, logit_softcap, max_threads, "auto")
-        results = _results((rows, heads, width), kv)
-        call = _call(native_library.PACKED_ATTEND, results, attributes)
-        out, lse, kv = call(qkv, kv, page_table, lengths)
-        return out, lse, kv
+        shape = (rows, heads, width)
+        return _native(native_library.PACKED_ATTEND, shape, attributes, qkv, kv, page_table, lengths)
     new = tuple(part.astype(kv.dtype) for part in (qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]))
     return decode_attention(
         qkv[:, :heads],
@@ -151,34 +149,21 @@ def native_attention_available(head_dim: int) -> bool:
     return _use_native("auto", head_dim)
 
 
-def _native(q, kv, page_table, lengths, new_kv, attributes) -> tuple[jax.Array, jax.Array, jax.Array]:
-    results = _results(q.shape, kv)
-    if new_kv is None:
-        out, lse = _call(native_library.ATTEND, results[:2], attributes)(q, kv, page_table, lengths)
-        return out, lse, kv
-    out, lse, kv = _call(native_library.APPEND_ATTEND, results, attributes)(q, kv, page_table, lengths, *new_kv)
-    return out, lse, kv
-
-
-def _call(
-    target: str, results: tuple[jax.ShapeDtypeStruct, ...], attributes: dict[str, np.generic]
-) -> Callable[..., Any]:
-    """Return the native kernel; where it returns the cache, that is the memory of the second argument."""
-    return native_library.function(
+def _native(
+    target: str, shape: tuple[int, int, int], attributes: dict[str, np.generic], q, kv, *others
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Call the native kernel for an output of this shape; where it appends, the cache's memory is its third result."""
+    results = [jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape[:2], jnp.float32)]
+    appends = target != native_library.ATTEND
+    call = native_library.function(
         target,
-        results,
-        aliases={1: 2} if len(results) == 3 else {},
+        [*results, jax.ShapeDtypeStruct(kv.shape, kv.dtype)] if appends else results,
+        aliases={1: 2} if appends else {},
         no_derivative="the native decode attention cannot be differentiated: pass implementation='jax', which can",
         **attributes,
     )
-
-
-def _results(shape: tuple[int, int, int], kv: jax.Array) -> tuple[jax.ShapeDtypeStruct, ...]:
-    return (
-        jax.ShapeDtypeStruct(shape, jnp.float32),
-        jax.ShapeDtypeStruct(shape[:2], jnp.float32),
-        jax.ShapeDtypeStruct(kv.shape, kv.dtype),
-    )
+    out, lse, *updated = call(q, kv, *others)
+    return out, lse, updated[0] if appends else kv
 
 
 def _attributes(scale, sliding_window, logit_softcap, max_threads, instructions) -> dict[str, np.generic]:

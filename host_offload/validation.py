@@ -82,46 +82,30 @@ def check_options(
         whole_number("max_threads", max_threads)
 
 
-def check_attention(q, kv, page_table, lengths, new_kv) -> None:
-    """Refuse arrays of `decode_attention` whose types or shapes do not fit.
+def check_attention(q, kv, page_table, lengths, new_kv=None, *, packed: bool = False) -> None:
+    """Refuse arrays of `decode_attention`, or if `packed` of `decode_attention_packed`, that do not fit.
 
     Raises:
         TypeError: something is no array, or of a type that is not allowed.
         ValueError: shapes do not fit.
     """
-    _check_types("q", q, kv, page_table, lengths)
-    if q.ndim != 3 or kv.ndim != 5 or page_table.ndim != 2:
+    name, heads_wanted = ("qkv", "N + 2K") if packed else ("q", "N")
+    _check_types(name, q, kv, page_table, lengths)
+    if q.ndim != 3 or kv.ndim != 5 or page_table.ndim != 2 or (packed and q.shape[1] <= 2 * kv.shape[1]):
         raise ValueError(
-            f"q, kv and page_table have shapes {q.shape}, {kv.shape} and {page_table.shape}, "
-            "they must be [B, N, H], [P, K, 2, S, H] and [B, W]"
+            f"{name}, kv and page_table have shapes {q.shape}, {kv.shape} and {page_table.shape}, "
+            f"they must be [B, {heads_wanted}, H], [P, K, 2, S, H] and [B, W]"
         )
     rows, heads, width = q.shape
     _check_cache(kv, width)
     kv_heads = kv.shape[1]
-    if heads == 0 or heads % kv_heads != 0:
-        raise ValueError(f"q has {heads} heads, which is not a positive multiple of the {kv_heads} heads of kv")
+    queries = heads - 2 * kv_heads if packed else heads
+    if queries == 0 or queries % kv_heads != 0:
+        which = f", so {queries} of queries, which is not a" if packed else ", which is not a positive"
+        raise ValueError(f"{name} has {heads} heads{which} multiple of the {kv_heads} heads of kv")
     _check_table(page_table, lengths, rows)
     if new_kv is not None:
         _check_new_kv(new_kv, kv, (rows, kv_heads, width))
-
-
-def check_packed(qkv, kv, page_table, lengths) -> None:
-    """Refuse arrays of `decode_attention_packed` as `check_attention` does."""
-    _check_types("qkv", qkv, kv, page_table, lengths)
-    if qkv.ndim != 3 or kv.ndim != 5 or page_table.ndim != 2 or qkv.shape[1] <= 2 * kv.shape[1]:
-        raise ValueError(
-            f"qkv, kv and page_table have shapes {qkv.shape}, {kv.shape} and {page_table.shape}, "
-            "they must be [B, N + 2K, H], [P, K, 2, S, H] and [B, W]"
-        )
-    rows, heads, width = qkv.shape
-    _check_cache(kv, width)
-    kv_heads = kv.shape[1]
-    if heads % kv_heads != 0:
-        raise ValueError(
-            f"qkv has {heads} heads, so {heads - 2 * kv_heads} of queries, which is not a multiple of the {kv_heads} "
-            "heads of kv"
-        )
-    _check_table(page_table, lengths, rows)
 
 
 def check_pages(kv, pages) -> None:

@@ -12,25 +12,20 @@ namespace {
 
 struct Avx2 {
   using F = __m256;
+  typedef uint32_t Words __attribute__((vector_size(32)));
   static constexpr int kLanes = 8;
   static constexpr int kAccumulators = 8;
   static constexpr int kMaxHeads = 4;
 
   static inline F Set(float x) { return _mm256_set1_ps(x); }
   static inline F Load(const float* p) { return _mm256_loadu_ps(p); }
+  static inline F Load(const Float16* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
   static inline void Store(float* p, F x) { _mm256_storeu_ps(p, x); }
-  static inline F Add(F a, F b) { return _mm256_add_ps(a, b); }
-  static inline F Sub(F a, F b) { return _mm256_sub_ps(a, b); }
-  static inline F Mul(F a, F b) { return _mm256_mul_ps(a, b); }
-  static inline F Div(F a, F b) { return _mm256_div_ps(a, b); }
   static inline F MulAdd(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   // The second operand wins where either is NaN.
   static inline F Max(F a, F b) { return _mm256_max_ps(a, b); }
-  static inline F Abs(F x) { return _mm256_andnot_ps(Set(-0.0f), x); }
-  // `magnitude`, which is not negative, with the sign of x.
-  static inline F WithSign(F magnitude, F x) { return _mm256_or_ps(magnitude, _mm256_and_ps(Set(-0.0f), x)); }
-  // x where a < b, else y.
-  static inline F WhereLess(F a, F b, F x, F y) { return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
   static inline F Round(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   // Below the smallest normal number the result is zero.
   static inline F ScaleByPowerOfTwo(F x, F n) {
@@ -61,44 +56,15 @@ struct Avx2 {
     if (kSlots == 2) return _mm256_castpd_ps(_mm256_broadcast_sd(reinterpret_cast<const double*>(p)));
     return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
   }
-  template <int kSlots>
-  static inline F MaxBySlot(F x) {
-    x = _mm256_max_ps(x, _mm256_permute2f128_ps(x, x, 1));
-    if (kSlots < 4) x = _mm256_max_ps(x, _mm256_permute_ps(x, 0x4e));
-    if (kSlots < 2) x = _mm256_max_ps(x, _mm256_permute_ps(x, 0xb1));
+  // Lane i holds what `combine` makes of all lanes that are i modulo kSlots.
+  template <int kSlots, class Combine>
+  static inline F Fold(F x, Combine combine) {
+    x = combine(x, _mm256_permute2f128_ps(x, x, 1));
+    if (kSlots < 4) x = combine(x, _mm256_permute_ps(x, 0x4e));
+    if (kSlots < 2) x = combine(x, _mm256_permute_ps(x, 0xb1));
     return x;
-  }
-  template <int kSlots>
-  static inline F SumBySlot(F x) {
-    x = _mm256_add_ps(x, _mm256_permute2f128_ps(x, x, 1));
-    if (kSlots < 4) x = _mm256_add_ps(x, _mm256_permute_ps(x, 0x4e));
-    if (kSlots < 2) x = _mm256_add_ps(x, _mm256_permute_ps(x, 0xb1));
-    return x;
-  }
-  static inline F ZeroIfMinusInfinity(F x) {
-    return _mm256_and_ps(x, _mm256_cmp_ps(x, Set(-__builtin_inff()), _CMP_NEQ_UQ));
   }
   static inline unsigned Greater(F a, F b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)); }
-
-  static inline void Load2(const float* p, F& a, F& b) {
-    a = _mm256_loadu_ps(p);
-    b = _mm256_loadu_ps(p + 8);
-  }
-  static inline void Load2(const BFloat16* p, F& a, F& b) {
-    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    a = _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
-    b = _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
-  }
-  static inline void Load2(const Float16* p, F& a, F& b) {
-    a = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    b = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)));
-  }
-
-  // Which column the j-th float of a loaded pair of vectors is.
-  template <class T>
-  static constexpr int Column(int j) {
-    return IsInterleaved<T>() ? (j < 8 ? 2 * j : 2 * (j - 8) + 1) : j;
-  }
 };
 
 }  // namespace

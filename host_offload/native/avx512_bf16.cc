@@ -107,8 +107,8 @@ struct PairMath {
     const __m512i order = PairOrder<kSlots>();
     F total = V::Set(0.0f);
     for (int i = first; i < last; i += 32) {
-      const F low = Exp2<V>(V::Sub(V::Load(scores + i), origin));
-      const F high = Exp2<V>(V::Sub(V::Load(scores + i + 16), origin));
+      const F low = Exp2<V>(V::Load(scores + i) - origin);
+      const F high = Exp2<V>(V::Load(scores + i + 16) - origin);
       const __m512i rounded = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
       const __m512i pairs = kSlots == 1 ? rounded : _mm512_permutexvar_epi16(order, rounded);
       total = _mm512_dpbf16_ps(total, AsPairs(pairs), ones);
@@ -128,7 +128,7 @@ struct PairMath {
     const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
     const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
     for (int i = 0; i < width; i += kUnit) {
-      const F low = V::Mul(V::Load(sum + i), V::Set(scale)), high = V::Mul(V::Load(sum + i + 16), V::Set(scale));
+      const F low = V::Load(sum + i) * V::Set(scale), high = V::Load(sum + i + 16) * V::Set(scale);
       V::Store(out + i, _mm512_permutex2var_ps(low, first, high));
       V::Store(out + i + 16, _mm512_permutex2var_ps(low, second, high));
     }

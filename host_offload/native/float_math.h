@@ -2,6 +2,8 @@
 // function compiled for one instruction set can be picked by the linker for another.
 #pragma once
 
+#include <type_traits>
+
 #include "kernel.h"
 
 namespace apex {
@@ -17,23 +19,11 @@ struct Float16 {
 
 // bfloat16 is widened by a shift and a mask, which parts even columns from odd ones.
 template <class T>
-constexpr bool IsInterleaved() {
-  return false;
-}
-template <>
-constexpr bool IsInterleaved<BFloat16>() {
-  return true;
-}
+constexpr bool kIsInterleaved = std::is_same_v<T, BFloat16>;
 
 // float16 is widened by conversions, which take so long that every line can be prefetched in the meantime.
 template <class T>
-constexpr bool IsSlow() {
-  return false;
-}
-template <>
-constexpr bool IsSlow<Float16>() {
-  return true;
-}
+constexpr bool kIsSlow = std::is_same_v<T, Float16>;
 
 // 2^x for x <= 0, relative error below 2e-7, exact zero far below; NaN stays NaN.
 template <class V>
@@ -41,7 +31,7 @@ inline typename V::F Exp2(typename V::F x) {
   using F = typename V::F;
   x = V::Max(V::Set(-160.0f), x);
   F n = V::Round(x);
-  F r = V::Sub(x, n);
+  F r = x - n;
   F p = V::Set(1.533757678e-4f);
   p = V::MulAdd(p, r, V::Set(1.339986037e-3f));
   p = V::MulAdd(p, r, V::Set(9.618519534e-3f));
@@ -56,20 +46,20 @@ inline typename V::F Exp2(typename V::F x) {
 template <class V>
 inline typename V::F SoftCap(typename V::F x, float cap) {
   using F = typename V::F;
-  const F ratio = V::Mul(x, V::Set(1.0f / cap)), magnitude = V::Abs(ratio);
+  const F ratio = x * V::Set(1.0f / cap), magnitude = ratio < V::Set(0.0f) ? -ratio : ratio;
   // Small ones by the odd polynomial of Cephes' tanhf, as x times a factor near 1: the quotient below would cancel, and
   // however small the ratio is, x itself keeps its digits.
-  const F square = V::Mul(ratio, ratio);
+  const F square = ratio * ratio;
   F p = V::Set(-5.70498872745e-3f);
   p = V::MulAdd(p, square, V::Set(2.06390887954e-2f));
   p = V::MulAdd(p, square, V::Set(-5.37397155531e-2f));
   p = V::MulAdd(p, square, V::Set(1.33314422036e-1f));
   p = V::MulAdd(p, square, V::Set(-3.33332819422e-1f));
-  const F small = V::MulAdd(V::Mul(p, square), x, x);
+  const F small = V::MulAdd(p * square, x, x);
   // tanh(z) = 1 - 2 e / (1 + e) with e = exp(-2 z), z >= 0.
-  const F e = Exp2<V>(V::Mul(magnitude, V::Set(-2.885390082f)));
-  const F large = V::MulAdd(V::Set(-2.0f * cap), V::Div(e, V::Add(e, V::Set(1.0f))), V::Set(cap));
-  return V::WhereLess(magnitude, V::Set(0.625f), small, V::WithSign(large, x));
+  const F e = Exp2<V>(magnitude * V::Set(-2.885390082f));
+  const F large = V::MulAdd(V::Set(-2.0f * cap), e / (e + V::Set(1.0f)), V::Set(cap));
+  return magnitude < V::Set(0.625f) ? small : ratio < V::Set(0.0f) ? -large : large;
 }
 
 // Arithmetic in float32 on a cache of any type T.
@@ -81,6 +71,27 @@ struct FloatMath {
   static constexpr int kUnit = 2 * V::kLanes;  // columns in one step, held by two vectors
   static constexpr int kGrain = V::kLanes;     // scores that Weigh takes at a time
 
+  // Two vectors of what lies at p: one behind the other, or where a shift and a mask are cheaper than widening moves,
+  // even columns in a and odd ones in b.
+  template <class Q>
+  static inline void Load2(const Q* p, F& a, F& b) {
+    if constexpr (kIsInterleaved<Q>) {
+      typename V::Words x;
+      __builtin_memcpy(&x, p, sizeof x);
+      a = (F)(x << 16);
+      b = (F)(x & 0xffff0000u);
+    } else {
+      a = V::Load(p);
+      b = V::Load(p + V::kLanes);
+    }
+  }
+
+  // Which column the j-th float of these two is.
+  template <class Q>
+  static constexpr int Column(int j) {
+    return kIsInterleaved<Q> ? (j < V::kLanes ? 2 * j : 2 * (j - V::kLanes) + 1) : j;
+  }
+
   // acc[t][h] += q[h] * k[t]. One head reads token by token, in the order of memory; several share a load of the query
   // between tokens.
   template <int kTokens, int kHeads, class Prefetch>
@@ -90,7 +101,7 @@ struct FloatMath {
         for (int c = 0; c < width; c += kUnit) {
           feed.Unit();
           F a, b;
-          V::Load2(key + c, a, b);
+          Load2(key + c, a, b);
           const F qa = V::Load(query + c), qb = V::Load(query + c + V::kLanes);
           acc[t][0] = V::MulAdd(b, qb, V::MulAdd(a, qa, acc[t][0]));
         }
@@ -103,7 +114,7 @@ struct FloatMath {
       F a[kTokens], b[kTokens];
       for (int t = 0; t < kTokens; ++t) {
         feed.Unit();
-        V::Load2(key + t * width + c, a[t], b[t]);
+        Load2(key + t * width + c, a[t], b[t]);
       }
       for (int h = 0; h < kHeads; ++h) {
         const F qa = V::Load(query + h * width + c), qb = V::Load(query + h * width + c + V::kLanes);
@@ -126,7 +137,7 @@ struct FloatMath {
       for (int u = 0; u < kUnits; ++u) {
         feed.Unit();
         F a, b;
-        V::Load2(value + t * width + c + u * kUnit, a, b);
+        Load2(value + t * width + c + u * kUnit, a, b);
         for (int h = 0; h < kHeads; ++h) {
           acc[h][2 * u] = V::MulAdd(p[h], a, acc[h][2 * u]);
           acc[h][2 * u + 1] = V::MulAdd(p[h], b, acc[h][2 * u + 1]);
@@ -142,9 +153,9 @@ struct FloatMath {
   static inline F Weigh(float* scores, int first, int last, F origin) {
     F total = V::Set(0.0f);
     for (int i = first; i < last; i += V::kLanes) {
-      const F p = Exp2<V>(V::Sub(V::Load(scores + i), origin));
+      const F p = Exp2<V>(V::Load(scores + i) - origin);
       V::Store(scores + i, p);
-      total = V::Add(total, p);
+      total = total + p;
     }
     return total;
   }
@@ -161,19 +172,19 @@ struct FloatMath {
   static inline void Widen(const Q* query, int count, float* out) {
     for (int i = 0; i < count; i += kUnit) {
       F a, b;
-      V::Load2(query + i, a, b);
+      Load2(query + i, a, b);
       V::Store(out + i, a);
       V::Store(out + i + V::kLanes, b);
-      if (IsInterleaved<Q>() == IsInterleaved<T>()) continue;
+      if (kIsInterleaved<Q> == kIsInterleaved<T>) continue;
       float ordered[kUnit];
-      for (int j = 0; j < kUnit; ++j) ordered[V::template Column<Q>(j)] = out[i + j];
-      for (int j = 0; j < kUnit; ++j) out[i + j] = ordered[V::template Column<T>(j)];
+      for (int j = 0; j < kUnit; ++j) ordered[Column<Q>(j)] = out[i + j];
+      for (int j = 0; j < kUnit; ++j) out[i + j] = ordered[Column<T>(j)];
     }
   }
 
   static void OrderedSum(const float* sum, int width, float scale, float* out) {
     for (int i = 0; i < width; i += kUnit)
-      for (int j = 0; j < kUnit; ++j) out[i + V::template Column<T>(j)] = sum[i + j] * scale;
+      for (int j = 0; j < kUnit; ++j) out[i + Column<T>(j)] = sum[i + j] * scale;
   }
 };
 

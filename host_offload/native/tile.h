@@ -14,7 +14,8 @@ namespace {
 // places, a power of two, so that a vector holds those of whole tokens: sums over lanes, maxima, powers and sums of
 // weights are then shared by the heads.
 //
-// Math supplies Query, kUnit, kTokens, kGrain, Dot, Accumulate and Weigh; V supplies vectors of float32.
+// Math supplies Query, kUnit, kTokens, kGrain, Dot, Accumulate and Weigh; V supplies vectors of float32, on which
+// the operators of GCC's and Clang's vector extensions work.
 template <class V, class T, class Math>
 struct TileKernel {
   using F = typename V::F;
@@ -38,7 +39,7 @@ struct TileKernel {
     static constexpr bool kOnePass = kWidth != 0 && kUnits == kAllUnits;
     // Tokens that one pass over values takes before the next one goes over them again.
     static constexpr int kPassTokens = kOnePass ? kMaxPageSize : 16;
-    static constexpr int kEvery = kOnePass && !(kHeads > 1 && IsSlow<T>()) ? kSparse : kDense;
+    static constexpr int kEvery = kOnePass && !(kHeads > 1 && kIsSlow<T>) ? kSparse : kDense;
   };
 
   // Calls `work` with what prefetches ahead of `from` for loads of kTokens units at a time.
@@ -68,7 +69,7 @@ struct TileKernel {
         }
         AddLanes<S, kHeads>(acc, quads + s * S::kSlots / 4);
       }
-      V::Store(scores + t * S::kSlots, V::Mul(V::SumAcrossLanes(quads), V::Set(scale)));
+      V::Store(scores + t * S::kSlots, V::SumAcrossLanes(quads) * V::Set(scale));
     }
   }
 
@@ -93,24 +94,25 @@ struct TileKernel {
     F best = V::Set(-__builtin_inff());
     for (int i = first; i < last; i += V::kLanes) best = V::Max(V::Load(scores + i), best);
     const F old = V::template Repeat<kSlots>(max);
-    best = V::Max(old, V::template MaxBySlot<kSlots>(best));
+    best = V::Max(old, V::template Fold<kSlots>(best, V::Max));
     // As long as all scores were -inf, weights are relative to zero.
-    const F origin = V::ZeroIfMinusInfinity(best);
+    const F origin = best == V::Set(-__builtin_inff()) ? V::Set(0.0f) : best;
     alignas(64) float slots[V::kLanes];
     if ((V::Greater(best, old) & ((1u << kHeads) - 1)) != 0) {
-      V::Store(slots, Exp2<V>(V::Sub(old, origin)));
+      V::Store(slots, Exp2<V>(old - origin));
       for (int h = 0; h < kHeads; ++h) Rescale(slots[h], width, denominator + h, sum + h * width);
       V::Store(slots, best);
       for (int h = 0; h < kHeads; ++h) max[h] = slots[h];
     }
-    V::Store(slots, V::template SumBySlot<kSlots>(Math::template Weigh<kSlots>(scores, first, last, origin)));
+    const F weights = Math::template Weigh<kSlots>(scores, first, last, origin);
+    V::Store(slots, V::template Fold<kSlots>(weights, [](F a, F b) { return a + b; }));
     for (int h = 0; h < kHeads; ++h) denominator[h] += slots[h];
   }
 
   static inline void Rescale(float factor, int width, float* denominator, float* sum) {
     *denominator *= factor;
     const F f = V::Set(factor);
-    for (int i = 0; i < width; i += V::kLanes) V::Store(sum + i, V::Mul(V::Load(sum + i), f));
+    for (int i = 0; i < width; i += V::kLanes) V::Store(sum + i, V::Load(sum + i) * f);
   }
 
   template <int kHeads, int kWidth, bool kFeed>

@@ -10,27 +10,20 @@ namespace {
 
 struct Avx512 {
   using F = __m512;
+  typedef uint32_t Words __attribute__((vector_size(64)));
   static constexpr int kLanes = 16;
   static constexpr int kAccumulators = 16;
   static constexpr int kMaxHeads = 4;
 
   static inline F Set(float x) { return _mm512_set1_ps(x); }
   static inline F Load(const float* p) { return _mm512_loadu_ps(p); }
+  static inline F Load(const Float16* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
   static inline void Store(float* p, F x) { _mm512_storeu_ps(p, x); }
-  static inline F Add(F a, F b) { return _mm512_add_ps(a, b); }
-  static inline F Sub(F a, F b) { return _mm512_sub_ps(a, b); }
-  static inline F Mul(F a, F b) { return _mm512_mul_ps(a, b); }
-  static inline F Div(F a, F b) { return _mm512_div_ps(a, b); }
   static inline F MulAdd(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   // The second operand wins where either is NaN.
   static inline F Max(F a, F b) { return _mm512_max_ps(a, b); }
-  static inline F Abs(F x) { return _mm512_andnot_ps(Set(-0.0f), x); }
-  // `magnitude`, which is not negative, with the sign of x.
-  static inline F WithSign(F magnitude, F x) { return _mm512_or_ps(magnitude, _mm512_and_ps(Set(-0.0f), x)); }
-  // x where a < b, else y.
-  static inline F WhereLess(F a, F b, F x, F y) {
-    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
-  }
   static inline F Round(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static inline F ScaleByPowerOfTwo(F x, F n) { return _mm512_scalef_ps(x, n); }
   // Keeps the compiler from loading what `next` points to before `done` is computed.
@@ -65,47 +58,16 @@ struct Avx512 {
     }
     return _mm512_broadcast_f32x4(_mm_loadu_ps(p));
   }
-  template <int kSlots>
-  static inline F MaxBySlot(F x) {
-    x = _mm512_max_ps(x, _mm512_shuffle_f32x4(x, x, 0x4e));
-    x = _mm512_max_ps(x, _mm512_shuffle_f32x4(x, x, 0xb1));
-    if (kSlots < 4) x = _mm512_max_ps(x, _mm512_permute_ps(x, 0x4e));
-    if (kSlots < 2) x = _mm512_max_ps(x, _mm512_permute_ps(x, 0xb1));
+  // Lane i holds what `combine` makes of all lanes that are i modulo kSlots.
+  template <int kSlots, class Combine>
+  static inline F Fold(F x, Combine combine) {
+    x = combine(x, _mm512_shuffle_f32x4(x, x, 0x4e));
+    x = combine(x, _mm512_shuffle_f32x4(x, x, 0xb1));
+    if (kSlots < 4) x = combine(x, _mm512_permute_ps(x, 0x4e));
+    if (kSlots < 2) x = combine(x, _mm512_permute_ps(x, 0xb1));
     return x;
-  }
-  template <int kSlots>
-  static inline F SumBySlot(F x) {
-    x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0x4e));
-    x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0xb1));
-    if (kSlots < 4) x = _mm512_add_ps(x, _mm512_permute_ps(x, 0x4e));
-    if (kSlots < 2) x = _mm512_add_ps(x, _mm512_permute_ps(x, 0xb1));
-    return x;
-  }
-  static inline F ZeroIfMinusInfinity(F x) {
-    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, Set(-__builtin_inff()), _CMP_NEQ_UQ), x);
   }
   static inline unsigned Greater(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
-
-  static inline void Load2(const float* p, F& a, F& b) {
-    a = _mm512_loadu_ps(p);
-    b = _mm512_loadu_ps(p + 16);
-  }
-  // Even columns in a, odd ones in b: a shift and a mask are cheaper than widening moves.
-  static inline void Load2(const BFloat16* p, F& a, F& b) {
-    const __m512i x = _mm512_loadu_si512(p);
-    a = _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
-    b = _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
-  }
-  static inline void Load2(const Float16* p, F& a, F& b) {
-    a = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-    b = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16)));
-  }
-
-  // Which column the j-th float of a loaded pair of vectors is.
-  template <class T>
-  static constexpr int Column(int j) {
-    return IsInterleaved<T>() ? (j < 16 ? 2 * j : 2 * (j - 16) + 1) : j;
-  }
 };
 
 }  // namespace
