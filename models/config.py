@@ -9,18 +9,6 @@ from .rope import RopeConfig
 
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
-_OPTIONAL = (
-    "num_key_value_heads",
-    "head_dim",
-    "rms_norm_eps",
-    "max_position_embeddings",
-    "tie_word_embeddings",
-    "attention_bias",
-    "mlp_bias",
-    "bos_token_id",
-    "eos_token_id",
-)
-
 _READ_BY_ROPE = (
     "rope_theta",
     "rope_scaling",
@@ -193,7 +181,8 @@ class LlamaConfig:
 
 def _refuse_unknown(config: Mapping[str, Any]) -> None:
     """Refuse what would change the computation without being implemented: silence would give wrong logits."""
-    known = {*_REQUIRED, *_OPTIONAL, *_READ_BY_ROPE, *_FIXED, *_IRRELEVANT}
+    own = {field.name for field in dataclasses.fields(LlamaConfig)} - {"rope", "eos_token_ids"}
+    known = {*own, "eos_token_id", *_READ_BY_ROPE, *_FIXED, *_IRRELEVANT}
     problems = [f"{name} = {config[name]!r} is unknown" for name in sorted(set(config) - known)]
     for name, allowed in _FIXED.items():
         if name in config and config[name] not in allowed:

@@ -16,29 +16,15 @@ import numpy as np
 
 from .loading import checks
 
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-
-_FIELDS_OF_TYPE = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    "yarn": (
-        "factor",
-        "original_max_position_embeddings",
-        "beta_fast",
-        "beta_slow",
-        "attention_factor",
-        "mscale",
-        "mscale_all_dim",
-        "truncate",
-    ),
-}
 _REQUIRED_OF_TYPE = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("factor", "original_max_position_embeddings"),
 }
+_OPTIONAL_OF_YARN = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate")
+_FIELDS_OF_TYPE = _REQUIRED_OF_TYPE | {"yarn": _REQUIRED_OF_TYPE["yarn"] + _OPTIONAL_OF_YARN}
+ROPE_TYPES = tuple(_FIELDS_OF_TYPE)
 BETA_FAST, BETA_SLOW = 32.0, 1.0
 """Yarn's blended band where none is given, in turns over the original context."""
 

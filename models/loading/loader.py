@@ -19,10 +19,10 @@ from ..presets import PRESETS
 from ..tokenization.tokenizer import Tokenizer
 from . import checks
 from .hf_names import EMBED, HEAD, Shape, assemble, checkpoint_shapes, join_kernels, join_vectors, tensor_problems
+from .params import DTYPES
 from .registry import REGISTERED, fetch
 from .safetensors_source import SafetensorsSource, read_json
 
-DTYPES = ("float32", "bfloat16", "float16")
 LOAD_FORMATS = ("auto", "dummy")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 _HUB_DUPLICATES = ["*/*", "consolidated*"]
