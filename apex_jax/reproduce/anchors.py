@@ -12,6 +12,7 @@ from ..scheduler.experiment import Experiment
 from ..scheduler.simulation.workload import equal
 from ..scheduler.strategies import ASYMMETRIC_PIPELINING, DEVICE_ONLY
 
+T4 = ("t4", "g4dn.4xlarge", "llama-2-7b")
 T4_KV_TOKENS = 864
 
 A10G_HOSTS = {8: "g5.4xlarge", 16: "g5.8xlarge", 32: "g5.16xlarge"}
@@ -20,12 +21,12 @@ A10G_HOSTS = {8: "g5.4xlarge", 16: "g5.8xlarge", 32: "g5.16xlarge"}
 
 def t4_hybrid(*, prompt: int, output: int, requests: int = 1000) -> float:
     """Return requests a second of pipelining on the T4, with as much KV on the device as fits."""
-    return _rate(_t4(strategy=ASYMMETRIC_PIPELINING.name), prompt, output, requests)
+    return _rate(_experiment(*T4, strategy=ASYMMETRIC_PIPELINING.name), prompt, output, requests)
 
 
 def t4_gpu_only(*, prompt: int, output: int, requests: int = 1000) -> float:
     """Return requests a second of the GPU-only engine on the T4."""
-    engine = _t4(strategy=DEVICE_ONLY.name, device_kv_tokens=T4_KV_TOKENS, prefill_alone=True)
+    engine = _experiment(*T4, strategy=DEVICE_ONLY.name, device_kv_tokens=T4_KV_TOKENS, prefill_alone=True)
     return _rate(engine, prompt, output, requests)
 
 
@@ -37,22 +38,15 @@ def a10g_gain(*, cores: int, prompt: int, output: int, requests: int = 1000) -> 
     """
     if cores not in A10G_HOSTS:
         raise ValueError(f"cores is {cores}; the sweep has instances of {', '.join(map(str, A10G_HOSTS))}")
-    known = Catalogue.built_in()
-    parts = {
-        "device": known.device("a10g"),
-        "host": known.host(A10G_HOSTS[cores]),
-        "model": known.model("llama-3.1-8b"),
-    }
-    hybrid = Experiment(**parts, strategy=ASYMMETRIC_PIPELINING.name)
-    alone = Experiment(**parts, strategy=DEVICE_ONLY.name, prefill_alone=True)
+    machine = ("a10g", A10G_HOSTS[cores], "llama-3.1-8b")
+    hybrid = _experiment(*machine, strategy=ASYMMETRIC_PIPELINING.name)
+    alone = _experiment(*machine, strategy=DEVICE_ONLY.name, prefill_alone=True)
     return _rate(hybrid, prompt, output, requests) / _rate(alone, prompt, output, requests)
 
 
-def _t4(**options) -> Experiment:
+def _experiment(device: str, host: str, model: str, **options) -> Experiment:
     known = Catalogue.built_in()
-    parts = (known.device("t4"), known.host("g4dn.4xlarge"), known.model("llama-2-7b"))
-    device, host, model = parts
-    return Experiment(device=device, host=host, model=model, **options)
+    return Experiment(device=known.device(device), host=known.host(host), model=known.model(model), **options)
 
 
 def _rate(engine: Experiment, prompt: int, output: int, requests: int) -> float:

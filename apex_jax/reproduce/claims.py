@@ -49,89 +49,40 @@ class Claim:
 
 ALL = ("code", "conversation", "summarisation", "short", "medium", "long")
 TRACES = ("code", "conversation")
+LONG = ("long", "steady")
+
+_RIVALS = {
+    DEVICE_ONLY.name: ("GPU-only", "a GPU-only engine"),
+    "pipelining": ("pipelining", "the best hybrid scheduler"),
+}
+
+
+def _on(
+    machine: str,
+    over: str,
+    low: float | None,
+    high: float,
+    groups: tuple[str, ...],
+    what: str,
+    kind: str = "",
+    source: str = "",
+) -> Claim:
+    """Return a claim about one machine: `kind` ends its name, `source` its text."""
+    short, rival = _RIVALS[over]
+    name, text = f"{machine} over {short}{kind}", f"{machine}, {what}, over {rival}{source}"
+    return Claim(name=name, text=text, low=low, high=high, machine=machine, over=over, groups=groups)
+
 
 CLAIMS = (
-    Claim(
-        name="T4 over GPU-only",
-        text="T4, all workloads, over a GPU-only engine",
-        low=84,
-        high=96,
-        machine="T4",
-        over=DEVICE_ONLY.name,
-        groups=ALL,
-    ),
-    Claim(
-        name="A10 over GPU-only",
-        text="A10, all workloads, over a GPU-only engine",
-        low=11,
-        high=89,
-        machine="A10",
-        over=DEVICE_ONLY.name,
-        groups=ALL,
-    ),
-    Claim(
-        name="A10 over GPU-only, traces",
-        text="A10, real traces, over a GPU-only engine",
-        low=11,
-        high=22,
-        machine="A10",
-        over=DEVICE_ONLY.name,
-        groups=TRACES,
-    ),
-    Claim(
-        name="T4 over pipelining, long",
-        text="T4, long outputs, over the best hybrid scheduler (second version of the paper)",
-        low=None,
-        high=49,
-        machine="T4",
-        over="pipelining",
-        groups=("long", "steady"),
-    ),
-    Claim(
-        name="T4 over pipelining, summaries",
-        text="T4, summarisation, over the best hybrid scheduler (fourth version)",
-        low=None,
-        high=72,
-        machine="T4",
-        over="pipelining",
-        groups=("summarisation",),
-    ),
-    Claim(
-        name="A10 over pipelining, long",
-        text="A10, mean output over 500 tokens, over the best hybrid scheduler",
-        low=None,
-        high=37,
-        machine="A10",
-        over="pipelining",
-        groups=("long", "steady"),
-    ),
-    Claim(
-        name="A10 over pipelining, medium",
-        text="A10, mean output of 200 to 500 tokens, over the best hybrid scheduler",
-        low=17,
-        high=31,
-        machine="A10",
-        over="pipelining",
-        groups=("medium",),
-    ),
-    Claim(
-        name="A10 over pipelining, short",
-        text="A10, mean output of 50 to 200 tokens, over the best hybrid scheduler",
-        low=5,
-        high=5,
-        machine="A10",
-        over="pipelining",
-        groups=("short",),
-    ),
-    Claim(
-        name="A10 over pipelining, traces",
-        text="A10, real traces, over the best hybrid scheduler",
-        low=6,
-        high=16,
-        machine="A10",
-        over="pipelining",
-        groups=TRACES,
-    ),
+    _on("T4", DEVICE_ONLY.name, 84, 96, ALL, "all workloads"),
+    _on("A10", DEVICE_ONLY.name, 11, 89, ALL, "all workloads"),
+    _on("A10", DEVICE_ONLY.name, 11, 22, TRACES, "real traces", ", traces"),
+    _on("T4", "pipelining", None, 49, LONG, "long outputs", ", long", " (second version of the paper)"),
+    _on("T4", "pipelining", None, 72, ("summarisation",), "summarisation", ", summaries", " (fourth version)"),
+    _on("A10", "pipelining", None, 37, LONG, "mean output over 500 tokens", ", long"),
+    _on("A10", "pipelining", 17, 31, ("medium",), "mean output of 200 to 500 tokens", ", medium"),
+    _on("A10", "pipelining", 5, 5, ("short",), "mean output of 50 to 200 tokens", ", short"),
+    _on("A10", "pipelining", 6, 16, TRACES, "real traces", ", traces"),
     Claim(
         name="overlap over pipelining",
         text="asynchronous overlap alone over pipelining alone (ablation)",

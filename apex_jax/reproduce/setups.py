@@ -29,10 +29,6 @@ class Setup:
     label: str
     engine: Experiment
 
-    @property
-    def is_nominal(self) -> bool:
-        return self.label == NOMINAL
-
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
