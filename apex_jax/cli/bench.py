@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import overlap
 from .errors import UserError, as_user_errors
-from .numbers import count
+from .numbers import add_number
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def _add_attention(benchmarks: argparse._SubParsersAction) -> None:
         metavar="ROWSxTOKENS",
         help="8x2048, 64x256, 1x16384, 1x64 (the smallest call) or ragged (16 rows of 17 to 4,096 tokens)",
     )
-    parser.add_argument("--repeats", type=count, metavar="N", help="of each measurement; the median counts")
-    parser.add_argument("--threads", type=count, metavar="N", help="of the native kernel (default: all of JAX's)")
+    add_number(parser, "--repeats", "N", "of each measurement; the median counts")
+    add_number(parser, "--threads", "N", "of the native kernel (default: all of JAX's)")
     parser.set_defaults(run=_run_attention)
 
 
@@ -70,8 +70,8 @@ def _add_pages(benchmarks: argparse._SubParsersAction) -> None:
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--json", action="store_true", default=False, help="print a JSON list of rows instead of text")
-    parser.add_argument("--pages", type=count, metavar="N", help="moved at once (default: 256)")
-    parser.add_argument("--repeats", type=count, metavar="N", help="of each measurement; the median counts")
+    add_number(parser, "--pages", "N", "moved at once (default: 256)")
+    add_number(parser, "--repeats", "N", "of each measurement; the median counts")
     parser.set_defaults(run=_run_pages)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import UserError, as_user_errors
+from .numbers import add_number, count_or_zero
 
 if TYPE_CHECKING:
     from ..scheduler import Profile, Situation
@@ -31,24 +32,20 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     for name, what in (("device", "accelerator"), ("host", "host"), ("model", "model")):
         machine.add_argument(f"--{name}", help=f"{what} (default: {MACHINE[name]})")
     requests = parser.add_argument_group("requests and memory")
-    requests.add_argument("--device-requests", type=_whole, default=0, metavar="N", help="that decode on the device")
-    requests.add_argument("--host-requests", type=_whole, default=0, metavar="N", help="that live on the host")
-    requests.add_argument("--waiting", type=_whole, default=0, metavar="N", help="that have no pages yet")
-    requests.add_argument(
-        "--context", type=_count, default=512, metavar="N", help="tokens of each context (default: %(default)s)"
-    )
-    requests.add_argument(
-        "--remaining", type=_count, default=128, metavar="N", help="tokens that each still produces (default: 128)"
-    )
-    requests.add_argument(
-        "--prompt-tokens", type=_whole, default=0, metavar="N", help="computed in this iteration (default: 0)"
-    )
-    requests.add_argument(
-        "--free-device-tokens", type=_whole, default=0, metavar="N", help="that free device pages hold (default: 0)"
-    )
-    requests.add_argument(
-        "--free-host-tokens", type=_whole, default=0, metavar="N", help="that free host pages hold (default: 0)"
-    )
+    for option, what in (
+        ("--device-requests", "that decode on the device"),
+        ("--host-requests", "that live on the host"),
+        ("--waiting", "that have no pages yet"),
+    ):
+        requests.add_argument(option, type=count_or_zero, default=0, metavar="N", help=what)
+    add_number(requests, "--context", "N", "tokens of each context", default=512)
+    add_number(requests, "--remaining", "N", "tokens that each still produces", default=128)
+    for option, what in (
+        ("--prompt-tokens", "computed in this iteration"),
+        ("--free-device-tokens", "that free device pages hold"),
+        ("--free-host-tokens", "that free host pages hold"),
+    ):
+        add_number(requests, option, "N", what, kind=count_or_zero, default=0)
     requests.add_argument(
         "--max-time-per-token",
         type=float,
@@ -121,15 +118,3 @@ def _situation(args: argparse.Namespace, num_layers: int) -> Situation:
         free_host_tokens=args.free_host_tokens,
         roster=lambda: Roster(*lengths),
     )
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 and more")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 and more")
-    return int(text)

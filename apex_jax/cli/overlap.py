@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..scheduler.strategies import STRATEGIES
 from .errors import UserError, as_user_errors
 from .memory_warning import warn_of_memory
-from .numbers import count, positive
+from .numbers import add_number, count, positive
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -45,13 +45,9 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="t4", help="accelerator, see `apex-jax simulate --list` (default: t4)")
     group.add_argument("--shape", default="llama-3.2-1b", help="model whose sizes are used (default: llama-3.2-1b)")
     group.add_argument("--hardware", type=Path, metavar="FILE", help="JSON file with devices and models of your own")
-    group.add_argument(
-        "--device-kv-tokens", type=count, default=4000, metavar="N", help="KV on the device (default: 4000)"
-    )
-    group.add_argument(
-        "--host-kv-gb", type=positive, default=8.0, metavar="GB", help="KV in this machine's memory (default: 8)"
-    )
-    group.add_argument("--page-size", type=count, default=64, metavar="S", help="tokens in a page (default: 64)")
+    add_number(group, "--device-kv-tokens", "N", "KV on the device", default=4000)
+    add_number(group, "--host-kv-gb", "GB", "KV in this machine's memory", kind=positive, default=8.0)
+    add_number(group, "--page-size", "S", "tokens in a page", default=64)
     group.add_argument(
         "--dtype",
         default="bfloat16",
@@ -62,9 +58,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 
 def _add_measurement(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("measurement")
-    group.add_argument(
-        "--context", type=count, default=400, metavar="N", help="mean context of a request (default: 400)"
-    )
+    add_number(group, "--context", "N", "mean context of a request", default=400)
     group.add_argument(
         "--strategies",
         nargs="+",
@@ -72,10 +66,8 @@ def _add_measurement(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"{', '.join(STRATEGIES)} (default: all)",
     )
-    group.add_argument(
-        "--seconds", type=positive, default=2.0, metavar="S", help="of each turn of a strategy (default: 2)"
-    )
-    group.add_argument("--rounds", type=count, default=5, metavar="N", help="turns of each strategy (default: 5)")
+    add_number(group, "--seconds", "S", "of each turn of a strategy", kind=positive, default=2.0)
+    add_number(group, "--rounds", "N", "turns of each strategy", default=5)
     group.add_argument(
         "--requests",
         nargs="+",
@@ -83,9 +75,7 @@ def _add_measurement(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="serve finite batches of so many requests instead, with strategy auto and on the device alone",
     )
-    group.add_argument(
-        "--output", type=count, metavar="N", help=f"tokens of a request in a finite batch (default: {BATCH_OUTPUT})"
-    )
+    add_number(group, "--output", "N", f"tokens of a request in a finite batch (default: {BATCH_OUTPUT})")
     group.add_argument("--json", action="store_true", help="print a JSON list of rows instead of text")
     group.add_argument(
         "--trace", type=Path, metavar="FILE", help="write some iterations of each strategy, for `apex-jax timeline`"

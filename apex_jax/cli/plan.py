@@ -7,6 +7,7 @@ import argparse
 from ..scheduler.strategies import STRATEGIES
 from .charts import add_output_argument, need_matplotlib, write
 from .errors import as_user_errors
+from .numbers import add_number
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -18,29 +19,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "layer boundary, where host rows board and are parked, where the device waits for the host.",
     )
     parser.add_argument("--strategy", choices=STRATEGIES, required=True, help=", ".join(STRATEGIES), metavar="NAME")
-    parser.add_argument(
-        "--layers", type=int, default=16, metavar="L", help="layers of the model (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--device-rows", type=int, default=8, metavar="N", help="requests on the device (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--host-rows", type=int, default=0, metavar="N", help="requests on the host (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--cohorts",
-        type=int,
-        default=2,
-        metavar="N",
-        help="cohorts that async_overlap deals the host rows to (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--number",
-        type=int,
-        default=0,
-        metavar="N",
-        help="which plan; cohorts of async_overlap are a boundary further in each (default: %(default)s)",
-    )
+    add_number(parser, "--layers", "L", "layers of the model", kind=int, default=16)
+    add_number(parser, "--device-rows", "N", "requests on the device", kind=int, default=8)
+    add_number(parser, "--host-rows", "N", "requests on the host", kind=int, default=0)
+    cohorts = "cohorts that async_overlap deals the host rows to"
+    add_number(parser, "--cohorts", "N", cohorts, kind=int, default=2)
+    number = "which plan; cohorts of async_overlap are a boundary further in each"
+    add_number(parser, "--number", "N", number, kind=int, default=0)
     add_output_argument(parser, required=False)
     parser.set_defaults(run=run)
 

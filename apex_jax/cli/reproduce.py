@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import UserError, as_user_errors
-from .numbers import count
+from .numbers import add_number
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -26,9 +26,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "claims beside what comes out. Takes minutes. What is not known of its set-ups is varied.",
     )
     parser.add_argument("--out", type=Path, default=Path("results"), metavar="FOLDER", help="(default: %(default)s)")
-    parser.add_argument(
-        "--requests", type=count, default=400, metavar="N", help="of each simulation (default: %(default)s)"
-    )
+    add_number(parser, "--requests", "N", "of each simulation", default=400)
     parser.add_argument("--seed", type=int, default=0, help="of lengths that are drawn (default: %(default)s)")
     group = parser.add_argument_group("recorded lengths", "in place of lengths drawn from published moments")
     for name in ("azure-code", "azure-conversation", "summarisation"):

@@ -13,7 +13,7 @@ from ..scheduler.strategies import STRATEGIES
 from .catalogue_list import catalogue_lines
 from .errors import UserError, as_user_errors
 from .memory_warning import warn_of_memory
-from .numbers import count, not_negative, positive
+from .numbers import add_number, not_negative, positive
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -62,15 +62,11 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds that no running request should wait longer for a token; rules out plans predicted to break it",
     )
-    group.add_argument("--device-kv-tokens", type=count, metavar="N", help="KV on the device (default: what fits)")
-    group.add_argument(
-        "--host-kv-gb", type=positive, metavar="GB", help="KV on the host (default: 90 %% of its memory)"
-    )
-    group.add_argument("--page-size", type=count, default=16, metavar="S", help="tokens in a page (default: 16)")
-    group.add_argument(
-        "--max-prefill-tokens", type=count, default=1024, metavar="N", help="of an iteration (default: 1024)"
-    )
-    group.add_argument("--max-num-seqs", type=count, default=256, metavar="N", help="on the device (default: 256)")
+    add_number(group, "--device-kv-tokens", "N", "KV on the device (default: what fits)")
+    add_number(group, "--host-kv-gb", "GB", "KV on the host (default: 90 %% of its memory)", kind=positive)
+    add_number(group, "--page-size", "S", "tokens in a page", default=16)
+    add_number(group, "--max-prefill-tokens", "N", "of an iteration", default=1024)
+    add_number(group, "--max-num-seqs", "N", "on the device", default=256)
     group.add_argument(
         "--prefill-alone",
         action="store_true",
@@ -93,15 +89,10 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 def _add_workload(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("workload", "a trace, or requests of one size")
     group.add_argument("--trace", type=Path, metavar="FILE", help="CSV in the Azure traces' form, or JSON")
-    group.add_argument("--input", type=count, metavar="N", help="prompt tokens of each request")
-    group.add_argument("--output", type=count, metavar="N", help="output tokens of each request")
-    group.add_argument("--requests", type=count, metavar="N", help="how many (of a trace, the first; default: all)")
-    group.add_argument(
-        "--rate",
-        type=positive,
-        metavar="R",
-        help="random arrivals, R requests a second (default: all at once)",
-    )
+    add_number(group, "--input", "N", "prompt tokens of each request")
+    add_number(group, "--output", "N", "output tokens of each request")
+    add_number(group, "--requests", "N", "how many (of a trace, the first; default: all)")
+    add_number(group, "--rate", "R", "random arrivals, R requests a second (default: all at once)", kind=positive)
     group.add_argument("--timed", action="store_true", help="arrivals as the trace has them")
     group.add_argument("--seed", type=int, default=0, help="of random arrivals (default: 0)")
 

@@ -82,4 +82,4 @@ def test_bad_input(arguments, message, capsys):
 def test_what_is_no_count(option, value, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["explain", option, value])
-    assert f"{value!r} is no whole number" in capsys.readouterr().err
+    assert f"{value!r} is not a whole number of at least" in capsys.readouterr().err
