@@ -15,9 +15,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 Request = TypeVar("Request")
-Work = TypeVar("Work")
+Verb = TypeVar("Verb")
 
-Verb = Callable[[Work], None]
+
+def fits(need: int, free: int, rows: int, most: float) -> bool:
+    """Whether a newcomer of so many pages is admitted beside `rows` requests: one more page is left for each of them.
+
+    Without those, admitting one would soon drive out another.
+    """
+    return rows < most and free - need >= rows
 
 
 class Tier(NamedTuple):
@@ -43,34 +49,21 @@ class Tier(NamedTuple):
         return not self.is_full and need <= self.free
 
     def admits(self, need: int) -> bool:
-        """Whether a newcomer finds its pages, and one is left for each request that is there."""
-        return _fits(need, *self)
+        """Whether a newcomer `fits`."""
+        return fits(need, *self)
 
     def takes_over(self, need: int) -> bool:
         """Whether a request that comes from the other side finds its pages, and one is left for each, itself included:
         without it, it might soon go back."""
-        return _fits(need + 1, *self)
+        return fits(need + 1, *self)
 
 
-def _fits(need: int, free: int, rows: int, most: float) -> bool:
-    # Without a page for each, admitting one would soon drive out another.
-    return rows < most and free - need >= rows
-
-
-def iteration(
-    work: Work,
-    *,
-    land: Verb[Work],
-    make_room: Verb[Work],
-    grow: Verb[Work],
-    prefill: Verb[Work],
-    fetch_back: Verb[Work],
-    ride: Verb[Work],
-) -> None:
-    """Do what makes up an iteration, in the order that gives those who are there what newcomers would take.
+def in_order(
+    *, land: Verb, make_room: Verb, grow: Verb, prefill: Verb, fetch_back: Verb, ride: Verb
+) -> tuple[Verb, ...]:
+    """Return what makes up an iteration, in the order that gives those who are there what newcomers would take.
 
     Args:
-        work: what each step is told.
         land: take in those whose KV has come to the device.
         make_room: send device requests to the host for those who wait.
         grow: give decoding device requests the pages of their next tokens.
@@ -79,8 +72,7 @@ def iteration(
         ride: give the other host requests the pages of their next tokens. After the fetches, or requests that begin a
             token with every iteration would never be between two of them.
     """
-    for verb in (land, make_room, grow, prefill, fetch_back, ride):
-        verb(work)
+    return land, make_room, grow, prefill, fetch_back, ride
 
 
 def make_room(
@@ -108,9 +100,9 @@ def make_room(
     for pages in newcomers:
         if budget <= 0:
             break
-        while not _fits(pages, free, rows, most):
+        while not fits(pages, free, rows, most):
             request = next(young, None) if host_rows < host_most else None
-            if request is None or not _fits((held := need(request)) + 1, host_free, host_rows, host_most):
+            if request is None or not fits((held := need(request)) + 1, host_free, host_rows, host_most):
                 return admitted, leaving[:decided]
             leaving.append(request)
             free, rows = free + held, rows - 1

@@ -14,7 +14,7 @@ from bisect import insort
 from collections.abc import Sequence
 from operator import attrgetter
 
-from .admission import Tier, gives_way, iteration, make_room, prefill
+from .admission import Tier, gives_way, in_order, make_room, prefill
 from .capacity import Capacity
 from .cohorts import Cohorts, Departure
 from .page_allocator import PageTable
@@ -130,8 +130,7 @@ class Scheduler:
         draft = Draft()
         if any(request.wants_token or request.is_prefilling for request in self._running) or self._waiting:
             self.decision = self.policy.decide(self.situation())
-        iteration(
-            draft,
+        verbs = in_order(
             land=self._land,
             make_room=self._make_room,
             grow=self._schedule_decode,
@@ -139,6 +138,8 @@ class Scheduler:
             fetch_back=self._fetch_back,
             ride=self._schedule_host,
         )
+        for verb in verbs:
+            verb(draft)
         if draft.is_empty:
             return None
         plan = draft.plan(number=self._plans, num_layers=self.num_layers, strategy=self.decision.strategy)

@@ -89,7 +89,7 @@ class VirtualEngine:
         """Return what a policy is told."""
         scheduler = self.scheduler
         device, host, page_size = scheduler.device, scheduler.host, scheduler.capacity.page_size
-        between = sum(request.output - request.done for request in (*scheduler.landing, *scheduler.prefilling))
+        between = sum([request.output - request.done for request in (*scheduler.landing, *scheduler.prefilling)])
         return Situation(
             num_layers=self._layers,
             device_rows=device.rows + len(scheduler.landing),

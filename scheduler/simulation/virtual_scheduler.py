@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterable, Iterator
 
-from ..admission import Tier, gives_way, iteration, make_room, prefill
+from ..admission import Tier, fits, gives_way, in_order, make_room, prefill
 from ..capacity import Capacity
 from ..cost_model.prediction import prompt_pairs
 from ..policy import Decision
@@ -45,10 +45,18 @@ class VirtualScheduler:
         self.moved_tokens = 0
         self.evictions = self.fetches = self.preemptions = 0
         self._budget = capacity.max_prefill_pages
-        self._device_pages, self._host_pages = capacity.device_pages, capacity.host_pages
-        self._prefilling_pages = self._landing_pages = 0
+        self._unreserved, self._host_pages = capacity.device_pages, capacity.host_pages
+        self._landing_pages = 0
         self._just_evicted: set[int] = set()
         self._device_rests = self._unsettled = False
+        self._verbs = in_order(
+            land=self._land,
+            make_room=self._make_room,
+            grow=self._grow,
+            prefill=self._prefill,
+            fetch_back=self._fetch_back,
+            ride=self._keep_host_within,
+        )
 
     @property
     def is_empty(self) -> bool:
@@ -68,7 +76,7 @@ class VirtualScheduler:
     @property
     def free(self) -> int:
         """Device pages that nobody holds."""
-        return self._device_pages - self.device.held - self._prefilling_pages - self._landing_pages
+        return self._unreserved - self.device.held
 
     @property
     def host_free(self) -> int:
@@ -123,15 +131,8 @@ class VirtualScheduler:
         self._just_evicted.clear()
         preemptions = self.preemptions
         self._device_rests = self.prefill_alone and bool(self.waiting or self.prefilling)
-        iteration(
-            decision,
-            land=self._land,
-            make_room=self._make_room,
-            grow=self._grow,
-            prefill=self._prefill,
-            fetch_back=self._fetch_back,
-            ride=self._keep_host_within,
-        )
+        for verb in self._verbs:
+            verb(decision)
         # Pages that somebody has lost may let the first who waits in with the next one.
         self._unsettled = self.preemptions > preemptions and self._first_finds_room(decision)
 
@@ -146,7 +147,7 @@ class VirtualScheduler:
         if self.completed:
             self.prefilling = [request for request in self.prefilling if request.computed < request.length]
         for request in self.completed:
-            self._prefilling_pages -= self._pages(request.length)
+            self._unreserved += self._pages(request.length)
             request.done += 1
             if request.done < request.output:
                 self.device.join(request)
@@ -172,14 +173,16 @@ class VirtualScheduler:
         return self._pages(self.device.current_length(request))
 
     def _land(self, decision: Decision) -> None:
-        for request in self.landing:
-            self.device.join(request)
-        self.landing.clear()
-        self._landing_pages = 0
+        if self.landing:
+            for request in self.landing:
+                self.device.join(request)
+            self.landing.clear()
+            self._unreserved += self._landing_pages
+            self._landing_pages = 0
 
     def _make_room(self, decision: Decision) -> None:
         """Evict the youngest device requests as far as that lets the first waiting requests in."""
-        if not self.waiting or (host := self._host_tier(decision)).is_full:
+        if not (self.waiting and self._host_pages) or (host := self._host_tier(decision)).is_full:
             return
         _, leaving = make_room(
             (self._pages(request.length) for request in self.waiting),
@@ -193,7 +196,9 @@ class VirtualScheduler:
             self._evict(request)
 
     def _first_finds_room(self, decision: Decision) -> bool:
-        if not self.waiting:
+        hosted = self.host.rows or decision.max_host_requests
+        if not self.waiting or not (hosted or self._device_rests or self.is_idle):
+            # It has been seen by now: nobody may go to the host for it, or has lost pages there.
             return False
         first = self._pages(self.waiting[0].length)
         device = self._device_tier(0 if self.prefill_alone else self.device.growth)
@@ -215,7 +220,7 @@ class VirtualScheduler:
             assert youngest is not None
             if self.prefilling and self.prefilling[-1].id > youngest.id:
                 youngest = self.prefilling.pop()
-                self._prefilling_pages -= self._pages(youngest.length)
+                self._unreserved += self._pages(youngest.length)
             else:
                 self.device.leave(youngest)
             self._preempt(youngest)
@@ -253,12 +258,13 @@ class VirtualScheduler:
             return None
         request = self.waiting[0]
         need = self._pages(request.length)
-        if not self._device_tier(0 if self._device_rests else self.device.growth).admits(need):
+        growth = 0 if self._device_rests else self.device.growth
+        if not fits(need, self.free - growth, self._on_device, self.capacity.max_num_seqs):
             return None
         del self.waiting[0]
         self.waiting_tokens -= request.length
         self.waiting_output -= request.output - request.done
-        self._prefilling_pages += need
+        self._unreserved -= need
         insort(self.prefilling, request, key=_arrival)
         return request
 
@@ -284,6 +290,7 @@ class VirtualScheduler:
             self.host.leave(request)
             held = self._pages(request.length - 1)
             self._landing_pages += held
+            self._unreserved -= held
             self.moved_tokens += held * self.capacity.page_size
             self.landing.append(request)
             self.fetches += 1
