@@ -206,7 +206,7 @@ REQUEST = st.tuples(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(
     load=st.lists(REQUEST, min_size=1, max_size=14),
     spare=st.integers(0, 12),
