@@ -105,14 +105,14 @@ def by_courses(requests: int, layers: int, turns: int) -> tuple[list[float], lis
     lengths = roster(plain)
     # The requests are gathered when they are asked for, as a scheduler does.
     here = replace(plain, roster=lambda: Roster(*(list(map(tuple, side)) for side in lengths)))
-    for _ in range(turns):
+    for turn in range(turns):
         costs.costs = Costs(costs.profile)
         planner = Planner(costs, PlannerOptions(max_device_requests=256, max_host_requests=8192))
         begins += [timed(partial(planner.decide, here)) for _ in range(2)]
         follows += [timed(partial(planner.decide, here)) for _ in range(4)]
-        for _ in range(200):
-            planner.decide(here)
-        keeps.append(timed(partial(planner.decide, here)))
+        if not turn:
+            planner.settle(here)
+            keeps += [timed(partial(planner.decide, here)) for _ in range(turns)]
     return begins, follows, keeps
 
 

@@ -12,7 +12,7 @@ from .cost_model.cost_model import CostModel
 from .cost_model.hardware import DeviceSpec, HostSpec, ModelShape, device_kv_tokens
 from .cost_model.profile import Padding
 from .cost_model.roofline import describe
-from .planner.options import ALL_PHASES, PlannerOptions
+from .planner.options import PlannerOptions
 from .planner.planner import Planner
 from .policy import FixedPolicy, Policy
 from .simulation.metrics import Simulated
@@ -121,7 +121,6 @@ class Experiment:
         options = PlannerOptions(
             max_device_requests=self.max_num_seqs,
             max_host_requests=max(1, self.capacity.max_host_seqs),
-            phases_at_once=ALL_PHASES,
             max_prefill_tokens=self.max_prefill_tokens,
             strategies=strategies,
             max_time_per_token=self.max_time_per_token,

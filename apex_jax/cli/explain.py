@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     from ..scheduler import CostModel
     from ..scheduler.planner.explain import explain
     from ..scheduler.planner.explain_values import explain_values
-    from ..scheduler.planner.options import ALL_PHASES, PlannerOptions
+    from ..scheduler.planner.options import PlannerOptions
     from ..scheduler.planner.planner import Planner
 
     if not args.device_requests + args.host_requests + args.waiting:
@@ -72,10 +72,9 @@ def run(args: argparse.Namespace) -> int:
             max_time_per_token=args.max_time_per_token,
             max_device_requests=max(256, args.device_requests),
             max_host_requests=max(4096, args.host_requests),
-            phases_at_once=ALL_PHASES,
         )
         planner = Planner(CostModel(profile), options)
-        planner.decide(_situation(args, profile.num_layers))
+        planner.settle(_situation(args, profile.num_layers))
     print(json.dumps(explain_values(planner), indent=2) if args.json else explain(planner))
     return 0
 

@@ -4,133 +4,159 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
+from ..capacity import Capacity
 from ..cost_model.component_times import Costs
 from ..cost_model.prediction import Terms
 from ..policy import Situation
+from ..roster import Roster
 from ..strategies import STRATEGIES
-from .journey import ALONE, Course, Journey, Room
-from .lookahead import SINGLE, Lookahead
-from .rollout import Rehearsal
+from .course import ALONE, Course
+from .rollout import Rollout, Start
 
-PROGRESS = 0.2
-"""Fraction of all output tokens to come, by which they change before a course is thought over again."""
+STEPS = 30
+"""Steps of a rollout without host rows and prompts that take half a millisecond: no plan waits longer for a course."""
 
-FORESEEN = 0.5
-"""The same where every request was followed by itself: what has passed since was foreseen."""
-
-ALIKE = 0.01
-"""Difference below which the one that comes first among two courses is taken: strategies that bind requests for longer
-stand later."""
-
-DOUBT = 0.03
-"""Gain over the present course below which it is kept: what looking ahead with groups is often off by. Also the change
-of a factor of the cost model that is worth a thought."""
+PROGRESS = 0.5
+"""Fraction of all output tokens to come, by which they change before a course is thought over again: what has passed
+since was foreseen."""
 
 LITTLE = 0.005
-"""The gain below which the present course is kept where every request was followed by itself."""
+"""The gain below which the present course is kept, and the difference below which the one that comes first among two
+courses is taken: strategies that bind requests for longer stand later."""
 
-SOON = 48
-"""Decisions over which a thought may be spread: what it is about changes meanwhile."""
+DOUBT = 0.03
+"""The gain where each request that was followed stands for several. Also the change of a factor of the cost model that
+is worth a thought."""
 
-PHASES_A_REQUEST = 18
-"""Phases that a thought takes for each request that is followed by itself, in all courses together."""
+CLEARLY = 0.06
+"""By how much a course may end later than another before it is followed no further."""
 
 
-@dataclass(slots=True)
 class Thought:
     """Courses that are being compared from one situation on.
 
+    Args:
+        start: where they begin.
+        courses: those that are to be followed, in this order.
+
     Attributes:
-        look: follows them.
-        open: those that are still to be followed, the next one last.
-        journey: the one that is being followed.
-        seconds: until all requests have ended, by course; infinity for one that is clearly later than another.
+        seconds: until all requests have ended, by course; infinity for one that is clearly later than another, and so
+            was followed no further.
     """
 
-    look: Lookahead
-    open: list[Course]
-    journey: Journey | Rehearsal | None = None
-    seconds: dict[Course, float] = field(default_factory=dict)
+    def __init__(self, start: Start, courses: Iterable[Course]) -> None:
+        self.seconds: dict[Course, float] = {}
+        self.is_exact = start.each == 1
+        self._start = start
+        self._open = list(courses)[::-1]
+        self._rollout: Rollout | None = None
 
-    def go_on(self, phases: int) -> int:
-        """Follow courses for so many phases at most; return how many are left."""
-        if self.journey is None:
-            self.journey = self.look.begin(self.open.pop())
-        within = (1 + 2 * DOUBT) * min(self.seconds.values(), default=math.inf)
-        phases = self.journey.go_on(phases, within)
-        if self.journey.is_over:
-            self.seconds[self.journey.course] = self.journey.now
-            self.journey = None
-        return phases
+    def go_on(self) -> int:
+        """Follow a course for a step; return what that takes, see `Rollout`."""
+        if self._rollout is None:
+            self._rollout = Rollout(self._start, self._open.pop())
+        taken = self._rollout.go_on()
+        late = self._rollout.now > (1 + CLEARLY) * min(self.seconds.values(), default=math.inf)
+        if late or self._rollout.is_over:
+            self.seconds = {**self.seconds, self._rollout.course: math.inf if late else self._rollout.now}
+            self._rollout = None
+        return taken
+
+    @property
+    def is_between(self) -> bool:
+        """Whether no course has been followed in part."""
+        return self._rollout is None
 
     @property
     def is_over(self) -> bool:
         """Whether all courses have been followed to their ends."""
-        return self.journey is None and not self.open
+        return self.is_between and not self._open
 
 
 class Courses:
     """Keeps to a course and thinks it over as requests come and go.
 
+    A thought is spread over decisions. What is best among the courses followed so far is taken as soon as device_only
+    and what is being done are among them.
+
     Args:
         margin: gain over device_only below which nothing leaves the device.
-        phases: of courses that are followed in one decision at most.
 
     Attributes:
         present: the course that is kept to; None before the first is chosen.
         seconds: what the courses were predicted to take when they were last compared.
     """
 
-    def __init__(self, *, margin: float, phases: int) -> None:
+    def __init__(self, *, margin: float) -> None:
         self.present: Course | None = None
         self.seconds: dict[Course, float] = {}
         self._margin = margin
-        self._phases = phases
         self._thought: Thought | None = None
         self._work = 0
-        self._progress = PROGRESS
+        self._is_first = self._again = False
         self._factors: Terms | None = None
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether courses are being compared, or will be again at once."""
+        return self._thought is not None or self._again
 
     def is_due(self, situation: Situation, factors: Terms) -> bool:
         """Whether so much has changed since the last thought that another is worth it; not before that has ended."""
         if self._thought is not None:
             return False
         work = situation.remaining_tokens + situation.waiting_output
-        if self._factors is None or abs(work - self._work) > self._progress * self._work:
+        if self._factors is None or self._again or abs(work - self._work) > PROGRESS * self._work:
             return True
         return any(abs(now - then) > DOUBT * then for now, then in zip(factors, self._factors, strict=True))
 
-    def begin(self, situation: Situation, costs: Costs, room: Room, courses: Iterable[Course]) -> None:
-        """Begin to compare device_only, the present course and others."""
-        assert situation.roster is not None
+    def begin(
+        self, situation: Situation, costs: Costs, capacity: Capacity, roster: Roster, courses: Iterable[Course]
+    ) -> None:
+        """Begin to compare device_only, the present course and others, those that are likely to be good first."""
         self._work = situation.remaining_tokens + situation.waiting_output
-        self._factors = costs.factors
-        single = min(SINGLE, SOON * self._phases // PHASES_A_REQUEST)
-        look = Lookahead(costs, situation.roster(), room, single=single)
-        self._progress = FORESEEN if look.is_single else PROGRESS
-        others = [each for each in courses if each != self.present and each != ALONE]
+        self._factors, self._again = costs.factors, False
         first = [ALONE] if self.present in (None, ALONE) else [ALONE, self.present]
-        self._thought = Thought(look, [*others[::-1], *first])
+        order = [*first, *(each for each in courses if each not in first)]
+        self._is_first = self.present is None
+        self._thought = Thought(Start.of(costs, capacity, roster), order)
 
-    def settle(self, decisions: int) -> None:
-        """Go on comparing, as far as in so many decisions, and take the best course once all have been followed."""
-        thought, phases = self._thought, self._phases * decisions
-        while thought is not None and phases:
-            phases = thought.go_on(phases)
+    def settle(self, decisions: int, *, strategy: str) -> None:
+        """Go on comparing, as far as in so many decisions, while a strategy is in force."""
+        steps = STEPS * decisions
+        while self._thought is not None and steps > 0:
+            thought = self._thought
+            steps -= thought.go_on()
+            if thought.is_over or (thought.is_between and self._is_ready(thought, strategy)):
+                self._take(thought.seconds, LITTLE if thought.is_exact else DOUBT, strategy)
             if thought.is_over:
-                self._take(thought.seconds, LITTLE if thought.look.is_single else DOUBT)
-                self._thought = thought = None
+                self._thought = None
+                # Requests have moved meanwhile, and not as in any course.
+                self._again = self._is_first
 
     def forget(self) -> None:
         """Return to the device alone, as everything fits there."""
-        self.present, self.seconds, self._thought, self._factors = None, {}, None, None
+        self.present = self._thought = self._factors = None
+        if self.seconds:
+            self.seconds = {}
 
-    def _take(self, seconds: dict[Course, float], doubt: float) -> None:
+    def _is_ready(self, thought: Thought, strategy: str) -> bool:
+        """Whether what is being done is among the courses that have been followed."""
+        if self.present is not None:
+            return {ALONE, self.present} <= thought.seconds.keys()
+        followed = {course.strategy for course in thought.seconds}
+        return len(followed) > 1 and strategy in followed
+
+    def _take(self, seconds: dict[Course, float], doubt: float, strategy: str) -> None:
         least = min(seconds.values())
-        alike = [course for course in seconds if seconds[course] <= (1 + min(ALIKE, doubt)) * least]
+        alike = [course for course in seconds if seconds[course] <= (1 + LITTLE) * least]
         best = min(alike, key=lambda course: STRATEGIES.index(course.strategy))
-        present, doubt = (ALONE, self._margin) if self.present is None else (self.present, doubt)
+        present = self.present
+        if present is None:
+            # What rates led to has brought the requests to where they are.
+            same = [course for course in seconds if course.strategy == strategy]
+            present = min(same, key=lambda course: seconds[course], default=ALONE)
+            doubt = self._margin if present == ALONE else doubt
         kept = seconds.get(present, math.inf) <= (1 + doubt) * seconds[best]
         self.present, self.seconds = present if kept else best, seconds

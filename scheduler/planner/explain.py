@@ -14,8 +14,8 @@ from ..cost_model.prediction import Prediction
 from ..policy import Situation
 from ..strategies import DEVICE_ONLY
 from .candidates import Candidate
+from .course import Course
 from .forecast import RARE
-from .journey import Course
 from .paper_rule import PaperRule
 from .planner import Choice, Planner
 from .reasons import milliseconds

@@ -6,10 +6,6 @@ import math
 from dataclasses import dataclass
 
 from ..strategies import STRATEGIES
-from .lookahead import PHASES
-
-ALL_PHASES = 10**9
-"""For `phases_at_once` where decisions take no time: courses are followed to their ends in one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +21,6 @@ class PlannerOptions:
         patience: tokens' worth of iterations after which a resting host request must be served.
         max_device_requests, max_host_requests: slots there are.
         max_prefill_tokens: prompt tokens of an iteration at most.
-        phases_at_once: of courses that are looked ahead on in one decision at most, so that no plan waits long for it;
-            where decisions take no time, as in a simulation, there is no reason to spread them.
         strategies: those that may be chosen beside device_only, which always may.
     """
 
@@ -37,7 +31,6 @@ class PlannerOptions:
     max_device_requests: int
     max_host_requests: int
     max_prefill_tokens: int = 2048
-    phases_at_once: int = PHASES
     strategies: tuple[str, ...] = STRATEGIES
 
     def __post_init__(self) -> None:
@@ -56,7 +49,6 @@ class PlannerOptions:
             ("max_device_requests", 1),
             ("max_host_requests", 0),
             ("max_prefill_tokens", 1),
-            ("phases_at_once", 1),
         ):
             value = getattr(self, name)
             if value < least:

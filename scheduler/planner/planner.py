@@ -8,18 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ..admission import Tier
+from ..capacity import Capacity
 from ..cost_model.cost_model import CostModel
 from ..cost_model.prediction import Load, Terms
 from ..policy import Decision, Situation
+from ..roster import Roster
 from ..strategies import DEVICE_ONLY, STRATEGIES, named
 from .candidates import Candidate, Outlook, Valuation, best_within
+from .course import ALONE, Course
 from .courses import Courses
 from .forecast import Limits, Prompts, next_load, outlooks, prompts_begin
 from .host_row_selection import riding
-from .journey import ALONE, Course, Room
-from .lookahead import PHASES
 from .options import PlannerOptions
-from .pacing import Pacing
 from .paper_rule import PaperRule
 from .reasons import reason
 
@@ -79,14 +79,14 @@ class Planner:
             device_requests=options.max_device_requests, host_requests=options.max_host_requests, token_s=limit
         )
         self._prompts = Prompts()
-        self._key: tuple[int, ...] | None = None
-        self._begun = False
+        self._key: tuple[tuple[int, ...], bool] | None = None
+        self._rated: Choice | None = None
         self._known: dict[tuple[str | None, bool, tuple[int, ...]], Choice] = {}
         self._factors = model.factors
-        self._courses = Courses(margin=options.margin, phases=options.phases_at_once)
+        self._courses = Courses(margin=options.margin)
         self._basis: Choice | None = None
         self._weighed = False
-        self._pacing = Pacing(model.costs)
+        self._costs = model.costs
         self._asked: tuple[Situation, Decision, bool] | None = None
 
     def latest(self) -> Choice | None:
@@ -102,63 +102,80 @@ class Planner:
         return replace(fresh, decision=decision, reason=last.reason, courses=last.courses)
 
     def decide(self, situation: Situation) -> Decision:
-        """Return the decision for the next plan, the last one again if nothing has changed much since."""
-        if situation.roster is not None and self.options.max_time_per_token is None:
-            return self._keep_course(situation)
-        page = self.model.profile.page_size
-        begins = prompts_begin(situation, self._last.max_host_requests, page)
-        self._prompts = self._prompts.after(next_load(situation, begins=begins), situation, first=self._key is None)
-        key = self._material(situation)
-        stale = _apart(self._factors, self.model.factors)
-        if stale or len(self._known) > REMEMBERED:
+        """Return the decision for the next plan: what the best course demands, where all requests' lengths are known
+        and courses have been compared, and what rates say otherwise."""
+        course, page = self._courses.present, self.model.profile.page_size
+        begins = prompts_begin(situation, self._last.max_host_requests if course is None else course.most, page)
+        self._prompts = self._prompts.after(next_load(situation, begins=begins), situation, first=self._asked is None)
+        ahead = situation.roster is not None and self.options.max_time_per_token is None
+        course = self._look_ahead(situation, begins=begins) if ahead and not self._starving(situation) else None
+        if course is None:
+            choice, begins = self._rate(situation, begins=begins)
+            decision = choice.decision
+            if not self.choices or self.choices[-1] is not choice:
+                self._keep(choice)
+        else:
+            decision = riding(course, situation, self._costs, begins=begins)
+            self._record(situation, course, decision, begins=begins)
+        self._asked = situation, decision, begins
+        return decision
+
+    def settle(self, situation: Situation) -> Decision:
+        """Return what is decided in the end if the requests stay as they are."""
+        decision = self.decide(situation)
+        while self._weighed or self._courses.is_thinking:
+            decision = self.decide(situation)
+        return decision
+
+    def _rate(self, situation: Situation, *, begins: bool) -> tuple[Choice, bool]:
+        """Return what rates say, the last choice again if nothing has changed much since, and whether prompts begin."""
+        key, page = self._material(situation), self.model.profile.page_size
+        if _apart(self._factors, self.model.factors) or len(self._known) > REMEMBERED:
             self._known.clear()
-        if key != self._key or begins != self._begun or stale:
-            self._factors = self.model.factors
+            self._factors, self._rated = self.model.factors, None
+        if self._rated is None or (key, begins) != self._key:
             choice = self._recall(key, situation, begins=begins)
             if (again := prompts_begin(situation, choice.decision.max_host_requests, page)) != begins:
                 begins, choice = again, self._recall(key, situation, begins=again)
-            self._key, self._begun = key, begins
-            if self.choices and self.choices[-1].decision.strategy == choice.decision.strategy:
-                self.choices.pop()
-            self.choices.append(choice)
-        self._asked = situation, self._last, begins
-        return self._last
+            self._key, self._rated = (key, begins), choice
+        return self._rated, begins
 
-    def _keep_course(self, situation: Situation) -> Decision:
-        """Return what the best course demands, as all requests' lengths are known."""
-        course = self._courses.present or ALONE
-        page = self.model.profile.page_size
-        begins = prompts_begin(situation, course.most, page)
-        self._prompts = self._prompts.after(next_load(situation, begins=begins), situation, first=self._basis is None)
-        if self._starving(situation):
-            self.choices.append(self.choose(situation, begins=begins))
-            self._asked = situation, self._last, begins
-            return self._last
+    def _look_ahead(self, situation: Situation, *, begins: bool) -> Course | None:
+        """Return the course to keep to; None before any have been compared.
+
+        Of a comparison rates come in one decision, requests are gathered in the next, and their courses followed in
+        those after it.
+        """
+        courses = self._courses
         if self._fits(situation):
-            self._courses.forget()
+            courses.forget()
+            return ALONE
+        if not courses.is_due(situation, self.model.factors):
+            courses.settle(1 + situation.undecided, strategy=self._last.strategy)
+        elif not self._weighed:
+            self._basis = self._rate(situation, begins=begins)[0]
+            self._weighed = True
         else:
-            due = self._courses.is_due(situation, self.model.factors)
-            if due:
-                self._think(situation, begins=begins)
-            if not due or self.options.phases_at_once > PHASES:
-                self._courses.settle(1 + situation.undecided)
-        course = self._courses.present or ALONE
-        decision = riding(course, situation, self._pacing, begins=begins)
-        self._record(situation, course, decision, begins=begins)
-        self._asked = situation, decision, begins
-        return decision
+            self._begin(situation)
+            self._weighed = False
+        return courses.present
 
     def _record(self, situation: Situation, course: Course, decision: Decision, *, begins: bool) -> None:
         """Keep a decision that differs from the last one, or has been thought over, for people."""
         seconds = self._courses.seconds
+        last = self.choices[-1] if self.choices else None
+        if last is not None and last.decision.strategy == decision.strategy and last.courses is seconds:
+            return
         if self._basis is None:
             self._basis = self.choose(situation, begins=begins)
-        if self.choices and self.choices[-1].decision.strategy == decision.strategy:
-            if self.choices[-1].courses is seconds:
-                return
-            self.choices.pop()
         reason = self._course_reason(course, decision)
-        self.choices.append(replace(self._basis, decision=decision, courses=seconds, reason=reason))
+        self._keep(replace(self._basis, decision=decision, courses=seconds, reason=reason))
+
+    def _keep(self, choice: Choice) -> None:
+        """Keep a choice for people, in place of the last one if the strategy is the same."""
+        if self.choices and self.choices[-1].decision.strategy == choice.decision.strategy:
+            self.choices.pop()
+        self.choices.append(choice)
 
     def _fits(self, situation: Situation) -> bool:
         """Whether all requests find place on the device up to their ends, and none is elsewhere."""
@@ -171,28 +188,20 @@ class Planner:
         device = Tier(pages, requests - 1, self.options.max_device_requests)
         return not situation.host_rows and device.takes_over(-(-tokens // page) + requests)
 
-    def _think(self, situation: Situation, *, begins: bool) -> None:
+    def _begin(self, situation: Situation) -> None:
         """Begin to compare courses: every strategy with all requests on board, and with as many as the host keeps in
-        pace with, alone there or in turns with the others.
-
-        Where decisions take time, rates are compared in one and the requests are gathered in the next.
-        """
-        costs, limit = self.model.costs, self.options.max_host_requests
-        if not self._weighed:
-            self._basis = self.choose(situation, begins=begins)
-            self._weighed = True
-            if self.options.phases_at_once <= PHASES:
-                return
+        pace with, alone there or in turns with the others; first those of the strategy that rates name."""
         assert self._basis is not None
-        self._weighed = False
-        self._pacing = Pacing(costs)
+        assert situation.roster is not None
+        costs, limit, target = self.model.costs, self.options.max_host_requests, self._basis.target
+        self._costs = costs
         courses = []
         everybody = outlooks(costs, situation, self._prompts, self._limits)[1].host_rows
-        for strategy in self.options.strategies:
+        first = max(target, key=lambda strategy: target[strategy].rate) if target else None
+        for strategy in sorted(self.options.strategies, key=lambda strategy: strategy != first):
             if strategy == DEVICE_ONLY.name:
                 continue
-            best = self._basis.target.get(strategy)
-            through = named(strategy).through
+            best, through = target.get(strategy), named(strategy).through
             cohorts = 0 if through or best is None else len(best.under_way)
             courses.append(Course(strategy, limit, limit, cohorts))
             if through:
@@ -200,22 +209,23 @@ class Planner:
             if best is not None and 0 < best.riding < everybody:
                 courses.append(Course(strategy, best.riding, best.riding, cohorts))
                 courses.append(Course(strategy, limit, best.riding, cohorts))
-        assert situation.roster is not None
-        self._courses.begin(situation, costs, self._room(situation), courses)
-
-    def _room(self, situation: Situation) -> Room:
-        page = self.model.profile.page_size
-        assert situation.roster is not None
+        # Turns are seldom best.
+        courses.sort(key=lambda course: course.riding < course.most)
         roster = situation.roster()
+        self._courses.begin(situation, costs, self._capacity(situation, roster), roster, courses)
+
+    def _capacity(self, situation: Situation, roster: Roster) -> Capacity:
+        page = self.model.profile.page_size
         device, host = (
             page * sum(-(-(context - 1) // page) for context, _ in side) for side in (roster.device, roster.host)
         )
-        return Room(
-            device_tokens=device + situation.free_device_tokens,
-            host_tokens=host + situation.free_host_tokens,
+        return Capacity(
+            device_kv_tokens=max(page, device + situation.free_device_tokens),
+            host_kv_tokens=host + situation.free_host_tokens,
             page_size=page,
-            device_requests=self.options.max_device_requests,
-            prompt_tokens=self.options.max_prefill_tokens,
+            max_num_seqs=self.options.max_device_requests,
+            max_host_seqs=self.options.max_host_requests,
+            max_prefill_tokens=self.options.max_prefill_tokens,
         )
 
     def _course_reason(self, course: Course, decision: Decision) -> str:

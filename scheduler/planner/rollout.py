@@ -1,94 +1,178 @@
-"""A course in virtual time up to the last request's end, request by request: the rules by which requests are served."""
+"""How long all requests would take to their ends under a course, by the rules by which requests are served.
+
+Rates say what pays while a load lasts. A finite batch comes in waves and ends with stragglers, and a few requests that
+do not fit can cost a whole wave: which of a few long ones begins last is likely to decide. So a course is followed in
+virtual time up to the last request's end. Of many requests some are followed, each of which stands for several on a
+machine that is as much smaller.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import dataclass, replace
 
 from ..capacity import Capacity
+from ..cost_model.component_times import Costs
+from ..cost_model.prediction import Load
+from ..policy import Decision, Situation
 from ..roster import Roster
 from ..simulation.request_pool import SimRequest
 from ..simulation.virtual_engine import VirtualEngine
+from ..strategies import DEVICE_ONLY
+from ..strategies.steady import Pace
+from .course import Course
 from .forecast import prompts_begin
 from .host_row_selection import riding
-from .journey import Course, Room
-from .pacing import Pacing
 
-MORE = 2
-"""A step here takes as long as that many phases of a `Journey`."""
+FOLLOWED = 512
+"""Requests that are followed at most."""
+
+HOST_ROWS = PROMPTS = 2
+"""What a step takes more in which host rows ride, or prompts are computed, in times of one without both."""
 
 
-class Rehearsal:
-    """One course in virtual time.
-
-    Args:
-        pacing: what iterations take.
-        num_layers: L.
-        moving_s: seconds for moving a token's KV between the sides.
-        room: what bounds the requests.
-        roster: the requests.
-        course: what is done.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Where courses begin.
 
     Attributes:
-        now: seconds since the start; infinity once that is later than somebody wants to know, or nothing moves.
+        costs: times of the parts of iterations.
+        capacity: what bounds the requests that are followed.
+        roster: these requests.
+        each: requests that one of them stands for.
     """
 
-    def __init__(
-        self, pacing: Pacing, num_layers: int, moving_s: float, room: Room, roster: Roster, course: Course
-    ) -> None:
-        self.now = 0.0
-        self.course = course
-        self._pacing = pacing
-        self._moving_s = moving_s
+    costs: Costs
+    capacity: Capacity
+    roster: Roster
+    each: float = 1.0
+
+    @classmethod
+    def of(cls, costs: Costs, capacity: Capacity, roster: Roster, *, most: int = FOLLOWED) -> Start:
+        """Return the start from requests with a capacity, `most` of which are followed."""
+        each = max(1.0, roster.requests / most)
+        if each > 1:
+            roster = _some(roster, each)
         # Every request fits alone, or it would not have been taken.
         everybody = (*roster.device, *roster.host, *roster.waiting)
         longest = max((context + left - 1 for context, left in everybody), default=1)
-        capacity = Capacity(
-            device_kv_tokens=max(room.device_tokens, -(-longest // room.page_size) * room.page_size),
-            host_kv_tokens=room.host_tokens,
-            page_size=room.page_size,
-            max_prefill_tokens=room.prompt_tokens,
-            max_num_seqs=room.device_requests,
-            max_host_seqs=course.most,
+        page = capacity.page_size
+        return cls(
+            costs=costs,
+            capacity=replace(
+                capacity,
+                device_kv_tokens=max(int(capacity.device_kv_tokens / each), -(-longest // page) * page),
+                host_kv_tokens=int(capacity.host_kv_tokens / each),
+                max_num_seqs=math.ceil(capacity.max_num_seqs / each),
+                max_host_seqs=math.ceil(capacity.max_host_seqs / each),
+            ),
+            roster=roster,
+            each=each,
         )
-        self._engine = VirtualEngine(capacity, num_layers)
-        self._engine.scheduler.hold(*_requests(roster))
+
+    def seconds(self, course: Course) -> float:
+        """Return when the last request ends; infinity if nothing moves."""
+        rollout = Rollout(self, course)
+        while not rollout.is_over:
+            rollout.go_on()
+        return rollout.now
+
+
+class Rollout:
+    """One course in virtual time.
+
+    Args:
+        start: where it begins.
+        course: what is done.
+
+    Attributes:
+        now: seconds since the start; infinity where nothing moves any more.
+    """
+
+    def __init__(self, start: Start, course: Course) -> None:
+        self.now = 0.0
+        self.course = course
+        self._start = start
+        self._engine = VirtualEngine(start.capacity, start.costs.num_layers)
+        self._engine.scheduler.hold(*_requests(start.roster))
+        self._most = math.ceil(course.most / start.each)
+        self._idle = Decision(strategy=DEVICE_ONLY.name, max_host_requests=self._most)
 
     @property
     def is_over(self) -> bool:
-        """Whether the last request has ended, or does so too late."""
+        """Whether the last request has ended, or none ever will."""
         return self.now == math.inf or self._engine.scheduler.is_empty
 
-    def go_on(self, phases: int, within: float) -> int:
-        """Follow the course for so many phases at most, or up to its end; return how many are left."""
-        while phases > 0 and not self.is_over:
-            self._pass()
-            if self.now > within:
-                self.now = math.inf
-            phases -= MORE
-        return max(0, phases)
-
-    def _pass(self) -> None:
-        engine, scheduler = self._engine, self._engine.scheduler
-        situation = engine.situation()
-        begins = prompts_begin(situation, self.course.most, scheduler.capacity.page_size)
-        step = engine.begin(riding(self.course, situation, self._pacing, begins=begins))
-        turn, load = step.turn, step.load
-        rows = sum(turn.lanes)
-        seconds, busy = self._pacing.seconds(
-            turn.strategy,
-            load.device_rows,
-            load.device_kv_tokens,
-            rows,
-            step.row_tokens,
-            (load.prefill_tokens, load.prefill_pairs),
-            share=turn.lanes[0] / rows if rows else 0.0,
-            cohorts=len(turn.lanes),
-        )
+    def go_on(self) -> int:
+        """Follow the course up to the next event; return what that takes, in times of a step without host rows and
+        prompts."""
+        scheduler, start, each = self._engine.scheduler, self._start, self._start.each
+        step = self._engine.begin(self._decision())
+        turn, load, count = step.turn, step.load, step.iterations
+        lanes = turn.lanes
+        if each > 1:
+            iterations = math.ceil(load.prefill_tokens * each / start.capacity.max_prefill_tokens) or 1
+            load, lanes = _spread(load, each, iterations), tuple(round(rows * each) for rows in lanes)
+            count = max(count, iterations)
+        seconds, busy = Pace(start.costs, load).seconds(turn.strategy, lanes, step.row_tokens)
         if scheduler.moved_tokens:
-            seconds = max(seconds, busy + self._moving_s * scheduler.moved_tokens)
-        engine.end(step, seconds, step.iterations)
+            seconds = max(seconds, busy + start.costs.migration(scheduler.moved_tokens * each / count))
+        self._engine.end(step, seconds, count)
         moves = load.device_rows or load.prefill_tokens or turn.pace or scheduler.moved_tokens
-        self.now = engine.now if moves else math.inf
+        self.now = self._engine.now if moves else math.inf
+        return 1 + (HOST_ROWS if lanes else 0) + (PROMPTS if load.prefill_tokens else 0)
+
+    def _decision(self) -> Decision:
+        course, start = self.course, self._start
+        if not min(self._engine.scheduler.host.rows, course.riding):
+            return self._idle
+        situation = self._engine.situation()
+        begins = prompts_begin(situation, self._most, start.capacity.page_size)
+        if start.each == 1:
+            return riding(course, situation, start.costs, begins=begins)
+        decision = riding(course, _multiplied(situation, start.each), start.costs, begins=begins)
+        lanes = tuple(max(1, round(rows / start.each)) for rows in decision.lanes)
+        return replace(decision, lanes=lanes, max_host_requests=self._most)
+
+
+def _multiplied(situation: Situation, each: float) -> Situation:
+    """Return what of a situation decides how host rows ride, where each request stands for several."""
+    return replace(
+        situation,
+        device_rows=round(situation.device_rows * each),
+        device_kv_tokens=round(situation.device_kv_tokens * each),
+        host_rows=round(situation.host_rows * each),
+        host_kv_tokens=round(situation.host_kv_tokens * each),
+    )
+
+
+def _spread(load: Load, each: float, iterations: int) -> Load:
+    """Return the load of one of several iterations in which prompts are computed, where each request stands for
+    several."""
+    return Load(
+        device_rows=round(load.device_rows * each),
+        device_kv_tokens=load.device_kv_tokens * each,
+        prefill_tokens=round(load.prefill_tokens * each / iterations),
+        prefill_pairs=load.prefill_pairs * each / iterations,
+        prompt_samples=round(load.prompt_samples * each / iterations),
+    )
+
+
+def _some(roster: Roster, each: float) -> Roster:
+    """Return every so many-th request of each side, and the one with most left."""
+    sides, chosen, numbers = (roster.device, roster.host, roster.waiting), [], []
+    arrivals, before = roster.arrivals or range(roster.requests), 0
+    for side in sides:
+        parts = math.ceil(len(side) / each)
+        cuts = [at * len(side) // parts for at in range(parts + 1)] if side else []
+        longest = max(range(len(side)), key=lambda at: side[at][1], default=0)
+        places = [longest if a <= longest < b else (a + b) // 2 for a, b in itertools.pairwise(cuts)]
+        chosen.append([side[at] for at in places])
+        numbers += [arrivals[before + at] for at in places]
+        before += len(side)
+    device, host, waiting = chosen
+    return Roster(device, host, waiting, numbers)
 
 
 def _requests(roster: Roster) -> list[list[SimRequest]]:

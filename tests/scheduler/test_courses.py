@@ -7,11 +7,10 @@ import pytest
 from apex_jax.scheduler import CostModel, FixedPolicy, Request, Roster, Scheduler, Situation
 from apex_jax.scheduler.cost_model.catalogue import Catalogue
 from apex_jax.scheduler.experiment import Experiment
+from apex_jax.scheduler.planner.course import Course
 from apex_jax.scheduler.planner.explain import explain
 from apex_jax.scheduler.planner.host_row_selection import riding
-from apex_jax.scheduler.planner.journey import Course
 from apex_jax.scheduler.planner.options import PlannerOptions
-from apex_jax.scheduler.planner.pacing import Pacing
 from apex_jax.scheduler.planner.planner import Planner
 from apex_jax.scheduler.simulation.workload import Moments, equal
 from apex_jax.scheduler.strategies import STRATEGIES
@@ -42,51 +41,66 @@ def planner(profile=PROFILE, **options):
 
 class TestDecisions:
     def test_thoughts_are_spread_over_decisions(self):
-        """The first one only finds out what there is to compare; device_only alone has more than four phases."""
-        got = planner(phases_at_once=2)
-        admitted = [got.decide(FULL).max_host_requests for _ in range(600)]
-        assert admitted[:3] == [0, 0, 0]
-        assert admitted[-1] > 0
-        # A step of a simulator stands for many iterations, in each of which there would be a decision.
-        stepping = planner(phases_at_once=2)
-        assert [stepping.decide(replace(FULL, undecided=599)).max_host_requests for _ in range(3)][-1] > 0
-        assert planner(phases_at_once=10**6).decide(FULL).max_host_requests > 0
+        """Rates decide first: with 64 requests on the host more is made than the margin asks for."""
+
+        def decisions(situation):
+            got, taken = planner(), 0
+            while len(got.choices[-1].courses if got.choices else ()) < 4:
+                assert got.decide(situation).max_host_requests > 0
+                taken += 1
+            return taken
+
+        assert decisions(FULL) > 6
+        # A step of a simulator stands for many iterations, in each of which there would be a decision: in the first it
+        # is found out what there is to compare, in the second the requests are gathered.
+        assert decisions(replace(FULL, undecided=599)) == 3
+
+    def test_the_first_comparison_is_followed_by_another(self):
+        """While it was made, requests moved as rates led them to; the second one is kept to."""
+        asked = []
+        watched = replace(FULL, roster=lambda: asked.append(1) or FULL.roster())
+        got = planner()
+        got.settle(watched)
+        assert len(asked) == 2
+        for _ in range(50):
+            got.decide(watched)
+        assert len(asked) == 2
 
     def test_nothing_is_looked_ahead_for_while_little_changes(self, monkeypatch):
-        got = planner(phases_at_once=10**6)
+        got = planner()
+        got.settle(FULL)
         asked = []
         monkeypatch.setattr(
             got, "choose", lambda *args, **more: asked.append(args) or type(got).choose(got, *args, **more)
         )
-        got.decide(FULL)
         for left in range(1000, 500, -10):
             got.decide(replace(FULL, remaining_tokens=left))
-        assert len(asked) == 1
+        assert asked == []
         got.decide(replace(FULL, remaining_tokens=450, waiting_output=450))
-        assert len(asked) == 2
+        assert len(asked) == 1
 
     def test_all_requests_fit(self):
-        got = planner(phases_at_once=10**6)
+        got = planner()
         decision = got.decide(replace(FULL, waiting=0, waiting_tokens=0, waiting_output=0, free_device_tokens=5000))
         assert (decision.strategy, decision.max_host_requests) == ("device_only", 0)
         assert got.choices[-1].reason == "all requests fit on the device"
 
     def test_a_host_of_no_use(self):
-        got = planner(machine(layers=4, device_token=0.02, host_token=50.0), phases_at_once=10**6)
-        assert got.decide(FULL).max_host_requests == 0
+        got = planner(machine(layers=4, device_token=0.02, host_token=50.0))
+        assert got.settle(FULL).max_host_requests == 0
         assert got.choices[-1].reason == "no course ends clearly sooner"
 
     def test_it_can_be_read(self):
-        got = planner(phases_at_once=10**6)
-        got.decide(FULL)
+        got = planner()
+        got.settle(FULL)
         text = explain(got)
         assert "until the last request ends" in text
         assert "times sooner than on the device alone" in text
 
     def test_it_tells_of_the_requests_there_are_now(self):
         """Not of those that there were when courses were last compared."""
-        got = planner(phases_at_once=10**6)
-        got.decide(FULL)
+        got = planner()
+        got.settle(FULL)
         got.decide(replace(FULL, device_kv_tokens=171, host_rows=3, host_kv_tokens=57))
         latest = got.latest()
         assert latest is not None
@@ -108,32 +122,32 @@ class TestDecisions:
             prefill_tokens=16,
             roster=lambda: Roster(device=[(16, 100)] * 10, host=[(16, 100)] * 20, waiting=[(16, 100)] * 10),
         )
-        got = planner(profile, phases_at_once=10**6, strategies=("asymmetric_pipelining",))
-        assert got.decide(full).lanes == (8, 7)
+        got = planner(profile, strategies=("asymmetric_pipelining",))
+        assert got.settle(full).lanes == (8, 7)
 
 
 class TestRiding:
     """10 rows of 16 tokens and 30 host rows of as many: 7.2 s alone; layer_sync's 30 rows need the host 9.6 s."""
 
-    PACING = Pacing(CostModel(machine(layers=4, device_token=0.02, host_token=0.005)).costs)
+    COSTS = CostModel(machine(layers=4, device_token=0.02, host_token=0.005)).costs
     HERE = replace(FULL, host_rows=30, host_kv_tokens=480)
 
     def test_all_on_board(self):
-        decision = riding(Course("layer_sync", 64, 64), self.HERE, self.PACING, begins=False)
+        decision = riding(Course("layer_sync", 64, 64), self.HERE, self.COSTS, begins=False)
         assert (decision.lanes, decision.max_host_requests) == ((30,), 64)
 
     def test_no_more_than_the_course_lets_ride(self):
-        decision = riding(Course("asymmetric_pipelining", 64, 12), self.HERE, self.PACING, begins=False)
+        decision = riding(Course("asymmetric_pipelining", 64, 12), self.HERE, self.COSTS, begins=False)
         assert decision.lanes == (6, 6)
 
     def test_cohorts_take_turns(self):
         """Half of them each."""
-        decision = riding(Course("async_overlap", 64, 64, 2), self.HERE, self.PACING, begins=False)
+        decision = riding(Course("async_overlap", 64, 64, 2), self.HERE, self.COSTS, begins=False)
         assert decision.lanes == (15, 15)
 
     def test_they_rest_where_they_do_not_pay(self):
         """A slow host: 40 tokens in 292 s in place of 10 in 7.2 s; beside a prompt of 1,000 s it pays."""
-        slow = Pacing(CostModel(machine(layers=4, device_token=0.02, host_token=0.15, pair=1000.0)).costs)
+        slow = CostModel(machine(layers=4, device_token=0.02, host_token=0.15, pair=1000.0)).costs
         course = Course("layer_sync", 64, 64, rests=True)
         assert riding(course, self.HERE, slow, begins=False).lanes == ()
         assert riding(course, replace(self.HERE, prefill_tokens=1), slow, begins=True).lanes == (30,)

@@ -9,7 +9,6 @@ import pytest
 from apex_jax.scheduler import AttentionTime, CostModel, Curve, Measured, Roster, Situation
 from apex_jax.scheduler.planner.explain import explain
 from apex_jax.scheduler.planner.explain_values import explain_values
-from apex_jax.scheduler.planner.lookahead import PHASES
 from apex_jax.scheduler.planner.options import PlannerOptions
 from apex_jax.scheduler.planner.planner import Planner
 
@@ -18,11 +17,9 @@ from .machines import machine
 DEVICE = {"num_layers": 4, "device_rows": 10, "device_kv_tokens": 100, "remaining_tokens": 10**10}
 
 
-def planner(*, max_time_per_token=None, curves=(), phases=PHASES, **times):
+def planner(*, max_time_per_token=None, curves=(), **times):
     values = {"layers": 4, "device_token": 0.02, "host_token": 0.005, **times}
-    options = PlannerOptions(
-        max_device_requests=64, max_host_requests=512, max_time_per_token=max_time_per_token, phases_at_once=phases
-    )
+    options = PlannerOptions(max_device_requests=64, max_host_requests=512, max_time_per_token=max_time_per_token)
     return Planner(CostModel(replace(machine(**values), **dict(curves))), options)
 
 
@@ -210,9 +207,9 @@ def test_values_for_programs():
 def test_courses_are_told_apart():
     """10 of 60 requests fit on the device."""
     lengths = Roster(device=[(10, 100)] * 10, waiting=[(10, 100)] * 50)
-    got = planner(phases=10**6)
+    got = planner()
     rows = {"waiting": 50, "waiting_tokens": 500, "waiting_first": 10, "waiting_output": 5000, "remaining_tokens": 1000}
-    got.decide(situation(**rows, roster=lambda: lengths))
+    got.settle(situation(**rows, roster=lambda: lengths))
     shown = explain(got)
     courses = shown[shown.index("until the last request ends") :].split("\n\n")[0].splitlines()[1:]
     assert len(courses) == len({(row.split()[0], row[36:]) for row in courses}) > 3
