@@ -70,6 +70,7 @@ class HostJob:
         computed_ns: the host had done its part.
         ended_ns: its result was on its way to the device.
         error: what went wrong, if anything did.
+        result: what stands for its result on the device, if it has one.
     """
 
     kind: Kind
@@ -81,8 +82,8 @@ class HostJob:
     computed_ns: int = 0
     ended_ns: int = 0
     error: Exception | None = None
+    result: Any = None
     _work: Callable[[HostJob], Any] | None = None
-    _result: Any = None
     _news: queue.SimpleQueue[None] = field(default_factory=queue.SimpleQueue)
 
     @property
@@ -94,7 +95,7 @@ class HostJob:
         assert self._work is not None
         self.error, self.begun_ns = None, time.perf_counter_ns()
         try:
-            self._result = self._work(self)
+            self.result = self._work(self)
         except Exception as error:
             self.error = error
         except BaseException as error:
@@ -163,7 +164,7 @@ class HostWorker:
             lengths: int32 [n], the token itself included; 0 marks a row that takes no part.
             deliver: takes the attention [n, N, H] in the type of `qkv`; what it returns is the job's result.
             tag: the caller's own mark.
-            wake: False where the caller is about to call `wait` for this job.
+            wake: False where the caller is about to wait for this job.
         """
 
         def work(job: HostJob) -> Any:
@@ -199,11 +200,18 @@ class HostWorker:
         return self._submit(HostJob(kind="load", layer=layer, rows=len(pages), tag=tag, _work=work), wake=True)
 
     def wait(self, job: HostJob) -> Any:
-        """Return a job's result; the caller's thread runs whatever stands before it and is not yet begun.
+        """Return a job's result, once it has ended as `join` waits for it.
 
         Raises:
             Exception: what went wrong in the job.
         """
+        self.join(job)
+        if job.error is not None:
+            raise job.error
+        return job.result
+
+    def join(self, job: HostJob) -> None:
+        """Wait until a job has ended, well or not; the caller's thread runs what stands before it and is not begun."""
         while not job.ended:
             if self._thread_runs:
                 # Not for its turn to end: who gives a lock back and takes it again is faster than who waits for it.
@@ -214,9 +222,6 @@ class HostWorker:
             with self._turn:
                 if not job.ended and not self._run_next():
                     raise RuntimeError("a host job was waited for that was never submitted, or was discarded")
-        if job.error is not None:
-            raise job.error
-        return job._result
 
     def catch_up(self) -> None:
         """Run what is queued, if the last attempt to start a thread for it failed; otherwise the thread comes to it.

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..engine.engine import Engine
 from ..engine.stats import EngineStats
+from ..execution.emulated_device import device_load
 from ..sampling_params import SamplingParams
 from ..scheduler import CostModel, FixedPolicy, Follower, Policy
 from ..scheduler.planner.options import PlannerOptions
@@ -73,7 +74,7 @@ def run_batches(
     progress()
     for size in sizes:
         population.clear()
-        population.device.skips_prompts = False
+        population.device.load_of = device_load
         served = []
         for _ in range(benchmark.rounds):
             for name in POLICIES:

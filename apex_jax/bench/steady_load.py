@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from ..engine.engine import Engine
 from ..engine.generation import Generation
 from ..engine.output_processor import OutputStream
-from ..execution.emulated_device import EmulatedDevice
+from ..execution.emulated_device import EmulatedDevice, decode_load
 from ..execution.executor import Executor
 from ..host_offload import HostWorker
 from ..machine.foreign_load import ForeignLoad
 from ..sampling_params import SamplingParams
-from ..scheduler import Decision, Situation
+from ..scheduler import Decision, Situation, Terms
+from ..scheduler.cost_model.component_times import Costs
 from ..scheduler.strategies import DEVICE_ONLY
 
 OUTPUT = 64
@@ -25,6 +26,9 @@ SPARE = 4
 
 STEPS_EACH = 8
 """Iterations in which a request has long come to the host, if there is room for it."""
+
+NO_TIME = Terms()
+"""Factors of a device on which nothing takes time."""
 
 REST = Decision(strategy=DEVICE_ONLY.name)
 
@@ -171,7 +175,14 @@ class Population:
         Everybody is computed on the device and moves from there, as always, but the device takes no time for it.
         """
         self.clear()
-        self.device.in_no_time = self.device.skips_prompts = True
+        costs = self.device.costs
+        self.device.costs, self.device.load_of = Costs(costs.profile, NO_TIME), decode_load
+        try:
+            self._settle(host_requests, context)
+        finally:
+            self.device.costs = costs
+
+    def _settle(self, host_requests: int, context: int) -> None:
         self.policy.decision = Decision(strategy=DEVICE_ONLY.name, max_host_requests=host_requests)
         longest = self.device.buckets.table_width * self.device.buckets.page_size
         rows = self.device.buckets.capacity.device_pages // (context // self.device.buckets.page_size + 1)
@@ -191,7 +202,6 @@ class Population:
                 self.engine.abort(member.generation)
         # Whatever moves has moved before anything is measured.
         self.worker.stop()
-        self.device.in_no_time = False
 
     def run(self, decision: Decision, iterations: int) -> None:
         """Go on with a decision."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import jax
 import numpy as np
@@ -20,8 +20,8 @@ from ..sampling_params import SamplingParams
 from ..scheduler import Cohort, Load, ModelShape, Plan, Profile, prompt_pairs
 from ..scheduler.cost_model.component_times import Costs
 from ..tracing.recorder import ITERATION, Recorder
-from .batch import PageTables
 from .buckets import Buckets
+from .device import FromDevice
 from .operation_queue import OperationQueue, wait_until
 from .sampler import Sampled
 
@@ -30,21 +30,33 @@ TOKEN = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arrival:
-    """Something that will be on the device at a moment."""
+class Moment:
+    """When something will have ended or arrived on the device."""
 
     at_ns: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class _End:
-    """When a plan's last operation ends."""
+class ParkedCount:
+    """A cohort between two boundaries: its id, and its rows with padding."""
 
-    at_ns: int
+    cohort: int
+    rows: int
+
+
+def device_load(plan: Plan) -> Load:
+    """Return what device rows and prompts of a plan take, in counts."""
+    pairs = sum(prompt_pairs(len(chunk.tokens), chunk.start) for chunk in plan.prefill)
+    return replace(decode_load(plan), prefill_tokens=plan.prefill_tokens, prefill_pairs=pairs)
+
+
+def decode_load(plan: Plan) -> Load:
+    """Return the same without the prompts, for measuring how requests decode without waiting for these."""
+    return Load(device_rows=len(plan.decode), device_kv_tokens=sum(row.length for row in plan.decode))
 
 
 class EmulatedDevice:
-    """Takes the time of a profile; see `JaxDevice` for what each method means.
+    """Takes the time of a profile; see `Device` for what each method means.
 
     Args:
         profile: what operations take. Its padding should be `padding_of(buckets)`, since a device that runs compiled
@@ -54,18 +66,15 @@ class EmulatedDevice:
         buckets: batch shapes, and the pages of the device KV cache.
 
     Attributes:
-        skips_prompts: prompts take no time while True. For measuring how requests decode without waiting for the
-            prompts that they begin with.
-        in_no_time: nothing takes time while True: for coming to the situation that is to be measured.
+        costs: what operations take; may be replaced between two plans.
+        load_of: counts what the device has to do of a plan; may be replaced as well.
     """
 
     def __init__(self, profile: Profile, shape: ModelShape, *, dtype: np.dtype, buckets: Buckets) -> None:
-        self.profile = profile
         self.num_layers = profile.num_layers
         self.buckets = buckets
-        self.skips_prompts = False
-        self.in_no_time = False
-        self._costs = Costs(profile)
+        self.costs = Costs(profile)
+        self.load_of: Callable[[Plan], Load] = device_load
         self._shape = shape
         self._dtype = np.dtype(dtype)
         self._out_share = (shape.num_heads + 2 * shape.num_kv_heads) / (2 * shape.num_heads + 2 * shape.num_kv_heads)
@@ -83,8 +92,6 @@ class EmulatedDevice:
 
     def reset(self) -> None:
         """Forget all requests."""
-        self.tables = PageTables(self.buckets)
-        self._parked: dict[int, int] = {}
         self._width = 0
         self._attention = 0.0
         self._began_ns = 0
@@ -97,9 +104,6 @@ class EmulatedDevice:
     def assign_slot(self, slot: int, params: SamplingParams, seed: np.ndarray, tokens: Sequence[int]) -> None:
         """Nothing is sampled, so nothing has to be known of a request."""
 
-    def set_weights(self, weights: Any) -> None:
-        """There are no weights."""
-
     def warm_up(self) -> None:
         """Nothing is compiled."""
 
@@ -108,42 +112,36 @@ class EmulatedDevice:
         self.begin(plan)
         self._stepwise = False
         layers = self.num_layers
-        self._run("decode", layers * (self._costs.layer(self._width) + self._attention), rows=len(plan.decode))
+        self._run("decode", layers * (self.costs.layer(self._width) + self._attention), rows=len(plan.decode))
 
     def begin(self, plan: Plan) -> None:
         """Note what the device rows of a plan take."""
-        pairs = sum(prompt_pairs(len(chunk.tokens), chunk.start) for chunk in plan.prefill)
-        load = Load(
-            device_rows=len(plan.decode),
-            device_kv_tokens=sum(row.length for row in plan.decode),
-            prefill_tokens=0 if self.skips_prompts else plan.prefill_tokens,
-            prefill_pairs=0 if self.skips_prompts else pairs,
-        )
-        seconds = self._costs.device_attention(load) + self._costs.prefill_attention(load)
-        self._width, self._attention = self._costs.device_width(load), seconds / self.num_layers
+        load = self.load_of(plan)
+        seconds = self.costs.device_attention(load) + self.costs.prefill_attention(load)
+        self._width, self._attention = self.costs.device_width(load), seconds / self.num_layers
         self._stepwise = bool(plan.cohorts)
 
-    def board(self, cohort: Cohort) -> None:
+    def board(self, cohort: Cohort) -> ParkedCount:
         """Note the rows of a cohort that begins a token."""
-        self._parked[cohort.id] = self.buckets.fit(self.buckets.host_rows, len(cohort.rows))
+        return ParkedCount(cohort=cohort.id, rows=self.buckets.fit(self.buckets.host_rows, len(cohort.rows)))
 
     def boundary(
-        self, boundary: int, *, device: bool, cohort: int | None, attended: Any
-    ) -> Callable[[], np.ndarray] | None:
+        self, boundary: int, *, device: bool, cohort: ParkedCount | None, attended: Moment | None
+    ) -> FromDevice | None:
         """Run a boundary; the function returned waits until a cohort's queries, keys and values are with the host."""
-        rows = 0 if cohort is None else self._parked[cohort]
+        rows = 0 if cohort is None else cohort.rows
         width = rows + (self._width if device else 0)
-        seconds = self._costs.linear(boundary, width)
+        seconds = self.costs.linear(boundary, width)
         if cohort is not None:
-            seconds += self._costs.boarding(rows)
-        mark = {} if cohort is None else {"cohort": cohort}
+            seconds += self.costs.boarding(rows)
+        mark = {} if cohort is None else {"cohort": cohort.cohort}
         end = self._run("linear", seconds, after=attended.at_ns if attended else 0, layer=boundary, rows=width, **mark)
         if cohort is None or boundary == self.num_layers:
             return None
         shape = self._shape
         heads = shape.num_heads + 2 * shape.num_kv_heads
         leaving = (rows, heads, shape.head_dim)
-        return self._send(end, self._out_share * self._costs.hop(rows), leaving, layer=boundary, cohort=cohort)
+        return self._send(end, self._out_share * self.costs.hop(rows), leaving, layer=boundary, **mark)
 
     def attend(self, layer: int) -> None:
         """Run the device rows' attention of a layer."""
@@ -152,58 +150,47 @@ class EmulatedDevice:
     def layers(self, boundary: int, count: int) -> None:
         """Run the device rows' attention and the boundary after it, for them alone, so many times."""
         for reached in range(boundary, boundary + count):
-            self._run("layer", self._attention + self._costs.linear(reached, self._width), layer=reached - 1)
+            self._run("layer", self._attention + self.costs.linear(reached, self._width), layer=reached - 1)
 
-    def head(self, rows: int) -> _End:
+    def head(self, rows: int) -> Moment:
         """Run the head for rows that belong to nobody."""
-        return _End(at_ns=self._run("head", self._costs.head(rows), rows=rows))
+        return Moment(at_ns=self._run("head", self.costs.head(rows), rows=rows))
 
-    def sample(self, plan: Plan) -> _End:
+    def sample(self, plan: Plan, arriving: Sequence[ParkedCount]) -> Moment:
         """Run the head for all rows that rode to the end, and what an iteration takes beside its parts."""
-        for cohort in plan.arriving:
-            del self._parked[cohort.id]
         rows = len(plan.sampling_requests)
-        seconds = self._costs.head(rows) + self._costs.overhead(cohorts=self._stepwise)
+        seconds = self.costs.head(rows) + self.costs.overhead(cohorts=self._stepwise)
         end = self._run("head", seconds, rows=rows)
         if self._recorder is not None:
             args = {"iteration": plan.number, "strategy": plan.strategy, "rows": rows}
             self._recorder.span("device", ITERATION, min(self._began_ns or end, end), end, **args)
         self._began_ns = 0
-        return _End(at_ns=end)
+        return Moment(at_ns=end)
 
-    def fetch(self, end: _End, count: int) -> Sampled:
+    def fetch(self, end: Moment, count: int) -> Sampled:
         """Wait for a plan to end."""
         # The next plan is queued already, so that nobody minds if this wakes a little late.
         wait_until(end.at_ns, spin_ns=0)
         return Sampled(tokens=cast(jax.Array, np.full(count, TOKEN, np.int32)))
 
-    def gather(self, layer: int, pages: Sequence[int]) -> Callable[[], np.ndarray]:
+    def gather(self, layer: int, pages: Sequence[int]) -> FromDevice:
         """Copy pages of a layer; the function returned waits until they are with the host."""
         count, shape = self._moved(len(pages)), self._shape
         end = self._run("evict", self._copying(count), layer=layer, pages=len(pages))
         page = (shape.num_kv_heads, 2, self.buckets.page_size, shape.head_dim)
         return self._send(end, self._moving(count), (count, *page), layer=layer)
 
-    def scatter(self, layer: int, pages: Sequence[int], tiles: Any) -> None:
+    def scatter(self, layer: int, pages: Sequence[int], tiles: Moment) -> None:
         """Write pages of a layer once they have arrived."""
-        after = tiles.at_ns if tiles is not None else 0
-        self._run("land", self._copying(self._moved(len(pages))), after=after, layer=layer, pages=len(pages))
+        self._run("land", self._copying(self._moved(len(pages))), after=tiles.at_ns, layer=layer, pages=len(pages))
 
-    def deliver(self, array: np.ndarray) -> Arrival:
-        """Send an attention or pages to the device. May be called from any thread, but not from several at once."""
+    def deliver(self, array: np.ndarray) -> Moment:
+        """Send an attention or pages to the device."""
         moves = array.ndim == 5
         rows = len(array)
-        seconds = self._moving(rows) if moves else (1 - self._out_share) * self._costs.hop(rows)
-        _, end = self._to_device.run(0.0 if self.in_no_time else seconds)
-        return Arrival(at_ns=end)
-
-    def no_attention(self, rows: int) -> Arrival:
-        """Return what stands for an attention that could not be had."""
-        return Arrival(at_ns=0)
-
-    def forget_cohorts(self) -> None:
-        """Drop the rows of cohorts that will not board again."""
-        self._parked.clear()
+        seconds = self._moving(rows) if moves else (1 - self._out_share) * self.costs.hop(rows)
+        _, end = self._to_device.run(seconds)
+        return Moment(at_ns=end)
 
     def take_new_shapes(self) -> bool:
         """Nothing is compiled for any shape."""
@@ -215,14 +202,14 @@ class EmulatedDevice:
         return free if free <= time.perf_counter_ns() else None
 
     def _run(self, name: str, seconds: float, *, after: int = 0, **args: int) -> int:
-        begin, end = self._queue.run(0.0 if self.in_no_time else seconds, after)
+        begin, end = self._queue.run(seconds, after)
         if self._recorder is not None:
             self._recorder.span("device", name, begin, end, **args)
         self._began_ns = self._began_ns or begin
         return end
 
-    def _send(self, after: int, seconds: float, shape: tuple[int, ...], **args: int) -> Callable[[], np.ndarray]:
-        begin, arrival = self._to_host.run(0.0 if self.in_no_time else seconds, after)
+    def _send(self, after: int, seconds: float, shape: tuple[int, ...], **args: int) -> FromDevice:
+        begin, arrival = self._to_host.run(seconds, after)
         if self._recorder is not None:
             self._recorder.span("transfers", "to host", begin, arrival, rows=shape[0], **args)
         return partial(_received, arrival, self._constant(shape))
@@ -239,11 +226,12 @@ class EmulatedDevice:
 
     def _moving(self, pages: int) -> float:
         """Return the time of one layer's pages on the link."""
-        return self._costs.migration(pages * self.buckets.page_size) / self.num_layers
+        return self.costs.migration(pages * self.buckets.page_size) / self.num_layers
 
     def _copying(self, pages: int) -> float:
         """Return the time in which the device reads and writes one layer's pages: twice that of attending to them."""
-        return 2 * self.profile.device_attention.tokens(pages * self.buckets.page_size) / self.num_layers
+        seconds = self.costs.profile.device_attention.tokens(pages * self.buckets.page_size)
+        return 2 * seconds * self.costs.factors.device_attention / self.num_layers
 
 
 def _received(at_ns: int, array: np.ndarray) -> np.ndarray:

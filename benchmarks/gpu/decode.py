@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -70,14 +70,15 @@ class Steps:
             eos_token_ids=(),
         )
         order = np.random.default_rng(0).permutation(rows * pages).reshape(rows, pages)
-        self.device.tables.apply([NewPages(slot=s, first=0, pages=tuple(map(int, p))) for s, p in enumerate(order)])
         decode = tuple(DecodeRow(request_id=row, slot=row, length=context, step=1) for row in range(rows))
         self.plan = Plan(number=0, strategy="device_only", num_layers=self.layers, decode=decode)
+        pages = tuple(NewPages(slot=s, first=0, pages=tuple(map(int, ids))) for s, ids in enumerate(order))
+        self.device.begin(replace(self.plan, new_pages=pages))
 
     def whole(self) -> Any:
         """Dispatch a step as one program, and its sampling."""
         self.device.run_decode(self.plan)
-        return self.device.sample(self.plan)
+        return self.device.sample(self.plan, ())
 
     def layer_by_layer(self) -> Any:
         """Dispatch a step as one program a layer, and its sampling."""
@@ -85,7 +86,7 @@ class Steps:
         self.device.boundary(0, device=True, cohort=None, attended=None)
         for boundary in range(1, self.layers + 1):
             self.device.layers(boundary, 1)
-        return self.device.sample(self.plan)
+        return self.device.sample(self.plan, ())
 
 
 def appending(attention: Attention) -> DecodeAttention:

@@ -156,10 +156,9 @@ def check_empty(llm):
     assert sorted(scheduler._free_slots) == list(range(executor.buckets.slots))
     assert not scheduler._cohorts._under_way
     assert not executor._cohorts
-    assert not executor._loads
-    assert not executor._stores
+    assert not executor._moves._loads
+    assert not executor._moves._stores
     assert not executor._failures
-    assert not executor.device._parked
     assert not executor.worker._queue
     assert executor.worker._thread is None or not executor.worker._thread.is_alive()
 

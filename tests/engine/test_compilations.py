@@ -99,7 +99,7 @@ def test_nothing_is_compiled_after_warm_up(attention, small, make):
     assert len(compilations) == 0
     with counted() as compilations:
         device = llm._engine.executor.device
-        device._decode(np.zeros((3, 2 + device.buckets.table_width), np.int32))
+        device.runner.decode(np.zeros((3, 2 + device.buckets.table_width), np.int32))
     assert compilations
 
 

@@ -14,7 +14,7 @@ from apex_jax import SamplingParams
 from apex_jax.engine.engine import Engine
 from apex_jax.engine.output_processor import OutputStream
 from apex_jax.execution.buckets import Buckets, padding_of
-from apex_jax.execution.emulated_device import EmulatedDevice
+from apex_jax.execution.emulated_device import EmulatedDevice, decode_load, device_load
 from apex_jax.execution.executor import Executor
 from apex_jax.execution.operation_queue import OperationQueue, wait_until
 from apex_jax.host_offload import HostJob, HostKVConfig, HostWorker, allocate
@@ -29,7 +29,9 @@ from apex_jax.scheduler import (
     PrefillChunk,
     Profile,
     ProfileKey,
+    Terms,
 )
+from apex_jax.scheduler.cost_model.component_times import Costs
 from apex_jax.tracing.recorder import Recorder
 from apex_jax.tracing.steady_plans import steady_plan
 
@@ -107,10 +109,9 @@ def make(times=None):
 
 
 def begin_steps(device, plan):
+    """Returns the cohorts' rows by their ids."""
     device.begin(plan)
-    for cohort in plan.cohorts:
-        if cohort.first == 0:
-            device.board(cohort)
+    return {cohort.id: device.board(cohort) for cohort in plan.cohorts}
 
 
 class TestQueue:
@@ -138,7 +139,7 @@ class TestByHand:
         device, start = make(), clock.now
         plan = steady_plan("device_only", num_layers=LAYERS, device_rows=2, length=50)
         device.run_decode(plan)
-        end = device.sample(plan)
+        end = device.sample(plan, ())
         # Linear 3 * 1.2, attention 2 * 0.3 + 100 * 0.03, head 2.2, overhead 0.7.
         assert end.at_ns == start + round((3.6 + 3.6 + 2.2 + 0.7) * MS)
         assert device.idle_since() is None
@@ -152,13 +153,13 @@ class TestByHand:
         chunk = PrefillChunk(request_id=0, slot=0, start=16, tokens=(1,) * 10, samples=True, step=0)
         plan = steady_plan("device_only", num_layers=LAYERS, device_rows=1, length=50)
         plan = type(plan)(number=0, strategy=plan.strategy, num_layers=LAYERS, prefill=(chunk,), decode=plan.decode)
-        for skipped, attention, width in ((False, 0.3 + 1.5 + 0.03 * 215, 11), (True, 0.3 + 1.5, 1)):
-            device.skips_prompts = skipped
+        for load_of, attention, width in ((device_load, 0.3 + 1.5 + 0.03 * 215, 11), (decode_load, 0.3 + 1.5, 1)):
+            device.load_of = load_of
             device.begin(plan)
             device.boundary(0, device=True, cohort=None, attended=None)
             for boundary in range(1, LAYERS + 1):
                 device.layers(boundary, 1)
-            end = device.sample(plan)
+            end = device.sample(plan, ())
             linear = 3 * (1 + 0.1 * width)
             assert end.at_ns - start == pytest.approx((linear + attention + 2.2 + 0.7) * MS, abs=10)
             start = end.at_ns
@@ -168,8 +169,8 @@ class TestByHand:
         device.record(recorder)
         plan = steady_plan("layer_sync", num_layers=LAYERS, device_rows=1, host_rows=3, length=100)
         cohort = plan.cohorts[0].id
-        begin_steps(device, plan)
-        sent = device.boundary(0, device=True, cohort=cohort, attended=None)
+        parked = begin_steps(device, plan)[cohort]
+        sent = device.boundary(0, device=True, cohort=parked, attended=None)
         # Four rows of the cohort, padded, and one of the device: a quarter of 1.5, and boarding.
         left = start + round((0.25 * 1.5 + 0.5) * MS)
         # 8 of 12 heads go out.
@@ -183,8 +184,8 @@ class TestByHand:
         clock.now = start + 20 * MS
         back = device.deliver(np.zeros((4, 4, 16), ml_dtypes.bfloat16))
         assert back.at_ns == start + round(20.2 * MS)
-        assert device.boundary(LAYERS, device=True, cohort=cohort, attended=back) is None
-        end = device.sample(plan)
+        assert device.boundary(LAYERS, device=True, cohort=parked, attended=back) is None
+        end = device.sample(plan, [parked])
         assert end.at_ns == back.at_ns + round((0.75 * 1.5 + 0.5 + 2.4 + 0.9) * MS)
 
     def test_pages_move(self, clock):
@@ -204,12 +205,13 @@ class TestByHand:
 
     def test_nothing_takes_time_on_request(self, clock):
         device, start = make(), clock.now
-        device.in_no_time = True
+        device.costs = Costs(profile(), Terms())
         plan = steady_plan("layer_sync", num_layers=LAYERS, device_rows=1, host_rows=3)
-        begin_steps(device, plan)
-        assert device.boundary(0, device=True, cohort=plan.cohorts[0].id, attended=None)().shape == (4, 8, 16)
+        (parked,) = begin_steps(device, plan).values()
+        assert device.boundary(0, device=True, cohort=parked, attended=None)().shape == (4, 8, 16)
         assert device.deliver(np.zeros((4, 4, 16))).at_ns == start
-        assert device.sample(plan).at_ns == start
+        device.gather(1, [3])()
+        assert device.sample(plan, [parked]).at_ns == start
 
 
 @pytest.mark.parametrize(
@@ -226,16 +228,13 @@ def test_iterations_take_what_the_cost_model_walks(clock, strategy, device_rows)
             strategy, num_layers=LAYERS, device_rows=device_rows, host_rows=hosted, num_cohorts=2, number=number
         )
         start = clock.now
-        begin_steps(device, plan)
-        # Cohorts that a run would have boarded before its first plan.
-        for cohort in plan.cohorts:
-            device.board(cohort)
+        parked = begin_steps(device, plan)
         for stage in plan.stages:
-            attended = device.no_attention(4)
-            device.boundary(stage.boundary, device=stage.device, cohort=stage.cohort, attended=attended)
+            riding = None if stage.cohort is None else parked[stage.cohort]
+            device.boundary(stage.boundary, device=stage.device, cohort=riding, attended=None)
             if stage.device and stage.boundary < LAYERS:
                 device.attend(stage.boundary)
-        device.fetch(device.sample(plan), 1)
+        device.fetch(device.sample(plan, ()), 1)
         expected = model.predict(plan)[0].iteration_s
         assert clock.now - start == pytest.approx(expected * 1e9, abs=2000)
 
@@ -253,7 +252,7 @@ class HandWorker:
         self.queue.append((job, qkv, deliver))
         return job
 
-    def wait(self, job):
+    def join(self, job):
         while not job.ended:
             first, qkv, deliver = self.queue.pop(0)
             first.begun_ns = self.clock.now
@@ -261,10 +260,9 @@ class HandWorker:
             first.fetched_ns = self.clock.now
             self.clock.now += 5 * MS
             first.computed_ns = first.ended_ns = self.clock.now
-            first._result = deliver(np.zeros((first.rows, 4, 16), ml_dtypes.bfloat16))
+            first.result = deliver(np.zeros((first.rows, 4, 16), ml_dtypes.bfloat16))
             for observer in self.observers:
                 observer(first)
-        return job._result
 
 
 class ForgetfulDevice(EmulatedDevice):
@@ -335,7 +333,7 @@ def test_an_engine_serves_requests_on_it(strategy):
     layout = HostKVConfig(num_layers=LAYERS, num_kv_heads=2, head_width=16, page_size=PAGE)
     worker = HostWorker(allocate(layout, CAPACITY.host_pages * layout.page_bytes, jax.devices("cpu")[0]), num_heads=4)
     device = make(profile(padding_of(BUCKETS)))
-    device.in_no_time = True
+    device.costs = Costs(device.costs.profile, Terms())
     executor = Executor(device, worker)
     recorder = Recorder(label="emulated")
     executor.record(recorder)

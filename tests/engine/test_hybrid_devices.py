@@ -23,7 +23,7 @@ executor = llm._engine.executor
 def places():
     found = {place for layer in executor.worker._layers for place in layer.devices()}
     assert found == {host}, found
-    found = {place for cache in executor.device._caches for place in cache.devices()}
+    found = {place for cache in executor.device.runner.caches for place in cache.devices()}
     assert found == {device}, found
 
 

@@ -161,10 +161,10 @@ def test_no_thread_can_be_started(block, llm, reference, config, usable, monkeyp
         start(thread)
 
     def look():
-        fetches.extend(executor._loads)
+        fetches.extend(executor._moves._loads)
         ended = arrived()
-        assert ended == list(executor._loads)
-        assert all(job.ended for _, job in executor._stores)
+        assert ended == list(executor._moves._loads)
+        assert all(job.ended for _, job in executor._moves._stores)
         return ended
 
     monkeypatch.setattr(executor, "arrived", look)

@@ -82,9 +82,10 @@ def stream_again_and_again(llm):
 
 PLACES = [
     *(("executor", name) for name in ("submit", "fetch", "arrived", "take_failures", "rest", "_hand_over", "_await")),
-    *(("executor", name) for name in ("_depart", "_evict", "_fetch", "_land", "_note")),
+    *(("executor", name) for name in ("_depart", "_note")),
+    *(("moves", name) for name in ("evict", "fetch", "land")),
     *(("device", name) for name in ("board", "boundary", "attend", "gather", "scatter", "deliver", "sample")),
-    *(("worker", name) for name in ("attend", "store", "load", "wait", "stop", "_submit", "_run_next", "_change")),
+    *(("worker", name) for name in ("attend", "store", "load", "join", "stop", "_submit", "_run_next", "_change")),
 ]
 
 
@@ -92,7 +93,8 @@ PLACES = [
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: ".".join(place))
 def test_an_interrupt_around_any_call(place, after, llm, usable, monkeypatch):
     executor = llm._engine.executor
-    owner = {"executor": executor, "device": executor.device, "worker": executor.worker}[place[0]]
+    owners = {"moves": executor._moves, "device": executor.device, "worker": executor.worker}
+    owner = owners.get(place[0], executor)
     for number, strategy in enumerate(STRATEGIES):
         rng = np.random.default_rng(number)
         unsettle(settle(llm, strategy), rng, chance=0.2)

@@ -1,5 +1,6 @@
 """Interrupts, closed iterators, failures and threads: nobody's pages stay taken, and the next tokens are right."""
 
+import dataclasses
 import gc
 import random
 import signal
@@ -135,12 +136,11 @@ def test_a_second_interrupt_while_the_engine_is_being_emptied(llm, usable, monke
 
 
 def test_an_interrupted_warm_up(llm, usable, monkeypatch):
-    programs = llm._engine.executor.device._programs
+    runner = llm._engine.executor.device.runner
+    programs = runner.programs
     broken = raising_at((2, True), KeyboardInterrupt(), programs.decode_step)
     with monkeypatch.context() as patch:
-        patch.setattr(
-            llm._engine.executor.device, "_programs", type(programs)(**(vars(programs) | {"decode_step": broken}))
-        )
+        patch.setattr(runner, "programs", dataclasses.replace(programs, decode_step=broken))
         with pytest.raises(KeyboardInterrupt):
             llm.warm_up()
 

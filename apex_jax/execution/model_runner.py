@@ -1,0 +1,204 @@
+"""The model on the device: its weights and KV pages, and the programs that take packed batches through it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..models.config import LlamaConfig
+from ..models.llama import Weights
+from .buckets import Buckets
+from .programs import DecodeAttention, Passed, Riders, build_programs
+from .sampler import Sampled, SamplingMode
+from .slots import Slots
+
+SEGMENT = 4
+"""Layers of one program where device rows go on alone: dispatching a program costs as much as three layers in one."""
+
+
+@dataclass(kw_only=True)
+class Lane:
+    """The device rows of an iteration, wherever they have come to.
+
+    Attributes:
+        tiles, rows: the batch, see `TileBatch` and `DecodeBatch`.
+        turn: rotation of all tokens.
+        passed: what the last boundary gave.
+        one_request: all tiles are of one.
+        num_tiles, num_rows: padding included.
+        attended: attention of the layer ahead, once it has been computed.
+    """
+
+    tiles: jax.Array | None
+    rows: Any
+    turn: jax.Array
+    passed: Passed
+    one_request: bool
+    num_tiles: int
+    num_rows: int
+    attended: jax.Array | None = None
+
+
+class ModelRunner:
+    """Advances the device's arrays; nothing here waits for them, and nothing knows what a plan is.
+
+    Args:
+        config: the model.
+        weights: its arrays; they are moved to `device` if they are elsewhere.
+        attention: append and decode attention of this device.
+        device: where everything runs.
+        buckets: the batch shapes to compile for, and the pages of the KV cache.
+        eos_token_ids: tokens that a request with `min_tokens` may not draw early.
+
+    Attributes:
+        programs: what runs.
+        slots: what is known of each request slot.
+        caches: KV pages of each layer, [P, K, 2, S, H].
+    """
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        weights: Weights,
+        *,
+        attention: DecodeAttention,
+        device: jax.Device,
+        buckets: Buckets,
+        eos_token_ids: Sequence[int],
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.num_layers = config.num_hidden_layers
+        self.buckets = buckets
+        self.programs = build_programs(config, attention, buckets.page_size)
+        self.slots = Slots(self.programs, config, buckets, device=device, eos_token_ids=eos_token_ids)
+        self._shapes: set[tuple[Any, ...]] = set()
+        self._new_shapes = False
+        self.set_weights(weights)
+        self.reset()
+
+    def set_weights(self, weights: Weights) -> None:
+        """Use other weights of the same shapes from now on."""
+        self._weights = jax.device_put(weights, self.device)
+        # The head's programs get a tree without layers: flattening hundreds of leaves costs more than a dispatch.
+        self._ends = replace(self._weights, layers=())
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The type of weights and KV cache."""
+        return self._weights.dtype
+
+    def reset(self) -> None:
+        """Forget all requests. Arrays are made anew, because an interrupted dispatch may have consumed the old ones."""
+        config = self.config
+        pages = (
+            self.buckets.capacity.device_pages,
+            config.num_key_value_heads,
+            2,
+            self.buckets.page_size,
+            config.head_dim,
+        )
+        # The old ones go first, or there would have to be room for both.
+        self.caches: list[jax.Array] = []
+        self.caches = [jnp.zeros(pages, self.dtype, device=self.device) for _ in range(self.num_layers)]
+        self.slots.reset()
+
+    def take_new_shapes(self) -> bool:
+        """Return whether a batch of a shape that had not run before has been dispatched since the last call."""
+        found, self._new_shapes = self._new_shapes, False
+        return found
+
+    def _note_shape(self, *shape: Any) -> None:
+        if shape not in self._shapes:
+            self._shapes.add(shape)
+            self._new_shapes = True
+
+    def decode(self, rows: np.ndarray) -> Lane:
+        """Take decode rows through the whole model."""
+        self._note_shape("decode", *rows.shape)
+        x, caches = self.programs.decode_step(self._weights, tuple(self.caches), self.slots.last_token, rows)
+        self.caches = list(caches)
+        return Lane(tiles=None, rows=rows, turn=x, passed=(x, None), one_request=True, num_tiles=0, num_rows=len(rows))
+
+    def embed(self, tiles: np.ndarray | None, rows: np.ndarray, *, one_request: bool) -> Lane:
+        """Bring in device rows; they stand before boundary 0."""
+        num_tiles = 0 if tiles is None else len(tiles)
+        self._note_shape("lane", num_tiles, *rows.shape, one_request)
+        x, turn, sent_tiles, sent_rows = self.programs.embed(self._ends, self.slots.last_token, tiles, rows)
+        return Lane(
+            tiles=sent_tiles,
+            rows=sent_rows,
+            turn=turn,
+            passed=(x, None),
+            one_request=one_request,
+            num_tiles=num_tiles,
+            num_rows=len(rows),
+        )
+
+    def board(self, rows: np.ndarray) -> Riders:
+        """Bring in the rows of a cohort; they stand before boundary 0."""
+        x, turn, _, _ = self.programs.embed(self._ends, self.slots.last_token, None, rows)
+        return Riders(x, turn, None)
+
+    def boundary(
+        self, boundary: int, device: Riders | None, cohort: Riders | None
+    ) -> tuple[Passed | None, tuple[jax.Array, jax.Array | None] | None]:
+        """Take rows over a boundary, 0 to L; returns device rows and cohort, with heads for the layer ahead."""
+        if cohort is not None:
+            self._note_shape("cohort", device and len(device.x), len(cohort.x), boundary in (0, self.num_layers))
+        return self.programs.boundary(self._layer(boundary - 1), self._layer(boundary), device, cohort)
+
+    def attend(self, lane: Lane, layer: int) -> jax.Array:
+        """Return the device rows' attention of a layer, [T, N, H]."""
+        attended, self.caches[layer] = self.programs.attend(
+            self.caches[layer], lane.passed[1], lane.tiles, lane.rows, one_request=lane.one_request
+        )
+        return attended
+
+    def segment(self, lane: Lane, boundary: int, end: int) -> tuple[Passed, int]:
+        """Attend and pass boundaries from one on, up to `end` or as many as one program takes; returns how many."""
+        # Neither prompts, whose programs take long enough, nor the end of the model have programs of several layers.
+        several = lane.tiles is None and boundary + SEGMENT <= min(end, self.num_layers)
+        count = SEGMENT if several else 1
+        behind = slice(boundary - 1, boundary - 1 + count)
+        weights = (*self._weights.layers[behind], self._layer(boundary - 1 + count))
+        passed, self.caches[behind] = self.programs.layers(
+            weights,
+            tuple(self.caches[behind]),
+            lane.passed,
+            lane.turn,
+            lane.tiles,
+            lane.rows,
+            one_request=lane.one_request,
+        )
+        return passed, count
+
+    def sample(self, x: jax.Array, batch: np.ndarray, mode: SamplingMode) -> Sampled:
+        """Sample for rows behind the last layer; see `Slots.sample`."""
+        self._note_shape("sample", len(batch), mode)
+        return self.slots.sample(self._ends, x, batch, mode)
+
+    def gather(self, layer: int, pages: np.ndarray) -> jax.Array:
+        """Return copies of a layer's pages, [M, K, 2, S, H]."""
+        return self.programs.gather(self.caches[layer], pages)
+
+    def scatter(self, layer: int, pages: np.ndarray, tiles: Any) -> None:
+        """Write a layer's pages; ids of P or more are padding."""
+        self.caches[layer] = self.programs.scatter(self.caches[layer], pages, tiles)
+
+    def no_ends(self, count: int) -> jax.Array:
+        """Return empty rows that sample, [count, D]."""
+        return jnp.zeros((count, self.config.hidden_size), jnp.float32, device=self.device)
+
+    def no_attention(self, rows: int) -> jax.Array:
+        """Return zeros in the place of an attention [rows, N, H] that could not be had."""
+        shape = (rows, self.config.num_attention_heads, self.config.head_dim)
+        return jnp.zeros(shape, self.dtype, device=self.device)
+
+    def _layer(self, index: int) -> Any:
+        return self._weights.layers[index] if 0 <= index < self.num_layers else None
