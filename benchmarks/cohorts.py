@@ -20,7 +20,7 @@ from typing import Any
 
 from apex_jax.bench.overlap import OverlapBenchmark
 from apex_jax.bench.report import machine
-from apex_jax.bench.steady_load import REST, Population, Window
+from apex_jax.bench.steady_load import REST, Interval, SteadyLoad
 from apex_jax.scheduler import Decision
 from apex_jax.scheduler.cohorts import even
 from apex_jax.scheduler.cost_model.catalogue import Catalogue
@@ -32,39 +32,39 @@ SETTLING = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turn:
+class CohortTrial:
     """One measurement.
 
     Attributes:
         lanes: rows of each cohort.
-        window: what happened.
+        interval: what happened.
         waited: share of the time in which the device had nothing to do before a pass with a cohort.
         job_s: the host's jobs in order.
     """
 
     lanes: tuple[int, ...]
-    window: Window
+    interval: Interval
     waited: float
     job_s: list[float]
 
 
-def measure(benchmark: OverlapBenchmark, population: Population, host_requests: int, cohorts: int) -> Turn:
+def measure(benchmark: OverlapBenchmark, steady_load: SteadyLoad, host_requests: int, cohorts: int) -> CohortTrial:
     """Let the requests that are there ride in so many cohorts."""
     boundaries, lanes = benchmark.profile.num_layers + 1, even(host_requests, cohorts)
     # Cohorts of another size that are still under way would go on beside the new ones.
-    population.run(REST, boundaries + 1)
-    population.run(Decision(strategy="async_overlap", lanes=lanes), boundaries + SETTLING)
+    steady_load.run(REST, boundaries + 1)
+    steady_load.run(Decision(strategy="async_overlap", lanes=lanes), boundaries + SETTLING)
     recorder = Recorder(label="emulated")
-    population.engine.record(recorder)
-    window = population.measure(benchmark.seconds, multiple=boundaries)
-    population.engine.record(None)
+    steady_load.engine.record(recorder)
+    interval = steady_load.measure(benchmark.seconds, multiple=boundaries)
+    steady_load.engine.record(None)
     spans = recorder.trace().spans
     waited_s = waits(span for span in spans if span.track == "device")
     jobs = sorted((span for span in spans if (span.track, span.name) == ("host", "attention")), key=_begin)
-    return Turn(
+    return CohortTrial(
         lanes=lanes,
-        window=window,
-        waited=waited_s / window.seconds,
+        interval=interval,
+        waited=waited_s / interval.seconds,
         job_s=[(span.end_ns - span.begin_ns) / 1e9 for span in jobs],
     )
 
@@ -81,23 +81,25 @@ def _begin(span: Span) -> int:
 
 
 def run(
-    benchmark: OverlapBenchmark, population: Population, host_requests: int, counts: Sequence[int]
-) -> dict[int, list[Turn]]:
+    benchmark: OverlapBenchmark, steady_load: SteadyLoad, host_requests: int, counts: Sequence[int]
+) -> dict[int, list[CohortTrial]]:
     """Return the turns of every number of cohorts, measured in alternation."""
     turns = {count: [] for count in counts}
     for number in range(benchmark.rounds):
         # Requests grow by some tokens in every turn; their mean is to be the context that was asked for.
-        population.fill(host_requests, context=benchmark.context - 4 * len(counts))
+        steady_load.fill(host_requests, context=benchmark.context - 4 * len(counts))
         for count in counts if number % 2 == 0 else reversed(counts):
-            turns[count].append(measure(benchmark, population, host_requests, count))
-    population.clear()
+            turns[count].append(measure(benchmark, steady_load, host_requests, count))
+    steady_load.clear()
     return turns
 
 
-def emulated_row(benchmark: OverlapBenchmark, host_requests: int, count: int, turns: Sequence[Turn]) -> dict[str, Any]:
+def emulated_row(
+    benchmark: OverlapBenchmark, host_requests: int, count: int, turns: Sequence[CohortTrial]
+) -> dict[str, Any]:
     """Return medians over turns."""
-    windows = [turn.window for turn in turns]
-    rates = sorted(window.tokens_per_s for window in windows)
+    intervals = [turn.interval for turn in turns]
+    rates = sorted(interval.tokens_per_s for interval in intervals)
     jobs = [seconds for turn in turns for seconds in turn.job_s]
     low, median, high = (_quantile(jobs, share) for share in (0.01, 0.5, 0.99))
     return {
@@ -108,21 +110,21 @@ def emulated_row(benchmark: OverlapBenchmark, host_requests: int, count: int, tu
         "padded_rows": Costs(benchmark.profile).host_width(turns[0].lanes[0]),
         "tokens_per_s": statistics.median(rates),
         "tokens_per_s_spread": [rates[0], rates[-1]],
-        "device_busy": statistics.median(window.device_busy for window in windows),
-        "host_busy": statistics.median(window.host_busy for window in windows),
+        "device_busy": statistics.median(interval.device_busy for interval in intervals),
+        "host_busy": statistics.median(interval.host_busy for interval in intervals),
         "waited": statistics.median(turn.waited for turn in turns),
-        "idle": max(0.0, statistics.median(1 - turn.window.device_busy - turn.waited for turn in turns)),
-        "iteration_ms": 1e3 * statistics.median(window.iteration_s for window in windows),
-        "device_token_ms": _median_gap(window.device_gaps_ns for window in windows),
-        "host_token_ms": _median_gap(window.host_gaps_ns for window in windows),
+        "idle": max(0.0, statistics.median(1 - turn.interval.device_busy - turn.waited for turn in turns)),
+        "iteration_ms": 1e3 * statistics.median(interval.iteration_s for interval in intervals),
+        "device_token_ms": _median_gap(interval.device_gaps_ns for interval in intervals),
+        "host_token_ms": _median_gap(interval.host_gaps_ns for interval in intervals),
         "job_ms": [1e3 * low, 1e3 * median, 1e3 * high],
-        "host_context": statistics.median(window.host_context for window in windows),
-        "others_busy": max((window.others_busy or 0.0 for window in windows), default=0.0),
+        "host_context": statistics.median(interval.host_context for interval in intervals),
+        "others_busy": max((interval.others_busy or 0.0 for interval in intervals), default=0.0),
     }
 
 
 def _median_gap(gaps_ns: Iterable[Sequence[int]]) -> float:
-    return statistics.median(gap for window in gaps_ns for gap in window) / 1e6
+    return statistics.median(gap for interval in gaps_ns for gap in interval) / 1e6
 
 
 def _quantile(values: Sequence[float], share: float) -> float:
@@ -183,9 +185,9 @@ def main() -> None:
     )
     if not 0 < min(args.host_requests) <= max(args.host_requests) <= benchmark.host_requests:
         raise SystemExit(f"--host-requests is {args.host_requests}; 1 to {benchmark.host_requests} fit")
-    population, emulated = benchmark.population(), []
+    steady_load, emulated = benchmark.steady_load(), []
     for requests in args.host_requests:
-        turns = run(benchmark, population, requests, args.cohorts)
+        turns = run(benchmark, steady_load, requests, args.cohorts)
         emulated += [emulated_row(benchmark, requests, count, turns[count]) for count in args.cohorts]
     if args.json:
         print(json.dumps({**machine(), "emulated": emulated}, indent=2))

@@ -25,7 +25,7 @@ from ..scheduler.strategies import DEVICE_ONLY
 from .calibration import Calibration
 from .overlap import OverlapBenchmark, measure_host
 from .report import machine, print_setting, setting
-from .steady_load import Population, TimedStream
+from .steady_load import SteadyLoad, TimedStream
 
 POLICIES = (DEVICE_ONLY.name, "auto")
 
@@ -51,7 +51,7 @@ class Batch:
 
 def run_batches(
     benchmark: OverlapBenchmark,
-    population: Population,
+    steady_load: SteadyLoad,
     sizes: Sequence[int],
     *,
     output: int,
@@ -64,33 +64,33 @@ def run_batches(
 
     Args:
         benchmark: the machine, and the mean context of the requests.
-        population: its device and worker are used; it has no requests afterwards.
+        steady_load: its device and worker are used; it has no requests afterwards.
         sizes: requests of each batch.
         output: tokens that each request makes.
         progress: called after each batch, and after each measurement of the host.
     """
     prompt = max(1, benchmark.context - output // 2)
-    before = measure_host(benchmark, population)
+    before = measure_host(benchmark, steady_load)
     progress()
     for size in sizes:
-        population.clear()
-        population.device.load_of = device_load
+        steady_load.clear()
+        steady_load.device.load_of = device_load
         served = []
         for _ in range(benchmark.rounds):
             for name in POLICIES:
                 model = before.model(benchmark.profile, context=benchmark.context)
                 follower = None if name == DEVICE_ONLY.name else Follower(model)
-                engine = Engine(population.engine.executor, _policy(benchmark, model, name), follower)
+                engine = Engine(steady_load.engine.executor, _policy(benchmark, model, name), follower)
                 served.append((name, _serve(engine, (1,) * prompt, output, size), engine.stats()))
                 progress()
-        after = measure_host(benchmark, population)
+        after = measure_host(benchmark, steady_load)
         progress()
         mean = before.plus(after)
         simulated = {name: _simulated(benchmark, mean, name, prompt, output, size) for name in POLICIES}
         for name, seconds, stats in served:
             yield Batch(requests=size, policy=name, seconds=seconds, simulated_s=simulated[name], stats=stats)
         before = after
-    population.clear()
+    steady_load.clear()
 
 
 def _policy(benchmark: OverlapBenchmark, model: CostModel, name: str) -> Policy:

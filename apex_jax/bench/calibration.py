@@ -14,7 +14,7 @@ from ..scheduler import AttentionTime, CostModel, Curve, Decision, Load, Profile
 from ..scheduler.cohorts import even
 from ..scheduler.strategies import ASYNC_OVERLAP, LAYER_SYNC
 from ..scheduler.strategies.steady import steady
-from .steady_load import REST, Population, Window
+from .steady_load import REST, Interval, SteadyLoad
 
 SYNCHRONOUS_ROWS = (4, 16)
 """Cohorts that the dispatching thread waits for at every layer."""
@@ -68,16 +68,16 @@ class Calibration:
         return CostModel(measured)
 
 
-def calibrate(profile: Profile, population: Population, *, host_requests: int, seconds: float) -> Calibration:
+def calibrate(profile: Profile, steady_load: SteadyLoad, *, host_requests: int, seconds: float) -> Calibration:
     """Measure the host's part of a profile.
 
     Args:
         profile: the device's part.
-        population: runs the measurements; its requests are replaced.
+        steady_load: runs the measurements; its requests are replaced.
         host_requests: how many there are on the host meanwhile.
         seconds: of each size of cohorts.
     """
-    population.fill(host_requests, context=population.context)
+    steady_load.fill(host_requests, context=steady_load.context)
     # At the end everybody rides, in two cohorts and in one.
     sizes = [(rows,) * 3 for rows in COHORT_ROWS if 3 * rows <= host_requests]
     sizes += [even(host_requests, count) for count in (2, 1)]
@@ -85,34 +85,34 @@ def calibrate(profile: Profile, population: Population, *, host_requests: int, s
     for _ in range(PASSES):
         for rows in SYNCHRONOUS_ROWS:
             decision = Decision(strategy=LAYER_SYNC.name, lanes=(rows,))
-            window = _run(population, decision, warm_up=4, seconds=seconds / PASSES)
-            jobs.append(_job(population, decision.lanes, window))
-            delays.append(_delay(profile, window, rows))
-            device_rows.append(window.device_rows)
+            interval = _run(steady_load, decision, warm_up=4, seconds=seconds / PASSES)
+            jobs.append(_job(steady_load, decision.lanes, interval))
+            delays.append(_delay(profile, interval, rows))
+            device_rows.append(interval.device_rows)
         for lanes in sizes:
             decision = Decision(strategy=ASYNC_OVERLAP.name, lanes=lanes)
-            window = _run(population, decision, warm_up=profile.num_layers + 4, seconds=seconds / PASSES)
-            jobs.append(_job(population, lanes, window))
-            device_rows.append(window.device_rows)
+            interval = _run(steady_load, decision, warm_up=profile.num_layers + 4, seconds=seconds / PASSES)
+            jobs.append(_job(steady_load, lanes, interval))
+            device_rows.append(interval.device_rows)
     return Calibration(jobs=tuple(jobs), delays_s=tuple(delays), device_rows=statistics.mean(device_rows))
 
 
-def _run(population: Population, decision: Decision, *, warm_up: int, seconds: float) -> Window:
+def _run(steady_load: SteadyLoad, decision: Decision, *, warm_up: int, seconds: float) -> Interval:
     # Cohorts of another size that are still under way would go on beside the new ones for ever.
-    population.run(REST, population.device.num_layers + 2)
-    population.run(decision, warm_up)
-    return population.measure(seconds, least_jobs=1)
+    steady_load.run(REST, steady_load.device.num_layers + 2)
+    steady_load.run(decision, warm_up)
+    return steady_load.measure(seconds, least_jobs=1)
 
 
-def _job(population: Population, lanes: Sequence[int], window: Window) -> tuple[float, float]:
+def _job(steady_load: SteadyLoad, lanes: Sequence[int], interval: Interval) -> tuple[float, float]:
     """Return the mean rows of a job, and its time as it would be at the mean context that was asked for."""
-    return sum(lanes) / len(lanes), window.job_seconds * population.context / window.host_context
+    return sum(lanes) / len(lanes), interval.job_seconds * steady_load.context / interval.host_context
 
 
-def _delay(profile: Profile, window: Window, rows: int) -> float:
+def _delay(profile: Profile, interval: Interval, rows: int) -> float:
     """Return what is left of a layer of layer_sync beside the device's time, the host's attention and the transfers."""
     model = CostModel(profile)
-    load = Load(device_rows=round(window.device_rows), device_kv_tokens=0.0)
-    device = steady(model.costs, LAYER_SYNC.name, load, (rows,), window.host_context).device
-    waiting = (window.iteration_s - device.total) / profile.num_layers
-    return max(0.0, waiting - window.job_seconds - model.costs.hop(model.costs.host_width(rows)))
+    load = Load(device_rows=round(interval.device_rows), device_kv_tokens=0.0)
+    device = steady(model.costs, LAYER_SYNC.name, load, (rows,), interval.host_context).device
+    waiting = (interval.iteration_s - device.total) / profile.num_layers
+    return max(0.0, waiting - interval.job_seconds - model.costs.hop(model.costs.host_width(rows)))

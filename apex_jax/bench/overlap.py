@@ -25,7 +25,7 @@ from ..scheduler.strategies import STRATEGIES, named
 from ..scheduler.strategies.steady import steady
 from ..tracing.recorder import Recorder
 from .calibration import Calibration, calibrate
-from .steady_load import Population, Window
+from .steady_load import Interval, SteadyLoad
 
 HOST_SHARE = 0.88
 """How much of the time that a strategy gives the host is filled: a host that is late makes the device wait."""
@@ -128,7 +128,7 @@ class OverlapBenchmark:
         padding = padding_of(self.buckets)
         return describe(self.device, unknown, self.model, page_size=self.page_size, padding=padding)
 
-    def population(self) -> Population:
+    def steady_load(self) -> SteadyLoad:
         """Allocate the host's memory and make an engine.
 
         Raises:
@@ -138,11 +138,11 @@ class OverlapBenchmark:
         worker = HostWorker(pages, num_heads=self.model.num_heads)
         dtype = jnp.dtype(self.dtype)
         device = EmulatedDevice(self.profile, self.model, dtype=dtype, buckets=self.buckets)
-        return Population(device=device, worker=worker, context=self.context)
+        return SteadyLoad(device=device, worker=worker, context=self.context)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cohorts:
+class CohortSizes:
     """How host requests ride.
 
     Attributes:
@@ -160,88 +160,88 @@ class Cohorts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turn:
+class Trial:
     """A strategy's turn in a round.
 
     Attributes:
         strategy: which one.
         cohorts: how host requests rode.
-        window: what happened.
+        interval: what happened.
         prediction: an iteration of it, by the cost model.
     """
 
     strategy: str
-    cohorts: Cohorts
-    window: Window
+    cohorts: CohortSizes
+    interval: Interval
     prediction: Prediction
 
     @property
     def achieved(self) -> float:
         """Tokens a second over the predicted ones."""
-        return self.window.tokens_per_s / self.prediction.tokens_per_s
+        return self.interval.tokens_per_s / self.prediction.tokens_per_s
 
 
 def run(
     benchmark: OverlapBenchmark,
-    population: Population,
+    steady_load: SteadyLoad,
     *,
     progress: Callable[[str], object],
     recorder: Recorder | None = None,
-) -> list[Turn]:
+) -> list[Trial]:
     """Give every strategy its turn in every round.
 
     Args:
         benchmark: what to measure.
-        population: where.
+        steady_load: where.
         progress: told what has been done: "host" once before and once after each round, or a strategy.
         recorder: records some iterations of each strategy, after its last turn.
     """
     turns = []
-    before = measure_host(benchmark, population)
+    before = measure_host(benchmark, steady_load)
     progress("host")
     for round_ in range(benchmark.rounds):
         had = []
         for strategy in benchmark.strategies:
             cohorts = choose(benchmark, strategy, before)
-            had.append((strategy, cohorts, _turn(benchmark, population, strategy, cohorts, before)))
+            had.append((strategy, cohorts, _turn(benchmark, steady_load, strategy, cohorts, before)))
             if recorder is not None and round_ == benchmark.rounds - 1:
-                population.engine.record(recorder)
-                population.run(Decision(strategy=strategy, lanes=cohorts.lanes), TRACED_ITERATIONS)
-                population.engine.record(None)
+                steady_load.engine.record(recorder)
+                steady_load.run(Decision(strategy=strategy, lanes=cohorts.lanes), TRACED_ITERATIONS)
+                steady_load.engine.record(None)
             progress(strategy)
-        after = measure_host(benchmark, population)
+        after = measure_host(benchmark, steady_load)
         progress("host")
         model = before.plus(after).model(benchmark.profile, context=benchmark.context)
-        for strategy, cohorts, window in had:
-            prediction = predict(model, strategy, window, cohorts.under_way)
-            turns.append(Turn(strategy=strategy, cohorts=cohorts, window=window, prediction=prediction))
+        for strategy, cohorts, interval in had:
+            prediction = predict(model, strategy, interval, cohorts.under_way)
+            turns.append(Trial(strategy=strategy, cohorts=cohorts, interval=interval, prediction=prediction))
         before = after
-    population.clear()
+    steady_load.clear()
     return turns
 
 
-def measure_host(benchmark: OverlapBenchmark, population: Population) -> Calibration:
+def measure_host(benchmark: OverlapBenchmark, steady_load: SteadyLoad) -> Calibration:
     """Measure the host's part of the profile; see `calibrate`."""
     seconds = benchmark.seconds / CALIBRATION_PART
-    return calibrate(benchmark.profile, population, host_requests=benchmark.host_requests, seconds=seconds)
+    return calibrate(benchmark.profile, steady_load, host_requests=benchmark.host_requests, seconds=seconds)
 
 
 def _turn(
-    benchmark: OverlapBenchmark, population: Population, strategy: str, cohorts: Cohorts, calibration: Calibration
-) -> Window:
+    benchmark: OverlapBenchmark, steady_load: SteadyLoad, strategy: str, cohorts: CohortSizes, calibration: Calibration
+) -> Interval:
     # Host requests grow while they are measured; their mean is to be the context that was asked for.
     load, context = _load(benchmark, calibration), benchmark.context
     model = calibration.model(benchmark.profile, context=context)
     token_s = steady(model.costs, strategy, load, cohorts.under_way, float(context)).host_token_s
     grown = min(benchmark.seconds / token_s / 2, context / 4) if token_s else 0.0
-    population.fill(cohorts.riding, context=round(context - grown))
+    steady_load.fill(cohorts.riding, context=round(context - grown))
     layers = benchmark.profile.num_layers
     turn = named(strategy).iterations_a_token(len(cohorts.lanes) - 1, layers)
-    population.run(Decision(strategy=strategy, lanes=cohorts.lanes), layers + turn)
-    return population.measure(benchmark.seconds, multiple=turn)
+    steady_load.run(Decision(strategy=strategy, lanes=cohorts.lanes), layers + turn)
+    return steady_load.measure(benchmark.seconds, multiple=turn)
 
 
-def choose(benchmark: OverlapBenchmark, strategy: str, calibration: Calibration) -> Cohorts:
+def choose(benchmark: OverlapBenchmark, strategy: str, calibration: Calibration) -> CohortSizes:
     """Return the cohorts that make most of a strategy while the host keeps some time to spare.
 
     Of those that are as good but for a few per cent, the smallest: their requests wait least for a token, and the
@@ -252,18 +252,18 @@ def choose(benchmark: OverlapBenchmark, strategy: str, calibration: Calibration)
     slower = Costs(measured, Terms(1.0, 1.0, 1.0, 1.0 / HOST_SHARE, 1.0, 1.0))
     outlook = Outlook(loads=((1.0, load),), host_rows=benchmark.host_requests, row_tokens=context)
     best = Valuation(slower, outlook).best(strategy)
-    found = [Cohorts(lanes=best.lanes, under_way=best.under_way), *_full_batches(benchmark, strategy)]
+    found = [CohortSizes(lanes=best.lanes, under_way=best.under_way), *_full_batches(benchmark, strategy)]
     rates = [steady(slower, strategy, load, each.under_way, context).tokens_per_s for each in found]
     good = [each for each, rate in zip(found, rates, strict=True) if rate >= max(rates) * (1 - AS_GOOD)]
     return min(good, key=lambda each: max(each.lanes, default=0))
 
 
-def _full_batches(benchmark: OverlapBenchmark, strategy: str) -> list[Cohorts]:
+def _full_batches(benchmark: OverlapBenchmark, strategy: str) -> list[CohortSizes]:
     """Return cohorts that leave no row of their batches empty: one row more is paid for like a batch more."""
     chosen = named(strategy)
     most = chosen.most_cohorts(benchmark.profile.num_layers)
     return [
-        Cohorts(lanes=(size,) * count, under_way=(size,) * count)
+        CohortSizes(lanes=(size,) * count, under_way=(size,) * count)
         for size in benchmark.buckets.host_rows
         for count in range(most if chosen.through else 1, most + 1)
         if 0 < size * count <= benchmark.host_requests
@@ -275,13 +275,13 @@ def _load(benchmark: OverlapBenchmark, calibration: Calibration) -> Load:
     return Load(device_rows=rows, device_kv_tokens=rows * benchmark.context)
 
 
-def predict(model: CostModel, strategy: str, window: Window, under_way: Sequence[int]) -> Prediction:
-    """Return what the cost model says of a window's requests.
+def predict(model: CostModel, strategy: str, interval: Interval, under_way: Sequence[int]) -> Prediction:
+    """Return what the cost model says of an interval's requests.
 
     Device requests come and go, and those that begin have their first token of a prompt: how many tokens an iteration
     makes for them is counted, how long it takes and what the host adds is predicted.
     """
-    tokens = window.device_rows * window.device_context
-    load = Load(device_rows=round(window.device_rows), device_kv_tokens=tokens)
-    prediction = steady(model.costs, strategy, load, under_way, window.host_context)
-    return replace(prediction, device_tokens=window.device_tokens / window.seen.plans)
+    tokens = interval.device_rows * interval.device_context
+    load = Load(device_rows=round(interval.device_rows), device_kv_tokens=tokens)
+    prediction = steady(model.costs, strategy, load, under_way, interval.host_context)
+    return replace(prediction, device_tokens=interval.device_tokens / interval.seen.plans)

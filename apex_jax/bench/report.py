@@ -12,7 +12,7 @@ from .. import __version__
 from ..host_offload import native_library
 from ..machine.processor import processor_name, usable_cores
 from ..machine.versions import installed_versions
-from .overlap import OverlapBenchmark, Turn
+from .overlap import OverlapBenchmark, Trial
 
 
 def machine() -> dict[str, Any]:
@@ -39,46 +39,46 @@ def setting(benchmark: OverlapBenchmark) -> dict[str, Any]:
     }
 
 
-def rows(benchmark: OverlapBenchmark, turns: Sequence[Turn]) -> list[dict[str, Any]]:
+def rows(benchmark: OverlapBenchmark, turns: Sequence[Trial]) -> list[dict[str, Any]]:
     """Return a row for each strategy."""
     return [_row(benchmark, [turn for turn in turns if turn.strategy == name]) for name in benchmark.strategies]
 
 
-def _row(benchmark: OverlapBenchmark, turns: Sequence[Turn]) -> dict[str, Any]:
-    windows, predictions = [turn.window for turn in turns], [turn.prediction for turn in turns]
+def _row(benchmark: OverlapBenchmark, turns: Sequence[Trial]) -> dict[str, Any]:
+    intervals, predictions = [turn.interval for turn in turns], [turn.prediction for turn in turns]
     return {
         **setting(benchmark),
         "strategy": turns[0].strategy,
         "rounds": len(turns),
         "seconds": benchmark.seconds,
-        **_medians("tokens_per_s", (window.tokens_per_s for window in windows)),
+        **_medians("tokens_per_s", (interval.tokens_per_s for interval in intervals)),
         **_medians("predicted_tokens_per_s", (prediction.tokens_per_s for prediction in predictions)),
         **_medians("achieved_over_predicted", (turn.achieved for turn in turns)),
-        "device_busy": statistics.median(window.device_busy for window in windows),
-        "host_busy": statistics.median(window.host_busy for window in windows),
-        **_token_times("device", [gap for window in windows for gap in window.device_gaps_ns]),
-        **_token_times("host", [gap for window in windows for gap in window.host_gaps_ns]),
-        "iteration_ms": 1e3 * statistics.median(window.iteration_s for window in windows),
+        "device_busy": statistics.median(interval.device_busy for interval in intervals),
+        "host_busy": statistics.median(interval.host_busy for interval in intervals),
+        **_token_times("device", [gap for interval in intervals for gap in interval.device_gaps_ns]),
+        **_token_times("host", [gap for interval in intervals for gap in interval.host_gaps_ns]),
+        "iteration_ms": 1e3 * statistics.median(interval.iteration_s for interval in intervals),
         "predicted_iteration_ms": 1e3 * statistics.median(prediction.iteration_s for prediction in predictions),
-        "device_requests": statistics.median(window.device_rows for window in windows),
+        "device_requests": statistics.median(interval.device_rows for interval in intervals),
         "host_requests": statistics.median(turn.cohorts.riding for turn in turns),
         "extrapolated": any(prediction.extrapolated for prediction in predictions),
         "turns": [_one(turn) for turn in turns],
-        "device_context": statistics.median(window.device_context for window in windows),
-        "others_busy": _worst(window.others_busy for window in windows),
-        "host_context": statistics.median(window.host_context for window in windows),
+        "device_context": statistics.median(interval.device_context for interval in intervals),
+        "others_busy": _worst(interval.others_busy for interval in intervals),
+        "host_context": statistics.median(interval.host_context for interval in intervals),
         **machine(),
     }
 
 
-def _one(turn: Turn) -> dict[str, Any]:
+def _one(turn: Trial) -> dict[str, Any]:
     return {
-        "tokens_per_s": turn.window.tokens_per_s,
+        "tokens_per_s": turn.interval.tokens_per_s,
         "predicted_tokens_per_s": turn.prediction.tokens_per_s,
         "host_requests": turn.cohorts.riding,
         "lanes": turn.cohorts.lanes,
-        "host_job_ms": 1e3 * turn.window.job_seconds,
-        "others_busy": turn.window.others_busy,
+        "host_job_ms": 1e3 * turn.interval.job_seconds,
+        "others_busy": turn.interval.others_busy,
     }
 
 

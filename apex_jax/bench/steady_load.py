@@ -104,7 +104,7 @@ class Member:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window:
+class Interval:
     """What happened between two iterations.
 
     Attributes:
@@ -150,7 +150,7 @@ class Window:
 
 
 @dataclass(kw_only=True)
-class Population:
+class SteadyLoad:
     """An engine over an emulated device, and its requests.
 
     Attributes:
@@ -211,7 +211,7 @@ class Population:
         for _ in range(iterations):
             self.step()
 
-    def measure(self, seconds: float, *, multiple: int = 1, least_jobs: int = 0) -> Window:
+    def measure(self, seconds: float, *, multiple: int = 1, least_jobs: int = 0) -> Interval:
         """Run for at least that time, a plan and so many jobs of the host, and a multiple of so many iterations."""
         self.policy.seen = seen = Seen()
         for member in (*self._on_host, *self._on_device):
@@ -230,13 +230,13 @@ class Population:
             ended += self.step()
             iterations += 1
         took, others_busy, after = time.perf_counter_ns() - began, others.share(), self.engine.stats()
-        # What comes after the window must not be counted in it.
+        # What comes after the interval must not be counted in it.
         self.policy.seen = Seen()
         gaps = {
             side: [gap for member in group for gap in member.stream.gaps_ns]
             for side, group in (("device", self._on_device + ended), ("host", self._on_host))
         }
-        return Window(
+        return Interval(
             seconds=took / 1e9,
             device_tokens=after.device_tokens - before.device_tokens,
             host_tokens=after.host_tokens - before.host_tokens,

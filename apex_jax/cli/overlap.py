@@ -17,7 +17,7 @@ from .progress import Progress
 
 if TYPE_CHECKING:
     from ..bench.overlap import OverlapBenchmark
-    from ..bench.steady_load import Population
+    from ..bench.steady_load import SteadyLoad
 
 BATCH_OUTPUT = 100
 MEASURING = "measuring the host"
@@ -122,23 +122,23 @@ def _run(args: argparse.Namespace) -> int:
             with args.trace.open("a"):
                 pass
         with Progress(sys.stderr).step(f"Taking {args.host_kv_gb:g} GB for KV"):
-            population = benchmark.population()
+            steady_load = benchmark.steady_load()
     warn_of_memory(
         sys.stderr, device=benchmark.device, model=benchmark.model, device_kv_tokens=benchmark.device_kv_tokens
     )
     measure = _batches if args.requests else _steady
-    measure(args, benchmark, population)
+    measure(args, benchmark, steady_load)
     return 0
 
 
-def _steady(args: argparse.Namespace, benchmark: OverlapBenchmark, population: Population) -> None:
+def _steady(args: argparse.Namespace, benchmark: OverlapBenchmark, steady_load: SteadyLoad) -> None:
     from ..bench.overlap import run
     from ..bench.report import print_rows, rows
     from ..tracing.recorder import Recorder
 
     recorder = Recorder(label="emulated") if args.trace else None
     with Progress(sys.stderr).through(_turns(benchmark), "turn") as advance:
-        turns = run(benchmark, population, progress=lambda _: advance(), recorder=recorder)
+        turns = run(benchmark, steady_load, progress=lambda _: advance(), recorder=recorder)
     _print(rows(benchmark, turns), print_rows, as_json=args.json)
     if recorder is not None:
         try:
@@ -155,7 +155,7 @@ def _turns(benchmark: OverlapBenchmark) -> list[str]:
     return [MEASURING, *(f"round {it} of {benchmark.rounds}: {turn}" for it in rounds for turn in turns)]
 
 
-def _batches(args: argparse.Namespace, benchmark: OverlapBenchmark, population: Population) -> None:
+def _batches(args: argparse.Namespace, benchmark: OverlapBenchmark, steady_load: SteadyLoad) -> None:
     from ..bench.batches import POLICIES, batch_rows, print_batches, run_batches
 
     output = args.output or BATCH_OUTPUT
@@ -164,7 +164,7 @@ def _batches(args: argparse.Namespace, benchmark: OverlapBenchmark, population: 
     batches = [f"{name}, round {it}" for it in range(1, benchmark.rounds + 1) for name in POLICIES]
     steps = [f"{size} requests: {step}" for size in args.requests for step in (*batches, MEASURING)]
     with Progress(sys.stderr).through([MEASURING, *steps], "batch") as advance:
-        served = list(run_batches(benchmark, population, args.requests, output=output, progress=advance))
+        served = list(run_batches(benchmark, steady_load, args.requests, output=output, progress=advance))
     _print(batch_rows(benchmark, served, output=output), print_batches, as_json=args.json)
 
 

@@ -95,14 +95,8 @@ class ModelRunner:
 
     def reset(self) -> None:
         """Forget all requests. Arrays are made anew, because an interrupted dispatch may have consumed the old ones."""
-        config = self.config
-        pages = (
-            self.buckets.capacity.device_pages,
-            config.num_key_value_heads,
-            2,
-            self.buckets.page_size,
-            config.head_dim,
-        )
+        config, capacity = self.config, self.buckets.capacity
+        pages = (capacity.device_pages, config.num_key_value_heads, 2, capacity.page_size, config.head_dim)
         # The old ones go first, or there would have to be room for both.
         self.caches: list[jax.Array] = []
         self.caches = [jnp.zeros(pages, self.dtype, device=self.device) for _ in range(self.num_layers)]

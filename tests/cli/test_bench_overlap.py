@@ -105,7 +105,7 @@ def test_finite_batches(bench):
 
 
 def test_a_trace_that_cannot_be_written_is_refused_before_anything_runs(bench, monkeypatch):
-    monkeypatch.setattr(OverlapBenchmark, "population", lambda _: pytest.fail("the benchmark has begun"))
+    monkeypatch.setattr(OverlapBenchmark, "steady_load", lambda _: pytest.fail("the benchmark has begun"))
     assert bench("--trace=/no/such/folder/x.json")[0] == 2
 
 
