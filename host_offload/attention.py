@@ -87,7 +87,7 @@ def decode_attention(
     if native:
         target = native_library.ATTEND if new_kv is None else native_library.APPEND_ATTEND
         attributes = _attributes(scale, sliding_window, logit_softcap, max_threads, instructions)
-        return _native(target, q.shape, attributes, q, kv, page_table, lengths, *(new_kv or ()))
+        return _native(target, (rows, heads, q.shape[2]), attributes, q, kv, page_table, lengths, *(new_kv or ()))
     if new_kv is not None:
         kv = reference.append(kv, page_table, lengths, *new_kv)
     out, lse = reference.attend(

@@ -30,8 +30,10 @@ def add_number(
         kind: what reads it; `count` if None.
         default: what it is where it is not given; what the parser has for such options if None.
     """
-    shown, given = ("", {}) if default is None else (f" (default: {default:g})", {"default": default})
-    parser.add_argument(option, type=kind or count, metavar=metavar, help=f"{what}{shown}", **given)
+    shown = "" if default is None else f" (default: {default:g})"
+    number = parser.add_argument(option, type=kind or count, metavar=metavar, help=f"{what}{shown}")
+    if default is not None:
+        number.default = default
 
 
 def count(text: str) -> int:
