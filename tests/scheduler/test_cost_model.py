@@ -25,7 +25,8 @@ from apex_jax.scheduler import (
     describe,
     prompt_pairs,
 )
-from apex_jax.scheduler.strategies.steady import steady
+from apex_jax.scheduler.strategies import STRATEGIES, named
+from apex_jax.scheduler.strategies.steady import Pace, steady
 
 from .machines import cohorts, machine
 
@@ -394,6 +395,18 @@ class TestTheyAgree:
         rng = random.Random(2)
         for _ in range(20):
             assert abs(self.difference(rng, strategy, (0,))) < 1e-9
+
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    def test_plain_seconds_are_those_of_the_prediction(self, strategy):
+        rng = random.Random(6)
+        for _ in range(20):
+            model, load = self.random_model(rng), self.random_load(rng, rows=(1, 10, 100))
+            chosen, tokens = named(strategy), rng.uniform(50, 2000)
+            lanes = chosen.spread(rng.choice([1, 2, 37, 330]), chosen.most_cohorts(self.LAYERS), rng.choice([0.1, 0.5]))
+            prediction = steady(model.costs, strategy, load, lanes, tokens)
+            seconds, busy = Pace(model.costs, load).seconds(strategy, lanes, tokens)
+            assert seconds == pytest.approx(prediction.iteration_s, rel=1e-12)
+            assert busy == pytest.approx(prediction.host_busy_s, rel=1e-12)
 
     def test_fast_lane(self):
         """At an iteration's ends, where the lane has no job, a large cohort delays it less or more than in the middle:
