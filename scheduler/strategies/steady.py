@@ -85,14 +85,14 @@ class DeviceSide:
             raise ValueError(f"{strategy.name} has {len(rows)} lanes; at most {most} are allowed with {layers} layers")
         cohorts = _costs(self.costs, rows, row_tokens)
         device, host, chain = (strategy if cohorts else DEVICE_ONLY).closed_form(side, cohorts)
-        critical = side.amounts.longest((device, host, chain)).terms
+        critical = side.amounts.longest((device, host, chain))
         iterations = [strategy.iterations_a_token(cohort, layers) for cohort in range(len(rows))]
         iteration_s = critical.total
         return Prediction(
             strategy=strategy.name,
             iteration_s=iteration_s,
-            device=device.terms,
-            host=host.terms,
+            device=device,
+            host=host,
             critical=critical,
             device_tokens=tokens,
             host_tokens=sum(count / each for count, each in zip(rows, iterations, strict=True)),
