@@ -66,8 +66,8 @@ class Decision:
         lanes: most host rows of each cohort that it has; empty where none are to depart.
         max_host_requests: requests that may live on the host; more are not evicted to it. Those that are there
             already stay until they end or are fetched.
-        evict, fetch: ids of requests that go to the host or come to the device with the next plan although nobody
-            needs it, as far as they are between two tokens and there is room.
+        evict, fetch, preempt: ids of requests that go to the host, come to the device, or wait again with the next plan
+            although nobody needs it; the first two as far as they are between two tokens and there is room.
     """
 
     strategy: str
@@ -75,6 +75,7 @@ class Decision:
     max_host_requests: int = 0
     evict: tuple[int, ...] = ()
     fetch: tuple[int, ...] = ()
+    preempt: tuple[int, ...] = ()
 
 
 class Policy(Protocol):

@@ -203,11 +203,14 @@ class Scheduler:
                 self.landings += 1
 
     def _make_room(self, draft: Draft) -> None:
-        """Evict whom the policy names, and the youngest as far as that lets the first who wait in with this plan."""
+        """Move whom the policy names, and evict the youngest as far as that lets those in who wait first."""
         for request in self._running if self.decision.evict else ():
             may = request.id in self.decision.evict and self._can_leave(request)
             if may and self._host_tier().holds(self.pages.pages_for(request.computed)):
                 self._evict(request, draft)
+        for request in list(self._running) if self.decision.preempt else ():
+            if request.id in self.decision.preempt:
+                self._preempt(request, draft)
         if not self._waiting or (host := self._host_tier()).is_full:
             return
         under_way = (r.prefill_target - r.computed for r in self._running if r.is_prefilling)

@@ -65,6 +65,7 @@ class Unsettled:
             decision,
             evict=self.pick(device, self.chance),
             fetch=self.pick(host, self.chance),
+            preempt=self.pick([*device, *host], 0.3 * self.chance),
         )
 
     def pick(self, ids, chance):
@@ -72,7 +73,7 @@ class Unsettled:
 
 
 def unsettle(scheduler, rng, chance):
-    """Let a scheduler's policy evict and fetch requests that nobody needs to move."""
+    """Let a scheduler's policy evict, fetch and preempt requests that nobody needs to move."""
     scheduler.policy = Unsettled(scheduler.policy, rng, chance)
 
 

@@ -156,6 +156,8 @@ class Restless:
             self.decision,
             evict=self.some(device),
             fetch=self.some(host),
+            # Who begins anew all the time never comes to an end.
+            preempt=self.some(device + host) if self.rng.random() < 0.2 else (),
         )
 
     def some(self, ids):

@@ -94,6 +94,17 @@ class TestNamed:
         run.policy.decision = layer_sync()
         assert run.lines(2) == ["decode 0@5, 1@6; land 0", "decode 0@6, 1@7"]
 
+    def test_back_to_those_that_wait(self):
+        run = Run(layer_sync(), slots=2)
+        run.add()
+        run.add()
+        run.lines(3)
+        run.policy.decision = replace(layer_sync(), preempt=(0,))
+        assert run.lines(1) == ["decode 1@6"]
+        run.policy.decision = layer_sync()
+        # Its third token was under way: a prompt of three and three tokens are computed again, and give the fourth.
+        assert run.lines(2) == ["prefill 0[0:6]; decode 1@7", "decode 0@7, 1@8"]
+
 
 class TestLayerSync:
     def test_all_ride_all_boundaries_in_one_cohort(self):
