@@ -236,7 +236,7 @@ class LLM:
         """Return what the parts of an iteration take on this machine with this model.
 
         Measured profiles are kept in `$APEX_JAX_CACHE/profiles`, by default under `~/.cache/apex_jax`, and found again
-        by an engine of the same hardware, model sizes, types and versions. str "auto" decides by it from then on.
+        by an engine of the same hardware, model sizes, types and versions. Strategy "auto" decides by it from then on.
 
         Args:
             again: measure even if one is kept.

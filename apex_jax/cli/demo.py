@@ -176,7 +176,7 @@ def _closing(llm: LLM, summary: RunSummary, before: EngineStats) -> str:
         ("Answers", f"{counted(summary.output_tokens, 'token')}, {summary.tokens_per_s:.1f} tokens/s"),
         ("First token", f"after {summary.first_token} in the median"),
         ("Ran on", device),
-        ("str", f"{llm.strategy}: requests that the device has no room for live on the host"),
+        ("Strategy", f"{llm.strategy}: requests that the device has no room for live on the host"),
         (
             "Attention",
             f"{now.device_tokens - before.device_tokens} tokens on the device, "

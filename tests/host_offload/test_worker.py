@@ -358,19 +358,21 @@ class TestErrors:
         # One that strikes in a callback of the garbage collector is not raised.
         monkeypatch.setattr(sys, "unraisablehook", lambda args: None)
         content = tiles(rng)
-        send, struck, over = ctypes.pythonapi.PyThreadState_SetAsyncExc, itertools.count(), threading.Event()
+        send, struck, over = ctypes.pythonapi.PyThreadState_SetAsyncExc, [0], threading.Event()
 
         def strike():
             while not over.wait(rng.uniform(0, 2e-4)):
                 thread = worker._thread
                 if thread is not None and thread.is_alive():
                     send(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
-                    next(struck)
+                    struck[0] += 1
 
         striker = threading.Thread(target=strike)
         striker.start()
         try:
-            for number in range(3000):
+            for number in itertools.count():
+                if number >= 3000 and struck[0] > 100:
+                    break
                 job = worker.store(0, lambda: content, ONE_PAGE) if number % 2 else worker.load(0, ONE_PAGE, np.copy)
                 with contextlib.suppress(RuntimeError):
                     worker.wait(job)
@@ -378,7 +380,6 @@ class TestErrors:
         finally:
             over.set()
             striker.join()
-        assert next(struck) > 100
         worker.stop()
         worker.wait(worker.store(0, lambda: content, ONE_PAGE))
         np.testing.assert_array_equal(worker.wait(worker.load(0, ONE_PAGE, np.copy)), content)
