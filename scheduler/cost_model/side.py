@@ -22,6 +22,7 @@ class Side(Generic[A]):
         num_layers: L.
         width: rows of a pass.
         attention: of the device's rows and prompts through all layers.
+        attention_s: the same as plain seconds.
         overhead: what an iteration with cohorts takes beside its parts.
         alone: an iteration without cohorts.
     """
@@ -32,9 +33,11 @@ class Side(Generic[A]):
         self.amounts = amounts
         self.num_layers = costs.num_layers
         self.width = costs.device_width(load)
-        self.attention: A = amounts.device_attention(costs.device_attention(load))
+        decode_s, prompts_s = costs.device_attention(load), costs.prefill_attention(load)
+        self.attention_s = decode_s + prompts_s
+        self.attention: A = amounts.device_attention(decode_s)
         if load.prefill_tokens:
-            self.attention = self.attention + amounts.prefill_attention(costs.prefill_attention(load))
+            self.attention = self.attention + amounts.prefill_attention(prompts_s)
         self.overhead: A = amounts.overhead(costs.overhead(cohorts=True))
         overhead = amounts.overhead(costs.overhead(cohorts=False))
         self.alone: A = self.passes() + self.head(0) + self.attention + overhead

@@ -74,7 +74,7 @@ def _last_pass_ends(side: Side[A], first: CohortCost, second: CohortCost) -> flo
     """Return when the last pass of an iteration ends in which both cohorts ride through all layers."""
     costs, last = side.costs, side.num_layers
     shared, single = costs.layer(side.width + first.width), costs.layer(second.width)
-    attention = (costs.device_attention(side.load) + costs.prefill_attention(side.load)) / last
+    attention = side.attention_s / last
     now = first_ready = second_ready = late = later = 0.0
     for boundary in range(last):
         share, began = costs.share(boundary), now

@@ -115,7 +115,7 @@ class FastLane(Strategy):
     def _delay(self, side: Side[A], lane: CohortCost, large: CohortCost, boardings: float) -> A:
         """Return by how much an iteration becomes longer in which so many large cohorts board on average."""
         costs, amounts, layers = side.costs, side.amounts, side.num_layers
-        attention = (costs.device_attention(side.load) + costs.prefill_attention(side.load)) / layers
+        attention = side.attention_s / layers
         shared = costs.layer(side.width + lane.width) + lane.boarding
         apart = costs.layer(large.width) + large.boarding
         ready = lane.hop + lane.job
