@@ -59,6 +59,7 @@ class LLM:
         host_kv_tokens: size of the host KV cache in tokens, 0 without one.
         strategy: as it was given.
         max_model_len: longest context in tokens, prompt and output.
+        engine: what runs the requests; for those who measure or test it.
     """
 
     def __init__(
@@ -137,9 +138,9 @@ class LLM:
         executor = Executor(self._jax_device, make_worker(config, self.dtype, capacity, device=device))
         self._profiles = ProfileStore(executor, config, self.dtype, device=device, attention=attention.name)
         policy = self._first_policy(executor)
-        self._engine = Engine(executor, policy, follower_of(policy))
+        self.engine = Engine(executor, policy, follower_of(policy))
         self._requests = SharedEngine(
-            self._engine, config, tokenizer, max_model_len=self.max_model_len, seed=options.seed
+            self.engine, config, tokenizer, max_model_len=self.max_model_len, seed=options.seed
         )
 
     def _first_policy(self, executor: Executor) -> Policy:
@@ -230,7 +231,7 @@ class LLM:
             Bar(desc="Compiling", unit=" programs", disable=not use_tqdm) as bar,
             each_compilation(bar.update),
         ):
-            self._engine.warm_up()
+            self.engine.warm_up()
 
     def profile(self, *, again: bool = False, use_tqdm: bool = False) -> Profile:
         """Return what the parts of an iteration take on this machine with this model.
@@ -250,9 +251,9 @@ class LLM:
         """
         with self._requests.idle("profile"):
             profile = self._profiles.ready(again=again, use_tqdm=use_tqdm)
-            if isinstance(self._engine.policy, Planner):
-                planner = planner_of(profile, self._engine.executor, self._options)
-                self._engine.decide_by(planner, follower_of(planner))
+            if isinstance(self.engine.policy, Planner):
+                planner = planner_of(profile, self.engine.executor, self._options)
+                self.engine.decide_by(planner, follower_of(planner))
             return profile
 
     def explain(self) -> str:
@@ -260,7 +261,7 @@ class LLM:
         yield, the paper's inequality with both sides filled in, what was chosen and why, and how the last predictions
         compare with what happened."""
         with self._requests.exclusive():
-            policy = self._engine.policy
+            policy = self.engine.policy
             if isinstance(policy, Planner):
                 return explain(policy)
             why = "there is no host tier (host_kv_bytes)" if not self.host_kv_tokens else "it was asked for"
@@ -280,24 +281,24 @@ class LLM:
         """
         recorder = Recorder()
         with self._requests.exclusive():
-            if self._engine.recorder is not None:
+            if self.engine.recorder is not None:
                 raise RuntimeError("recording was called while another recording is open; an engine has one at a time")
-            self._engine.record(recorder)
+            self.engine.record(recorder)
         try:
             yield recorder
         finally:
             with self._requests.exclusive():
-                self._engine.record(None)
+                self.engine.record(None)
 
     def close(self) -> None:
         """Abort all requests, with stop reason "closed", and end the host's thread; the `LLM` stays usable."""
         with self._requests.exclusive():
-            self._engine.close()
+            self.engine.close()
 
     def stats(self) -> EngineStats:
         """Return what the engine has done and holds."""
         with self._requests.exclusive():
-            return self._engine.stats()
+            return self.engine.stats()
 
     def _checked(self, prompts: Any, sampling_params: Any) -> list[tuple[TokenizedPrompt, SamplingParams]]:
         return check_requests(

@@ -150,7 +150,7 @@ def measure(strategy: str, cohorts: int, layers: int, rows: int) -> dict[str, An
     dispatches: list[float] = []
     plans: list[float] = []
     engine.executor.submit = timed(engine.executor.submit, dispatches)
-    engine._scheduler.schedule = timed(engine._scheduler.schedule, plans)
+    engine.scheduler.schedule = timed(engine.scheduler.schedule, plans)
     times = run(engine, rows + host_rows, STEPS)
     middle = slice(STEPS // 4, -STEPS // 4)
     return {

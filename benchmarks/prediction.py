@@ -180,7 +180,7 @@ def cpu_executor(model: str, longest: int, num_layers: int | None) -> Executor:
         max_model_len=longest,
         strategy="device_only",
     )
-    return llm._engine.executor
+    return llm.engine.executor
 
 
 def emulated_executor(device: str, model: str, longest: int) -> Executor:

@@ -44,7 +44,7 @@ def _handlers(library: ctypes.CDLL) -> dict[str, Any]:
 
 
 @functools.cache
-def _open() -> tuple[ctypes.CDLL | None, dict[str, Any], str]:
+def open_library() -> tuple[ctypes.CDLL | None, dict[str, Any], str]:
     """Return the library, its handlers, and why there are none."""
     path = _library_path()
     if path is None:
@@ -66,7 +66,7 @@ def load() -> ctypes.CDLL | None:
 
     Says once, as a warning of this module's logger, that the pure-JAX attention is used instead, and why.
     """
-    library, handlers, why = _open()
+    library, handlers, why = open_library()
     if library is None:
         _logger.warning(
             "apex_jax runs without its native host attention: %s. "
@@ -81,7 +81,7 @@ def load() -> ctypes.CDLL | None:
 
 def absence() -> str:
     """Return why the native library cannot be used, or an empty string where it can."""
-    return _open()[2]
+    return open_library()[2]
 
 
 def function(target: str, results: Any, *, aliases: dict[int, int], no_derivative: str, **attributes: Any) -> Callable:

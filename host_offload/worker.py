@@ -114,25 +114,28 @@ class HostWorker:
         num_heads: query heads N.
 
     Attributes:
+        layers: each layer's pages, replaced by every job that changes them.
         num_pages: pages that a page id can name.
+        programs: what jobs run.
+        thread: the one that runs jobs, where there is one.
         losses: how often a layer's pages were lost to a job that failed half-way; they are zero afterwards.
         lost_to: what went wrong the last time.
         observers: called after each job, in their order, in the thread that ran it, before the next begins.
     """
 
     def __init__(self, cache: HostKVCache, *, num_heads: int) -> None:
-        self._layers = list(cache.layers)
+        self.layers = list(cache.layers)
         self._page = cache.layers[0].shape[1:]
         self.num_pages = cache.num_pages
         self._num_heads = num_heads
-        self._programs = build_programs()
+        self.programs = build_programs()
         self.observers: list[Callable[[HostJob], None]] = []
         self._queue: deque[HostJob] = deque()
         self._turn = threading.Lock()
         # Not a semaphore nor an event: those hold locks in Python code, where an exception from outside may leave them.
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._coming_and_going = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self.thread: threading.Thread | None = None
         self._stopping = False
         self._thread_runs = False
         self._has_no_thread = False
@@ -142,7 +145,12 @@ class HostWorker:
     @property
     def page_bytes(self) -> int:
         """Bytes of one page in one layer."""
-        return int(np.prod(self._page)) * self._layers[0].dtype.itemsize
+        return int(np.prod(self._page)) * self.layers[0].dtype.itemsize
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no job is queued or under way, and no thread waits for one."""
+        return not self._queue and (self.thread is None or not self.thread.is_alive())
 
     def attend(
         self,
@@ -170,7 +178,7 @@ class HostWorker:
         def work(job: HostJob) -> Any:
             packed = qkv()
             job.fetched_ns = time.perf_counter_ns()
-            out = np.asarray(self._change(layer, lambda kv: self._programs.attend(kv, packed, table, lengths)))
+            out = np.asarray(self._change(layer, lambda kv: self.programs.attend(kv, packed, table, lengths)))
             job.computed_ns = time.perf_counter_ns()
             return deliver(out)
 
@@ -182,7 +190,7 @@ class HostWorker:
         def work(job: HostJob) -> None:
             arrived = tiles()
             job.fetched_ns = time.perf_counter_ns()
-            self._change(layer, lambda kv: (None, self._programs.write(kv, pages, arrived)))
+            self._change(layer, lambda kv: (None, self.programs.write(kv, pages, arrived)))
             job.computed_ns = time.perf_counter_ns()
 
         return self._submit(HostJob(kind="store", layer=layer, rows=len(pages), tag=tag, _work=work), wake=True)
@@ -193,7 +201,7 @@ class HostWorker:
 
         def work(job: HostJob) -> Any:
             job.fetched_ns = time.perf_counter_ns()
-            tiles = np.asarray(self._programs.read(self._pages(layer), pages))
+            tiles = np.asarray(self.programs.read(self._pages(layer), pages))
             job.computed_ns = time.perf_counter_ns()
             return deliver(tiles)
 
@@ -248,7 +256,7 @@ class HostWorker:
 
     def stop(self) -> None:
         """Run what is queued and end the thread; a later job starts another."""
-        thread = self._thread
+        thread = self.thread
         # An interrupt may have come before the thread was started.
         if thread is not None and thread.is_alive():
             try:
@@ -265,7 +273,7 @@ class HostWorker:
         """Drop what is queued, wait for the job under way, end the thread, and replace pages lost to an interrupt."""
         self._queue.clear()
         self.stop()
-        for layer in range(len(self._layers)):
+        for layer in range(len(self.layers)):
             self._replace_lost(layer, None)
 
     def _submit(self, job: HostJob, wake: bool) -> HostJob:
@@ -277,17 +285,17 @@ class HostWorker:
 
     def _call_thread(self) -> None:
         with self._coming_and_going:
-            if self._thread is None or not self._thread.is_alive():
+            if self.thread is None or not self.thread.is_alive():
                 self._start_thread()
         self._wake.put(None)
 
     def _start_thread(self) -> None:
-        self._thread = threading.Thread(target=self._serve, name="apex-jax-host", daemon=True)
+        self.thread = threading.Thread(target=self._serve, name="apex-jax-host", daemon=True)
         try:
-            self._thread.start()
+            self.thread.start()
         except (RuntimeError, MemoryError) as error:
             # What the system says that has no room for one more.
-            self._thread = None
+            self.thread = None
             if not self._has_no_thread:
                 _logger.warning("No thread can be started for the host's jobs; the caller's runs them: %r", error)
             self._has_no_thread = True
@@ -321,7 +329,7 @@ class HostWorker:
         with self._coming_and_going:
             if self._queue or (woken and not self._stopping):
                 return True
-            self._thread = None
+            self.thread = None
             return False
 
     def _run_next(self) -> bool:
@@ -346,34 +354,34 @@ class HostWorker:
 
     def _attend_to_nothing(self, rows: int, width: int) -> None:
         kv_heads, _, _, head_width = self._page
-        packed = np.zeros((rows, self._num_heads + 2 * kv_heads, head_width), self._layers[0].dtype)
+        packed = np.zeros((rows, self._num_heads + 2 * kv_heads, head_width), self.layers[0].dtype)
         table, lengths = np.zeros((rows, width), np.int32), np.zeros(rows, np.int32)
-        self._change(0, lambda kv: self._programs.attend(kv, packed, table, lengths))
+        self._change(0, lambda kv: self.programs.attend(kv, packed, table, lengths))
 
     def _move_nothing(self, pages: np.ndarray) -> None:
-        tiles = np.asarray(self._programs.read(self._layers[0], pages))
-        self._change(0, lambda kv: (None, self._programs.write(kv, pages, tiles)))
+        tiles = np.asarray(self.programs.read(self.layers[0], pages))
+        self._change(0, lambda kv: (None, self.programs.write(kv, pages, tiles)))
 
     def _change(self, layer: int, change: Callable[[jax.Array], tuple[Any, jax.Array]]) -> Any:
         try:
             # Errors of a compiled call may come late; they must not be stored with its result.
-            result, self._layers[layer] = jax.block_until_ready(change(self._pages(layer)))
+            result, self.layers[layer] = jax.block_until_ready(change(self._pages(layer)))
         except BaseException as error:
             self._replace_lost(layer, error)
             raise
         return result
 
     def _pages(self, layer: int) -> jax.Array:
-        if self._layers[layer].is_deleted():
+        if self.layers[layer].is_deleted():
             self._replace_lost(layer, RuntimeError("a thread ended in a host job before it had kept the pages"))
-        return self._layers[layer]
+        return self.layers[layer]
 
     def _replace_lost(self, layer: int, error: BaseException | None) -> None:
-        lost = self._layers[layer]
+        lost = self.layers[layer]
         if lost.is_deleted():
             self.lost_to = error if error is None or isinstance(error, Exception) else _of_another_thread(error)
             self.losses += 1
-            self._layers[layer] = jnp.zeros(lost.shape, lost.dtype, device=lost.sharding)
+            self.layers[layer] = jnp.zeros(lost.shape, lost.dtype, device=lost.sharding)
 
 
 def _of_another_thread(error: BaseException) -> Exception:

@@ -54,6 +54,10 @@ class Cohorts:
         self._rode = False
         self._due = self._departed = 0.0
 
+    @property
+    def num_under_way(self) -> int:
+        return len(self._under_way)
+
     def ride(self, draft: Draft, *, through: bool) -> bool:
         """Let every cohort under way ride, one boundary or `through` to the end; returns whether there are any."""
         for cohort in self._under_way:

@@ -53,8 +53,8 @@ class Scheduler:
         self._requests: dict[int, Request] = {}
         self._waiting: list[Request] = []
         self._running: list[Request] = []
-        self._cohorts = Cohorts(num_layers)
-        self._free_slots = list(range(capacity.slots))[::-1]
+        self.cohorts = Cohorts(num_layers)
+        self.free_slots = list(range(capacity.slots))[::-1]
 
     @property
     def num_running(self) -> int:
@@ -113,7 +113,7 @@ class Scheduler:
             self._running.remove(request)
             self._release(request)
         if not self._requests:
-            self._cohorts.clear()
+            self.cohorts.clear()
 
     def fetch_arrived(self, request_id: int) -> bool:
         """Note that a fetch has come to its end; returns whether the request is still there to land."""
@@ -277,7 +277,7 @@ class Scheduler:
         if request is None or request.in_flight or not self._device_tier().admits(self._need(request)):
             return None
         del self._waiting[0]
-        request.slot = self._free_slots.pop()
+        request.slot = self.free_slots.pop()
         request.prefill_target = request.length
         insort(self._running, request, key=_arrival)
         self._allocate(request, self._need(request), draft)
@@ -300,11 +300,11 @@ class Scheduler:
         resting = sorted((r for r in self._running if r.is_resting), key=_longest_rested)
         strategy = named(self.decision.strategy)
         through = strategy.through or not draft.has_device_rows
-        draining = self._cohorts.ride(draft, through=through)
+        draining = self.cohorts.ride(draft, through=through)
         if through and draining:
             return
         if draft.has_device_rows:
-            departures = strategy.departures(self.decision.lanes, self._cohorts, self._plans)
+            departures = strategy.departures(self.decision.lanes, self.cohorts, self._plans)
         else:
             # Nothing else would move them.
             lanes = self.decision.lanes or (self.capacity.max_host_seqs,)
@@ -323,7 +323,7 @@ class Scheduler:
             rows = [request for request in rows if request.slot is not None]
             if rows:
                 through, hurried = departure.through, departure.hurried
-                self._cohorts.depart(rows, draft, plan=self._plans, through=through, hurried=hurried)
+                self.cohorts.depart(rows, draft, plan=self._plans, through=through, hurried=hurried)
             if departure.hurried:
                 resting.sort(key=_longest_rested)
 
@@ -381,8 +381,8 @@ class Scheduler:
     def _release(self, request: Request) -> None:
         self.pages.free(request.pages)
         self.host_pages.free(request.host_pages)
-        self._cohorts.leave(request)
+        self.cohorts.leave(request)
         request.pages, request.host_pages = [], []
         request.side, request.fetching, request.fetched = "device", False, False
-        self._free_slots.append(request.held_slot)
+        self.free_slots.append(request.held_slot)
         request.slot = None

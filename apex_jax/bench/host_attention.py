@@ -102,7 +102,7 @@ def run(benchmark: AttentionBenchmark) -> Iterator[dict[str, Any]]:
             pool = random_pool(benchmark.pool_bytes, kv_heads, width, dtype)
             for case in benchmark.cases:
                 if case == SMALLEST:
-                    measure = functools.partial(_measure_smallest, pool, heads)
+                    measure = functools.partial(measure_smallest, pool, heads)
                 else:
                     measure = functools.partial(_measure, _Problem.make(pool, heads, CASES[case]))
                 for name in _measured(benchmark, case):
@@ -186,7 +186,7 @@ def stream_read_gb_per_s(pool_bytes: int, repeats: int = 5) -> float:
 
 
 @functools.cache
-def _stream_reader() -> Callable[[jax.Array], jax.Array]:
+def stream_reader() -> Callable[[jax.Array], jax.Array]:
     native_library.load()
     # The checksum has 64 bits, which JAX by default does not: two halves.
     checksum = jax.ShapeDtypeStruct((2,), jnp.uint32)
@@ -278,7 +278,7 @@ def _smallest_call(problem: _Problem, implementation: Implementation, threads: i
     return call
 
 
-def _measure_smallest(pool: jax.Array, heads: int, name: str, benchmark: AttentionBenchmark) -> dict[str, float | None]:
+def measure_smallest(pool: jax.Array, heads: int, name: str, benchmark: AttentionBenchmark) -> dict[str, float | None]:
     problem = _Problem.make(pool[:1], heads, CASES[SMALLEST])
     call = _smallest_call(problem, "native" if name == "native" else "jax", benchmark.threads)
     error = _relative_error(np.asarray(call(), np.float64), problem)
@@ -299,21 +299,21 @@ def stream_rate(pool: jax.Array) -> float:
     """Return the GB/s at which this machine reads `pool` once, all cores together."""
     start = time.perf_counter()
     if native_library.load() is None:
-        _read_with_numpy(np.asarray(pool).reshape(-1).view(np.uint8))
+        read_with_numpy(np.asarray(pool).reshape(-1).view(np.uint8))
     else:
-        _stream_reader()(pool).block_until_ready()
+        stream_reader()(pool).block_until_ready()
     return pool.nbytes / (time.perf_counter() - start) / 1e9
 
 
-def _read_with_numpy(data: np.ndarray) -> int:
+def read_with_numpy(data: np.ndarray) -> int:
     """Return the largest byte: of numpy's passes over an array the one that keeps up best with memory."""
     # Several pieces a thread, so that a disturbed one is made up for.
     pieces = np.array_split(data, 8 * (os.cpu_count() or 1))
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        return max(threads.map(_largest, pieces))
+        return max(threads.map(largest, pieces))
 
 
-def _largest(data: np.ndarray) -> int:
+def largest(data: np.ndarray) -> int:
     return int(np.maximum.reduce(data))
 
 

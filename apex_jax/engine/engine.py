@@ -46,7 +46,7 @@ class Engine:
 
     def _start_empty(self) -> None:
         capacity, layers = self.executor.buckets.capacity, self.executor.device.num_layers
-        self._scheduler = Scheduler(capacity, num_layers=layers, policy=self.policy)
+        self.scheduler = Scheduler(capacity, num_layers=layers, policy=self.policy)
         self._generations: dict[int, Generation] = {}
         self._pending: deque[Submitted] = deque()
         self._host_seen_ns = self.executor.host.busy_ns
@@ -81,12 +81,12 @@ class Engine:
         Raises:
             ValueError: the device KV cache can never hold the request.
         """
-        self._scheduler.check(generation.request)
+        self.scheduler.check(generation.request)
         with self._changing():
             if not self._generations:
                 # What is still under way belongs to nobody; its failure must not reach this request.
                 self._pending.clear()
-            self._scheduler.add(generation.request)
+            self.scheduler.add(generation.request)
             self._generations[generation.request.id] = generation
 
     @property
@@ -105,14 +105,14 @@ class Engine:
             arrived = self.executor.arrived()
             self._end_failed()
             for request_id in arrived:
-                if not self._scheduler.fetch_arrived(request_id):
+                if not self.scheduler.fetch_arrived(request_id):
                     self.executor.forget(request_id)
             plan = self._schedule()
             if plan is not None:
                 self._submit(plan)
             if self._pending and (plan is None or len(self._pending) > 1):
                 self._receive(self._pending.popleft())
-            elif plan is None and self._scheduler.is_fetching:
+            elif plan is None and self.scheduler.is_fetching:
                 self.executor.wait_for_fetch()
             elif plan is None and self._generations:
                 raise RuntimeError(f"{len(self._generations)} requests are unfinished, but none can be scheduled")
@@ -122,7 +122,7 @@ class Engine:
         """End a completion now; what it holds is free for others. One that has ended already is left as it is."""
         with self._changing():
             if self._generations.pop(generation.request.id, None) is not None:
-                self._scheduler.finish(generation.request.id)
+                self.scheduler.finish(generation.request.id)
             generation.abort(reason, time.monotonic())
             self._rest_if_done()
 
@@ -144,7 +144,7 @@ class Engine:
         with self._changing():
             self.policy = policy
             self.follower = follower
-            self._counters = self._counters.plus_moves(self._scheduler)
+            self._counters = self._counters.plus_moves(self.scheduler)
             self._start_empty()
 
     def warm_up(self) -> None:
@@ -186,7 +186,7 @@ class Engine:
         for generation in self._generations.values():
             generation.engine_error = error
             generation.abort(reason, time.monotonic())
-        self._counters = self._counters.plus_moves(self._scheduler)
+        self._counters = self._counters.plus_moves(self.scheduler)
         self._start_empty()
         self.executor.reset()
         self._torn = False
@@ -194,11 +194,11 @@ class Engine:
     def stats(self) -> EngineStats:
         """Return counts since the engine was made."""
         self._recover()
-        return engine_stats(self._counters.plus_moves(self._scheduler), self._scheduler, self.executor.host)
+        return engine_stats(self._counters.plus_moves(self.scheduler), self.scheduler, self.executor.host)
 
     def _schedule(self) -> Plan | None:
         begin = time.perf_counter_ns()
-        plan = self._scheduler.schedule()
+        plan = self.scheduler.schedule()
         if self.recorder is not None and plan is not None:
             self.recorder.span("python", "plan", begin, time.perf_counter_ns(), iteration=plan.number)
         return plan
@@ -222,7 +222,7 @@ class Engine:
         sampled = self.executor.fetch(submitted)
         self._account(submitted)
         plan, now = submitted.plan, time.monotonic()
-        arrived = self._scheduler.update(plan, sampled.tokens.tolist())
+        arrived = self.scheduler.update(plan, sampled.tokens.tolist())
         hosted = sum(row is not None for cohort in plan.arriving for row in cohort.rows)
         self._counters.host_tokens += hosted
         on_device = len(plan.sampling_requests) - hosted
@@ -237,7 +237,7 @@ class Engine:
             self._counters.output_tokens += int(sampled.tokens[row]) >= 0
             if generation.finished:
                 del self._generations[request.id]
-                self._scheduler.finish(request.id)
+                self.scheduler.finish(request.id)
 
     def _account(self, submitted: Submitted) -> None:
         end, host = time.perf_counter_ns(), self.executor.host.busy_ns
@@ -265,7 +265,7 @@ class Engine:
         for request_id, error in failures.items():
             generation = self._generations.pop(request_id, None)
             if generation is not None:
-                self._scheduler.finish(request_id)
+                self.scheduler.finish(request_id)
                 generation.host_error = error
                 generation.abort(f"{type(error).__name__}: {error}", now)
                 ended.append(error)

@@ -103,7 +103,7 @@ class Executor(Generic[Parked, Sent, End]):
         self.recorder: Recorder | None = None
         self.host = HostCounters()
         self._host_rows: set[int] = set()
-        self._moves = PageMoves(device, worker)
+        self.moves = PageMoves(device, worker)
         if worker is not None:
             worker.observers.append(self._note)
         self._start_empty()
@@ -111,13 +111,18 @@ class Executor(Generic[Parked, Sent, End]):
     def _start_empty(self) -> None:
         self._host_tables = PageTables(self.device.buckets)
         self._cohorts: dict[int, _Riding[Parked]] = {}
-        self._moves.clear()
+        self.moves.clear()
         self._failures: dict[int, BaseException] = {}
         self._losses = self.worker.losses if self.worker else 0
 
     @property
     def buckets(self) -> Buckets:
         return self.device.buckets
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing of any request is under way, or has failed and not been told."""
+        return self.moves.is_idle and not (self._cohorts or self._failures)
 
     def reset(self) -> None:
         """Forget all requests and whatever is under way."""
@@ -155,7 +160,7 @@ class Executor(Generic[Parked, Sent, End]):
         lengths = {cohort.id: cohort_lengths(cohort, self.buckets) for cohort in plan.cohorts}
         progress = _Progress(plan=plan, lengths=lengths)
         for landing in plan.landings:
-            self._moves.land(landing)
+            self.moves.land(landing)
         for eviction in plan.evictions:
             self._host_tables.replace(eviction.slot, eviction.host_pages)
         self._host_tables.apply(plan.new_host_pages)
@@ -164,7 +169,7 @@ class Executor(Generic[Parked, Sent, End]):
         else:
             self._run_stages(progress)
         for fetch in plan.fetches:
-            self._moves.fetch(fetch)
+            self.moves.fetch(fetch)
         end = self.device.sample(plan, [self._cohorts.pop(cohort.id).parked for cohort in plan.arriving])
         if self.recorder is not None:
             self.recorder.span("python", "dispatch", began, time.perf_counter_ns(), iteration=plan.number)
@@ -177,7 +182,7 @@ class Executor(Generic[Parked, Sent, End]):
 
     def take_failures(self) -> Failures:
         """Return what has failed since the last call; no failure that bears on a plan fetched by now is missing."""
-        failures, self._failures = {**self._failures, **self._moves.take_failed_stores()}, {}
+        failures, self._failures = {**self._failures, **self.moves.take_failed_stores()}, {}
         lost = None
         if self.worker is not None and self.worker.losses > self._losses:
             self._losses, lost = self.worker.losses, self.worker.lost_to
@@ -188,17 +193,17 @@ class Executor(Generic[Parked, Sent, End]):
 
         Whom `take_failures` names after that must not land.
         """
-        arrived = self._moves.arrived()
+        arrived = self.moves.arrived()
         self._failures |= {request_id: error for request_id, error in arrived.items() if error is not None}
         return list(arrived)
 
     def forget(self, request_id: int) -> None:
         """Drop what was fetched for a request that is gone."""
-        self._moves.forget(request_id)
+        self.moves.forget(request_id)
 
     def wait_for_fetch(self) -> None:
         """Wait until a fetch has come to an end; there must be one."""
-        self._moves.wait_for_fetch()
+        self.moves.wait_for_fetch()
 
     def _run_stages(self, progress: _Progress) -> None:
         plan, device = progress.plan, self.device
@@ -214,7 +219,7 @@ class Executor(Generic[Parked, Sent, End]):
             while gathered < min(boundary, plan.num_layers - 1):
                 gathered += 1
                 for eviction in plan.evictions:
-                    self._moves.evict(eviction, gathered)
+                    self.moves.evict(eviction, gathered)
             alone = 0 if attended or boundary == 0 else _device_alone(stages[index:])
             if alone:
                 # Pages leave layer by layer, so that the host can store some while the device computes.
@@ -231,7 +236,7 @@ class Executor(Generic[Parked, Sent, End]):
                     device.attend(boundary)
         for layer in range(gathered + 1, plan.num_layers):
             for eviction in plan.evictions:
-                self._moves.evict(eviction, layer)
+                self.moves.evict(eviction, layer)
 
     def _pass(self, progress: _Progress, stage: Stage, follows: Stage | None) -> None:
         boundary, cohort = stage.boundary, stage.cohort

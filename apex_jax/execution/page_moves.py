@@ -34,6 +34,11 @@ class PageMoves(Generic[Parked, Sent, End]):
         assert self._worker is not None
         return self._worker
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no pages are on their way."""
+        return not (self._stores or self._loads)
+
     def evict(self, eviction: Eviction, layer: int) -> None:
         """Send a layer's pages of a request to the host."""
         tiles = self._device.gather(layer, eviction.device_pages)

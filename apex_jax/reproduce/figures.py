@@ -51,11 +51,11 @@ def draw_all(
 
     with mpl.rc_context(STYLE):
         figures = {
-            "throughput": _throughput(runs),
-            "gain_over_output": _gain_over_output(sweep),
-            "steady_decode": _steady_decode(decoding),
-            "time_per_token": _time_per_token(runs),
-            "claims": _claims(found),
+            "throughput": throughput(runs),
+            "gain_over_output": gain_over_output(sweep),
+            "steady_decode": steady_decode(decoding),
+            "time_per_token": time_per_token(runs),
+            "claims": claims(found),
         }
         return [file for name, figure in figures.items() for file in _save(folder / name, figure)]
 
@@ -84,7 +84,7 @@ def _rates(runs: Sequence[Run], machine: str, workload: str) -> dict[str, dict[s
     return found
 
 
-def _throughput(runs: Sequence[Run]) -> Figure:
+def throughput(runs: Sequence[Run]) -> Figure:
     figure, axes = _figure(9.5, 3.8, 2)
     for axis, (machine, title) in zip(axes, _titles(), strict=True):
         width = 0.8 / len(STRATEGIES)
@@ -116,7 +116,7 @@ def _throughput(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def _gain_over_output(sweep: Sequence[Run]) -> Figure:
+def gain_over_output(sweep: Sequence[Run]) -> Figure:
     figure, axes = _figure(9.5, 3.8, 2)
     for axis, (machine, title) in zip(axes, _titles(), strict=True):
         prompt, outputs = SWEEP[machine]
@@ -145,7 +145,7 @@ def _gain_over_output(sweep: Sequence[Run]) -> Figure:
     return figure
 
 
-def _steady_decode(decoding: Sequence[Steady]) -> Figure:
+def steady_decode(decoding: Sequence[Steady]) -> Figure:
     figure, axes = _figure(9.5, 3.8, 2)
     for axis, (machine, title) in zip(axes, _titles(), strict=True):
         own = [each for each in decoding if each.machine == machine]
@@ -170,7 +170,7 @@ def _steady_decode(decoding: Sequence[Steady]) -> Figure:
     return figure
 
 
-def _time_per_token(runs: Sequence[Run]) -> Figure:
+def time_per_token(runs: Sequence[Run]) -> Figure:
     figure, axes = _figure(9.5, 3.8, 2)
     for axis, (machine, title) in zip(axes, _titles(), strict=True):
         for index, name in enumerate(STRATEGIES):
@@ -195,7 +195,7 @@ def _time_per_token(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def _claims(found: Sequence[Comparison]) -> Figure:
+def claims(found: Sequence[Comparison]) -> Figure:
     figure, (axis,) = _figure(9.5, 0.42 * len(found) + 1.3, 1)
     marks = {"reproduced": "yes", "partly": "partly", "not reproduced": "no"}
     for row, comparison in enumerate(reversed(found)):

@@ -28,13 +28,13 @@ def test_repeated_options_are_measured_once(command):
 
 
 def test_an_interrupted_measurement_keeps_what_is_finished(command, monkeypatch):
-    measure = bench._measure_smallest
+    measure = bench.measure_smallest
 
     def interrupted(*arguments):
-        monkeypatch.setattr(bench, "_measure_smallest", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        monkeypatch.setattr(bench, "measure_smallest", lambda *_: os.kill(os.getpid(), signal.SIGINT))
         return measure(*arguments)
 
-    monkeypatch.setattr(bench, "_measure_smallest", interrupted)
+    monkeypatch.setattr(bench, "measure_smallest", interrupted)
     arguments = (*ONE[:-1], "--case=1x64", "--dtype=float16", "--repeats=1", "--json")
     status, out, err = command(*arguments)
     assert (status, err) == (130, "\napex-jax: interrupted\n")

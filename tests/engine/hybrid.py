@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from apex_jax import SamplingParams
+from apex_jax.engine.input_processor import check_requests
+from apex_jax.engine.shared_engine import SharedEngine
 from apex_jax.execution.sampler import SamplingMode, pack_rows, sample, seed_words
 from apex_jax.scheduler import STRATEGIES, Decision, FixedPolicy
 
@@ -79,10 +81,17 @@ def unsettle(scheduler, rng, chance):
 
 def settle(llm, strategy="device_only", num_cohorts=2):
     """Give an idle engine's scheduler back its own ways, a fixed policy and all pages."""
-    engine = llm._engine
+    engine = llm.engine
     assert not engine.has_unfinished
     engine.decide_by(FixedPolicy(strategy=strategy, num_cohorts=num_cohorts, max_host_requests=HOST_ROWS))
-    return engine._scheduler
+    return engine.scheduler
+
+
+def beginner(llm):
+    """Return (groups, prompts, params) -> None that queues requests and notes them, but runs nothing."""
+    limits = {"tokenizer": llm.tokenizer, "max_model_len": llm.max_model_len}
+    shared = SharedEngine(llm.engine, llm.config, seed=0, **limits)
+    return lambda groups, prompts, params: shared.begin(groups, check_requests(prompts, params, llm.config, **limits))
 
 
 def run(llm, load, rng, *, arrive=0.4, cancel=0.02, most=5000):
@@ -90,11 +99,11 @@ def run(llm, load, rng, *, arrive=0.4, cancel=0.02, most=5000):
 
     Returns the jobs, all finished; a cancelled one has `finish_reason` "abort".
     """
-    engine, todo, jobs = llm._engine, list(reversed(load)), []
+    engine, todo, jobs = llm.engine, list(reversed(load)), []
+    begin = beginner(llm)
     for _ in range(most):
         while todo and (rng.random() < arrive or not engine.has_unfinished):
-            prompt, params = todo.pop()
-            llm._requests.begin(jobs, llm._checked(prompt, params))
+            begin(jobs, *todo.pop())
         if rng.random() < cancel:
             for generation in jobs[rng.integers(len(jobs))].generations:
                 engine.abort(generation)
@@ -149,19 +158,15 @@ class Reference:
 
 def check_empty(llm):
     """Nothing of past requests is left in scheduler, executor, device, worker."""
-    stats, executor = llm.stats(), llm._engine.executor
+    stats, executor = llm.stats(), llm.engine.executor
     assert (stats.running, stats.waiting, stats.on_host) == (0, 0, 0)
-    scheduler = llm._engine._scheduler
+    scheduler = llm.engine.scheduler
     assert scheduler.pages.free_ids() == list(range(stats.num_pages))
     assert scheduler.host_pages.free_ids() == list(range(stats.num_host_pages))
-    assert sorted(scheduler._free_slots) == list(range(executor.buckets.slots))
-    assert not scheduler._cohorts._under_way
-    assert not executor._cohorts
-    assert not executor._moves._loads
-    assert not executor._moves._stores
-    assert not executor._failures
-    assert not executor.worker._queue
-    assert executor.worker._thread is None or not executor.worker._thread.is_alive()
+    assert sorted(scheduler.free_slots) == list(range(executor.buckets.slots))
+    assert scheduler.cohorts.num_under_way == 0
+    assert executor.is_idle
+    assert executor.worker.is_idle
 
 
 def draw_load(rng, count, vocab_size, *, longest=40, most=12, kinds=4):

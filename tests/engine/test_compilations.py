@@ -1,10 +1,8 @@
 """After warm-up nothing is compiled, whatever comes; new weights need nothing new either."""
 
-import contextlib
 import dataclasses
 
 import jax
-import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,26 +11,11 @@ from apex_jax import LLM, LlamaConfig, SamplingParams
 from apex_jax.execution.sampler import MODES, SamplingMode
 from apex_jax.models import random_weights
 
+from ..compilations import counted_compilations
 from .hybrid import Restless, check_empty, run, settle, unsettle
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 PROMPT = [5, 17, 40]
-
-
-@contextlib.contextmanager
-def counted():
-    """Yield a list that grows by one with each program that XLA compiles."""
-    found = []
-
-    def listen(event, duration_secs, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            found.append(duration_secs)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +49,10 @@ def mixed(rng):
 
 
 def test_the_count_sees_a_compilation():
-    with counted() as compilations:
+    with counted_compilations() as compilations:
         jax.jit(lambda x: x * 3.0 + 1.0)(jnp.zeros(3))
     assert compilations
-    with counted() as compilations:
+    with counted_compilations() as compilations:
         jnp.zeros(3)
     assert not compilations
 
@@ -89,7 +72,7 @@ def test_nothing_is_compiled_after_warm_up(attention, small, make):
     prompts = [rng.integers(0, 64, rng.integers(1, 91)).tolist() for _ in range(500)]
     params = [mixed(rng) for _ in prompts]
     assert {mode_of(p) for p in params} == set(MODES)
-    with counted() as compilations:
+    with counted_compilations() as compilations:
         for first in range(0, 250, 10):
             llm.generate(prompts[first : first + 10], params[first : first + 10], use_tqdm=False)
         next(llm.stream(prompts[:3], params[:3]))
@@ -97,8 +80,8 @@ def test_nothing_is_compiled_after_warm_up(attention, small, make):
     assert len(outputs) == 250
     assert llm.stats().preemptions > 0
     assert len(compilations) == 0
-    with counted() as compilations:
-        device = llm._engine.executor.device
+    with counted_compilations() as compilations:
+        device = llm.engine.executor.device
         device.runner.decode(np.zeros((3, 2 + device.buckets.table_width), np.int32))
     assert compilations
 
@@ -118,7 +101,7 @@ def test_nothing_is_compiled_after_warm_up_with_a_host_tier(small, make):
     )
     llm.warm_up()
     rng = np.random.default_rng(1)
-    with counted() as compilations:
+    with counted_compilations() as compilations:
         for strategy in ("async_overlap", "layer_sync", "asymmetric_pipelining", "changing"):
             scheduler = settle(llm, "async_overlap" if strategy == "changing" else strategy)
             if strategy == "changing":
@@ -131,8 +114,8 @@ def test_nothing_is_compiled_after_warm_up_with_a_host_tier(small, make):
     stats = llm.stats()
     assert min(stats.host_tokens, stats.evictions, stats.landings) > 10
     assert stats.preemptions > 0
-    with counted() as compilations:
-        llm._engine.executor.worker.warm_up(rows=(5,), width=2, pages=())
+    with counted_compilations() as compilations:
+        llm.engine.executor.worker.warm_up(rows=(5,), width=2, pages=())
     assert compilations
 
 
@@ -147,7 +130,7 @@ class TestNewWeights:
         before = llm.generate(PROMPT, GREEDY, use_tqdm=False)[0].outputs[0].token_ids
         assert before == greedy(PROMPT, 12)
         for other in others:
-            with counted() as compilations:
+            with counted_compilations() as compilations:
                 llm.update_params(other)
                 found = llm.generate(PROMPT, GREEDY, use_tqdm=False)[0].outputs[0].token_ids
             assert len(compilations) == 0

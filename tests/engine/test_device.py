@@ -1,14 +1,17 @@
 """What an engine takes from the kind of device that it runs on."""
 
+import threading
 import time
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from apex_jax import SamplingParams
 from apex_jax.engine.executor_factory import host_device
 from apex_jax.execution.attention_backend import default_dtype
+from apex_jax.tracing.device_clock import DeviceClock
 
 
 @pytest.mark.parametrize(
@@ -42,8 +45,8 @@ def test_a_host_tier_without_the_cpu_backend(monkeypatch):
 def test_since_when_it_is_idle(make, monkeypatch):
     """JAX knows the present alone; while a trace is recorded, the moment at which the last program had ended."""
     llm = make()
-    device = llm._engine.executor.device
-    monkeypatch.setattr(device, "_latest", SimpleNamespace(is_ready=lambda: False))
+    device = llm.engine.executor.device
+    monkeypatch.setattr(type(jnp.zeros(())), "is_ready", lambda array: False)
     assert device.idle_since() is None
     monkeypatch.undo()
     params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
@@ -53,11 +56,12 @@ def test_since_when_it_is_idle(make, monkeypatch):
     with llm.recording() as recorder:
         assert device.idle_since() > before
         llm.generate([5, 17, 40], params, use_tqdm=False)
-        device._clock.finish()
+        for thread in threading.enumerate():
+            if thread.name == "apex-jax-device-clock":
+                thread.join(60)
         ends = [span.end_ns for span in recorder.trace().spans if span.track == "device"]
         assert device.idle_since() == max(ends)
-        # One more that has not been seen to end: what ended before it says nothing.
-        monkeypatch.setattr(device._clock, "_record", lambda program: None)
-        device._ran("decode", device._latest, time.perf_counter_ns())
+        # While one has not been seen to end, what ended before it says nothing.
+        monkeypatch.setattr(DeviceClock, "last_end", lambda clock: None)
         before = time.perf_counter_ns()
         assert device.idle_since() >= before

@@ -245,7 +245,7 @@ class HandWorker:
     losses, num_pages = 0, CAPACITY.host_pages
 
     def __init__(self, clock):
-        self.clock, self.queue, self.observers = clock, [], []
+        self.clock, self.queue, self.results, self.observers = clock, [], {}, []
 
     def attend(self, layer, qkv, table, lengths, deliver, *, tag, wake):
         job = HostJob(kind="attend", layer=layer, rows=len(lengths), tag=tag)

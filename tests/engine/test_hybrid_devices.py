@@ -17,18 +17,18 @@ weights = random_weights(config, 0, "float32")
 device, host = jax.devices()
 llm = LLM.from_params(config, weights, device=device, page_size=16, max_num_seqs=1, max_host_seqs=2,
                       max_num_batched_tokens=16, device_kv_tokens=64, host_kv_bytes=1 << 16, strategy="async_overlap")
-executor = llm._engine.executor
+executor = llm.engine.executor
 
 
 def places():
-    found = {place for layer in executor.worker._layers for place in layer.devices()}
+    found = {place for layer in executor.worker.layers for place in layer.devices()}
     assert found == {host}, found
     found = {place for cache in executor.device.runner.caches for place in cache.devices()}
     assert found == {device}, found
 
 
 places()
-before = executor.worker._layers[0].unsafe_buffer_pointer()
+before = executor.worker.layers[0].unsafe_buffer_pointer()
 rng = np.random.default_rng(0)
 prompts = [rng.integers(0, 64, length).tolist() for length in (3, 20, 9, 33)]
 outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=20, ignore_eos=True), use_tqdm=False)
@@ -40,7 +40,7 @@ stats = llm.stats()
 assert stats.host_tokens > 10 and stats.evictions > 0, stats
 places()
 # Nothing has copied the cache.
-assert executor.worker._layers[0].unsafe_buffer_pointer() == before
+assert executor.worker.layers[0].unsafe_buffer_pointer() == before
 print("right", flush=True)
 """
 

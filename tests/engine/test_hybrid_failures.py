@@ -1,5 +1,6 @@
 """The host fails in every way: the requests it bears on end with the error, the others' tokens stay right."""
 
+import collections
 import dataclasses
 import sys
 import threading
@@ -11,7 +12,7 @@ import pytest
 from apex_jax import SamplingParams
 from apex_jax.scheduler import Decision
 
-from .hybrid import HOST_ROWS, OPTIONS, Reference, check_empty, draw_load, run, settle, unsettle
+from .hybrid import HOST_ROWS, OPTIONS, Reference, beginner, check_empty, draw_load, run, settle, unsettle
 
 STRATEGIES = ("layer_sync", "asymmetric_pipelining", "async_overlap", "fast_lane")
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -41,7 +42,7 @@ def fails_at(original, number, fail):
 
 def break_down(patch, llm, place, number, fail):
     """Let one of the functions that host jobs call fail once."""
-    executor = llm._engine.executor
+    executor = llm.engine.executor
     worker = executor.worker
     if place == "deliver":
         patch.setattr(executor.device, "deliver", fails_at(executor.device.deliver, number, fail))
@@ -57,9 +58,9 @@ def break_down(patch, llm, place, number, fail):
 
         patch.setattr(executor.device, place, function)
     else:
-        programs = vars(worker._programs)
+        programs = vars(worker.programs)
         patch.setattr(
-            worker, "_programs", types.SimpleNamespace(**(programs | {place: fails_at(programs[place], number, fail)}))
+            worker, "programs", types.SimpleNamespace(**(programs | {place: fails_at(programs[place], number, fail)}))
         )
 
 
@@ -152,22 +153,40 @@ def test_the_worker_thread_ends(llm, reference, config, usable, monkeypatch):
 @pytest.mark.parametrize("block", range(3))
 def test_no_thread_can_be_started(block, llm, reference, config, usable, monkeypatch):
     """All requests are served, and none waits on the host for somebody who asks for its pages."""
-    start, executor = threading.Thread.start, llm._engine.executor
-    arrived, fetches = executor.arrived, []
+    start, executor = threading.Thread.start, llm.engine.executor
+    arrived, submit, forget, store = executor.arrived, executor.submit, executor.forget, executor.worker.store
+    fetches, under_way, stores = [], {}, []
 
     def refuse(thread):
         if thread.name == "apex-jax-host":
             raise RuntimeError("can't start new thread")
         start(thread)
 
+    def note(plan):
+        for landing in plan.landings:
+            del under_way[landing.request_id]
+        fetches.extend(plan.fetches)
+        under_way.update((fetch.request_id, fetch) for fetch in plan.fetches)
+        return submit(plan)
+
+    def note_forgotten(request_id):
+        del under_way[request_id]
+        forget(request_id)
+
+    def note_store(*args, **kwargs):
+        stores.append(store(*args, **kwargs))
+        return stores[-1]
+
     def look():
-        fetches.extend(executor._moves._loads)
         ended = arrived()
-        assert ended == list(executor._moves._loads)
-        assert all(job.ended for _, job in executor._moves._stores)
+        assert ended == list(under_way)
+        assert all(job.ended for job in stores)
         return ended
 
     monkeypatch.setattr(executor, "arrived", look)
+    monkeypatch.setattr(executor, "submit", note)
+    monkeypatch.setattr(executor, "forget", note_forgotten)
+    monkeypatch.setattr(executor.worker, "store", note_store)
     before = llm.stats()
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
@@ -217,7 +236,7 @@ def test_the_others_of_the_same_call_lose_nothing(how, strategy, llm, greedy, us
             ends = [[(c.token_ids, c.finish_reason, c.stop_reason) for c in output.outputs] for output in outputs]
             assert all(output.finished for output in outputs)
         else:
-            ends = joined(llm.stream(prompts, params), llm._requests._num_groups, len(prompts))
+            ends = joined(llm.stream(prompts, params))
     whole = failed = 0
     for tokens, completions in zip(expected, ends, strict=True):
         for found, *end in completions:
@@ -234,12 +253,12 @@ def test_the_others_of_the_same_call_lose_nothing(how, strategy, llm, greedy, us
     check_empty(llm)
 
 
-def joined(stream, first, count):
-    """Return for each prompt its two completions' tokens, finish and stop reason; `first` is the first request's id."""
-    ends = [[([], None, None), ([], None, None)] for _ in range(count)]
+def joined(stream):
+    """Return for each prompt its two completions' tokens, finish and stop reason."""
+    ends = collections.defaultdict(lambda: [([], None, None), ([], None, None)])
     for piece in stream:
         (completion,) = piece.outputs
-        of_prompt = ends[int(piece.request_id) - first]
+        of_prompt = ends[int(piece.request_id)]
         found, finish, _ = of_prompt[completion.index]
         assert finish is None
         of_prompt[completion.index] = (
@@ -247,7 +266,7 @@ def joined(stream, first, count):
             completion.finish_reason,
             completion.stop_reason,
         )
-    return ends
+    return [ends[number] for number in sorted(ends)]
 
 
 class Away:
@@ -278,9 +297,9 @@ def test_a_request_fetched_from_lost_pages_does_not_land(llm, usable, monkeypatc
     with monkeypatch.context() as patch:
         # Two layers a request: the third store is of the second request, and takes the first one's pages along.
         break_down(patch, llm, "write", 3, lose)
-        llm._requests.begin(jobs, llm._checked([[5, 17, 40], [3] * 15], GREEDY))
-        while llm._engine.has_unfinished:
-            llm._engine.step()
+        beginner(llm)(jobs, [[5, 17, 40], [3] * 15], GREEDY)
+        while llm.engine.has_unfinished:
+            llm.engine.step()
     assert [job.generations[0].host_error for job in jobs] == [error, error]
     check_empty(llm)
 
@@ -294,9 +313,9 @@ def test_a_loss_that_nobody_was_left_to_hear_of_does_not_reach_the_next(llm, gre
     with monkeypatch.context() as patch:
         break_down(patch, llm, "write", 1, lose)
         jobs = []
-        llm._requests.begin(jobs, llm._checked([5, 17, 40], GREEDY))
-        engine = llm._engine
-        while not engine._scheduler.evictions:
+        beginner(llm)(jobs, [5, 17, 40], GREEDY)
+        engine = llm.engine
+        while not engine.scheduler.evictions:
             engine.step()
         engine.abort(jobs[0].generations[0])
     assert engine.executor.worker.losses > 0

@@ -82,26 +82,30 @@ def stream_again_and_again(llm):
 
 PLACES = [
     *(("executor", name) for name in ("submit", "fetch", "arrived", "take_failures", "rest", "_hand_over", "_await")),
-    *(("executor", name) for name in ("_depart", "_note")),
+    *(("executor", name) for name in ("_depart",)),
     *(("moves", name) for name in ("evict", "fetch", "land")),
     *(("device", name) for name in ("board", "boundary", "attend", "gather", "scatter", "deliver", "sample")),
-    *(("worker", name) for name in ("attend", "store", "load", "join", "stop", "_submit", "_run_next", "_change")),
+    *(("worker", name) for name in ("attend", "store", "load", "join", "stop", "observers")),
+    *(("worker", name) for name in ("_submit", "_run_next", "_change")),
 ]
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: ".".join(place))
 def test_an_interrupt_around_any_call(place, after, llm, usable, monkeypatch):
-    executor = llm._engine.executor
-    owners = {"moves": executor._moves, "device": executor.device, "worker": executor.worker}
+    executor = llm.engine.executor
+    owners = {"moves": executor.moves, "device": executor.device, "worker": executor.worker}
     owner = owners.get(place[0], executor)
     for number, strategy in enumerate(STRATEGIES):
         rng = np.random.default_rng(number)
         unsettle(settle(llm, strategy), rng, chance=0.2)
         with monkeypatch.context() as patch:
-            patch.setattr(owner, place[1], raising_at(1 + number, after, getattr(owner, place[1]), KeyboardInterrupt()))
-            if place[1] == "_note":
-                patch.setattr(executor.worker, "observers", [executor._note])
+            if place[1] == "observers":
+                (observer,) = owner.observers
+                patch.setattr(owner, "observers", [raising_at(1 + number, after, observer, KeyboardInterrupt())])
+            else:
+                broken = raising_at(1 + number, after, getattr(owner, place[1]), KeyboardInterrupt())
+                patch.setattr(owner, place[1], broken)
             with pytest.raises(KeyboardInterrupt):
                 generate_again_and_again(llm)
         check_empty(llm)
@@ -139,7 +143,7 @@ def test_a_traced_interrupt_at_any_line(seed, llm, usable):
 
 
 def test_a_second_interrupt_while_the_worker_is_emptied(llm, usable, monkeypatch):
-    executor = llm._engine.executor
+    executor = llm.engine.executor
     for name in ("discard", "stop"):
         settle(llm, "async_overlap")
         with monkeypatch.context() as patch:
@@ -158,7 +162,7 @@ def test_a_closed_stream_leaves_no_thread(llm, usable):
     for strategy in STRATEGIES:
         settle(llm, strategy)
         stream = llm.stream(PROMPTS, LONG)
-        while not llm._engine._scheduler.num_on_host:
+        while not llm.engine.scheduler.num_on_host:
             next(stream)
         stream.close()
         check_empty(llm)
@@ -171,7 +175,7 @@ def test_a_stream_that_nobody_reads_leaves_no_thread_for_long(llm, usable, monke
     before = set(threading.enumerate())
     settle(llm, "async_overlap")
     stream = llm.stream(PROMPTS, LONG)
-    while not llm._engine._scheduler.num_on_host:
+    while not llm.engine.scheduler.num_on_host:
         next(stream)
     for thread in set(threading.enumerate()) - before:
         thread.join(60)

@@ -75,14 +75,12 @@ PLACES = [
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place[1])
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("the device is lost")], ids=["key", "device"])
 def test_an_exception_anywhere(error, place, after, llm, usable, monkeypatch):
-    engine = llm._engine
+    engine = llm.engine
     executor = engine.executor
-    owner = {"executor": executor, "device": executor.device, "scheduler": engine._scheduler, "engine": engine}[
-        place[0]
-    ]
+    owner = {"executor": executor, "device": executor.device, "scheduler": engine.scheduler, "engine": engine}[place[0]]
     for call in (1, 2):
         with monkeypatch.context() as patch:
-            owner = engine._scheduler if place[0] == "scheduler" else owner
+            owner = engine.scheduler if place[0] == "scheduler" else owner
             patch.setattr(owner, place[1], raising_at((call, after), error, getattr(owner, place[1])))
             # What is left behind is only aborted by the next call.
             with pytest.raises((type(error), RuntimeError)):
@@ -127,7 +125,7 @@ def traced(trace, function):
 
 
 def test_a_second_interrupt_while_the_engine_is_being_emptied(llm, usable, monkeypatch):
-    executor = llm._engine.executor
+    executor = llm.engine.executor
     with monkeypatch.context() as patch:
         patch.setattr(executor, "fetch", raising_at((3, True), KeyboardInterrupt(), executor.fetch))
         patch.setattr(executor, "reset", raising_at((1, False), KeyboardInterrupt(), executor.reset))
@@ -136,7 +134,7 @@ def test_a_second_interrupt_while_the_engine_is_being_emptied(llm, usable, monke
 
 
 def test_an_interrupted_warm_up(llm, usable, monkeypatch):
-    runner = llm._engine.executor.device.runner
+    runner = llm.engine.executor.device.runner
     programs = runner.programs
     broken = raising_at((2, True), KeyboardInterrupt(), programs.decode_step)
     with monkeypatch.context() as patch:
@@ -171,16 +169,16 @@ class TestIterators:
         dropped = llm.stream([[1, 2]], LONG)
         next(dropped)
         streams = [dropped]
-        schedule = llm._engine._scheduler._schedule_decode
+        policy = llm.engine.scheduler.policy
 
-        def collecting(new_pages):
-            rows = schedule(new_pages)
-            streams.clear()
-            return rows
+        class Collecting:
+            def decide(self, situation):
+                streams.clear()
+                return policy.decide(situation)
 
         del dropped
         with monkeypatch.context() as patch:
-            patch.setattr(llm._engine._scheduler, "_schedule_decode", collecting)
+            patch.setattr(llm.engine.scheduler, "policy", Collecting())
             llm.generate(PROMPTS, GREEDY, use_tqdm=False)
 
 
@@ -190,7 +188,7 @@ def test_a_failure_reaches_every_caller(llm, usable, monkeypatch):
     for stream in streams:
         next(stream)
     with monkeypatch.context() as patch:
-        patch.setattr(llm._engine.executor, "fetch", raising_at((1, False), error, llm._engine.executor.fetch))
+        patch.setattr(llm.engine.executor, "fetch", raising_at((1, False), error, llm.engine.executor.fetch))
         with pytest.raises(RuntimeError, match="device is lost"):
             llm.generate(PROMPTS, GREEDY, use_tqdm=False)
     for stream in streams:
@@ -202,11 +200,14 @@ def test_a_failure_reaches_every_caller(llm, usable, monkeypatch):
 def test_a_failure_of_work_that_nobody_wants_any_more_hurts_nobody(llm, usable, monkeypatch):
     """The last plan of a call holds rows of requests that have ended; its failure is not the next caller's."""
     llm.generate(PROMPTS, GREEDY, use_tqdm=False)
+    executor, stale = llm.engine.executor, []
+    submit, fetch = executor.submit, executor.fetch
     stream = llm.stream(PROMPTS, LONG)
-    next(stream)
+    with monkeypatch.context() as patch:
+        patch.setattr(executor, "submit", lambda plan: (stale.append(plan), submit(plan))[1])
+        patch.setattr(executor, "fetch", lambda submitted: (stale.remove(submitted.plan), fetch(submitted))[1])
+        next(stream)
     stream.close()
-    stale = [submitted.plan for submitted in llm._engine._pending]
-    fetch = llm._engine.executor.fetch
 
     def failing(submitted):
         assert submitted.plan not in stale
@@ -214,7 +215,7 @@ def test_a_failure_of_work_that_nobody_wants_any_more_hurts_nobody(llm, usable, 
 
     assert stale
     with monkeypatch.context() as patch:
-        patch.setattr(llm._engine.executor, "fetch", failing)
+        patch.setattr(executor, "fetch", failing)
         llm.generate(PROMPTS, GREEDY, use_tqdm=False)
 
 
@@ -282,21 +283,29 @@ class TestThreads:
         assert len(waits) == 100
         assert max(waits) < 10
 
-    def test_an_interrupt_while_a_lock_is_taken_leaves_it_free(self):
-        lock = FairLock()
+    def test_an_interrupt_while_a_lock_is_taken_leaves_it_free(self, monkeypatch):
+        interrupts = iter([True])
 
         class Interrupting:
+            """A lock that is left with an interrupt, once."""
+
+            def __init__(self, make=threading.RLock):
+                self.lock = make()
+                self.acquire, self.release = self.lock.acquire, self.lock.release
+
             def __enter__(self):
-                pass
+                return self.lock.__enter__()
 
             def __exit__(self, *_):
-                raise KeyboardInterrupt
+                self.lock.release()
+                if next(interrupts, False):
+                    raise KeyboardInterrupt
 
-        turn = lock._turn
-        vars(lock)["_turn"] = Interrupting()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading, "RLock", Interrupting)
+            lock = FairLock()
         with pytest.raises(KeyboardInterrupt):
             lock.__enter__()
-        lock._turn = turn
         thread = threading.Thread(target=lock.__enter__, daemon=True)
         thread.start()
         thread.join(timeout=20)

@@ -60,7 +60,7 @@ def test_streaming_read_reads_every_word():
     if bench.native_library.load() is None:
         pytest.skip("apex_jax was installed without a compiler")
     words = np.random.default_rng(0).integers(0, 2**64, (3 << 20) // 8 + 96, np.uint64)
-    low, high = np.asarray(bench._stream_reader()(jnp.asarray(words.view(np.uint32)))).tolist()
+    low, high = np.asarray(bench.stream_reader()(jnp.asarray(words.view(np.uint32)))).tolist()
     assert low + (high << 32) == np.bitwise_xor.reduce(words)
 
 
@@ -76,8 +76,8 @@ def test_streaming_read_without_the_native_library_reads_everything_with_all_cor
     data[-1] = 7
     both = threading.Barrier(2)
     monkeypatch.setattr(bench.os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(bench, "_largest", largest)
-    assert bench._read_with_numpy(data) == 7
+    monkeypatch.setattr(bench, "largest", largest)
+    assert bench.read_with_numpy(data) == 7
     assert len(threads) == 2
     monkeypatch.undo()
     monkeypatch.setattr(bench.native_library, "load", lambda: None)

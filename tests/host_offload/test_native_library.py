@@ -13,11 +13,11 @@ from .host_problems import make
 @pytest.fixture
 def fresh(monkeypatch):
     """Nothing loaded yet."""
-    for function in (native_library.load, native_library._open):
+    for function in (native_library.load, native_library.open_library):
         function.cache_clear()
     yield monkeypatch
     monkeypatch.undo()
-    for function in (native_library.load, native_library._open):
+    for function in (native_library.load, native_library.open_library):
         function.cache_clear()
 
 

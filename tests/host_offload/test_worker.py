@@ -5,6 +5,7 @@ import ctypes
 import itertools
 import sys
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ import pytest
 
 from apex_jax.host_offload import HostKVConfig, HostWorker, allocate, native_attention_available
 from apex_jax.host_offload import worker as worker_module
+
+from ..compilations import counted_compilations
 
 LAYERS, HEADS, KV_HEADS, WIDTH, PAGE, PAGES = 2, 4, 2, 16, 16, 8
 ONE_PAGE = np.array([3], np.int32)
@@ -53,6 +56,13 @@ class Gate:
         self.asked.set()
         assert self.open.wait(60)
         return self.array
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 def tiles(rng, count=1):
@@ -181,18 +191,18 @@ class TestThread:
         monkeypatch.setattr(worker_module, "IDLE_SECONDS", 0.01)
         worker.wait(worker.load(0, ONE_PAGE, np.copy))
         for _ in range(3):
-            thread = worker._thread
+            thread = worker.thread
             if thread is not None:
                 thread.join(60)
                 assert not thread.is_alive()
-            assert worker._thread is None
+            assert worker.thread is None
             worker.wait(worker.load(0, ONE_PAGE, np.copy))
 
     def test_stop_runs_what_is_queued_and_a_later_job_starts_another(self, worker, rng):
         for _ in range(3):
             content = tiles(rng)
             jobs = [worker.store(0, lambda content=content: content, ONE_PAGE) for _ in range(5)]
-            thread = worker._thread
+            thread = worker.thread
             worker.stop()
             assert thread is not None
             assert not thread.is_alive()
@@ -243,9 +253,9 @@ class TestThread:
         ]
         # The thread that the next one starts comes to what was left as well, and nobody else does.
         last = worker.load(0, ONE_PAGE, np.copy)
-        assert worker._thread is not None
+        assert worker.thread is not None
         worker.catch_up()
-        behind._news.get(timeout=60)
+        wait_until(lambda: behind.ended)
         np.testing.assert_array_equal(worker.wait(behind), contents[-1])
         np.testing.assert_array_equal(worker.wait(last), contents[-1])
 
@@ -314,9 +324,9 @@ class TestErrors:
             kv.delete()
             raise MemoryError("out of main memory")
 
-        broken = worker_module.HostPrograms(**(vars(worker._programs) | {kind: losing}))
+        broken = worker_module.HostPrograms(**(vars(worker.programs) | {kind: losing}))
         with monkeypatch.context() as patch:
-            patch.setattr(worker, "_programs", broken)
+            patch.setattr(worker, "programs", broken)
             if kind == "attend":
                 job = worker.attend(1, lambda: packed, TABLE, np.zeros(2, np.int32), np.copy)
             else:
@@ -342,7 +352,7 @@ class TestErrors:
         fatal = worker.store(0, ending, np.array([1], np.int32))
         assert gate.asked.wait(60)
         behind = worker.store(0, lambda: content, ONE_PAGE)
-        thread = worker._thread
+        thread = worker.thread
         gate.open.set()
         thread.join(60)
         with pytest.raises(RuntimeError, match="a thread ended in a host job: SystemExit") as caught:
@@ -362,7 +372,7 @@ class TestErrors:
 
         def strike():
             while not over.wait(rng.uniform(0, 2e-4)):
-                thread = worker._thread
+                thread = worker.thread
                 if thread is not None and thread.is_alive():
                     send(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
                     struck[0] += 1
@@ -424,8 +434,11 @@ class TestErrors:
         gate.open.set()
         worker.discard()
         # Were it still stopping, each job would need a new thread.
+        monkeypatch.setattr(worker_module, "IDLE_SECONDS", 60)
         worker.wait(worker.load(0, ONE_PAGE, np.copy))
-        assert not worker._stopping
+        thread = worker.thread
+        worker.wait(worker.load(0, ONE_PAGE, np.copy))
+        assert worker.thread is thread is not None
 
 
 def test_warm_up_compiles_all_shapes_and_changes_no_page(worker, rng):
@@ -434,24 +447,25 @@ def test_warm_up_compiles_all_shapes_and_changes_no_page(worker, rng):
     worker.wait(worker.store(0, lambda: content, every))
     worker.warm_up(rows=(2, 3), width=2, pages=(1, 2, PAGES))
     np.testing.assert_array_equal(worker.wait(worker.load(0, every, np.copy)), content)
-    programs = worker._programs
-    before = [program._cache_size() for program in (programs.attend, programs.write, programs.read)]
     packed, table, none = heads(rng, 3), np.zeros((3, 2), np.int32), np.zeros(3, np.int32)
-    worker.wait(worker.attend(1, lambda: packed, table, none, np.copy))
-    for count in (1, 2):
-        pages = every[:count]
-        worker.wait(worker.store(1, lambda pages=pages: content[pages], pages))
-        worker.wait(worker.load(1, pages, np.copy))
-    assert [program._cache_size() for program in (programs.attend, programs.write, programs.read)] == before
+    with counted_compilations() as compilations:
+        worker.wait(worker.attend(1, lambda: packed, table, none, np.copy))
+        for count in (1, 2):
+            pages = every[:count]
+            worker.wait(worker.store(1, lambda pages=pages: content[pages], pages))
+            worker.wait(worker.load(1, pages, np.copy))
+        assert not compilations
+        worker.wait(worker.load(1, every[:7], np.copy))
+        assert compilations
 
 
 def test_the_pages_stay_on_their_device(worker, rng):
     """Programs that take the pages must not move them to another device, JAX's default one."""
-    assert all(layer.committed for layer in worker._layers)
+    assert all(layer.committed for layer in worker.layers)
     for layer in range(LAYERS):
         worker.wait(worker.store(layer, lambda: tiles(rng), ONE_PAGE))
-    assert {device for layer in worker._layers for device in layer.devices()} == {jax.devices("cpu")[0]}
-    assert all(layer.committed for layer in worker._layers)
+    assert {device for layer in worker.layers for device in layer.devices()} == {jax.devices("cpu")[0]}
+    assert all(layer.committed for layer in worker.layers)
     assert worker.page_bytes == KV_HEADS * 2 * PAGE * WIDTH * 4
 
 

@@ -52,7 +52,7 @@ class VirtualMachine:
 
     def submit(self, plan):
         load = Load.of(plan, self.model.profile.page_size)
-        self._check(plan)
+        self.check(plan)
         predicted, self.clock_state = self.model.predict(plan, self.clock_state)
         self.end = max(self.end, self.now) + predicted.iteration_s
         for cohort in load.cohorts:
@@ -75,7 +75,7 @@ class VirtualMachine:
     def wait_for_fetch(self):
         pass
 
-    def _check(self, plan):
+    def check(self, plan):
         """What a real executor would stumble over."""
         page, buckets = self.model.profile.page_size, self.buckets
         for change in (*plan.new_pages, *plan.new_host_pages):

@@ -69,12 +69,12 @@ def assert_all_within(figure):
 
 @pytest.mark.parametrize("ms", [0.3, 90.0, 70_000.0])
 def test_times_per_token(workload_runs, ms):
-    assert_all_within(figures._time_per_token(workload_runs(ms, 1.0)))
+    assert_all_within(figures.time_per_token(workload_runs(ms, 1.0)))
 
 
 @pytest.mark.parametrize("ratio", [0.1, 1.0, 40.0])
 def test_throughput(workload_runs, ratio):
-    figure = figures._throughput(workload_runs(1.0, ratio))
+    figure = figures.throughput(workload_runs(1.0, ratio))
     for axis in figure.axes:
         low, high = axis.get_ylim()
         tops = [bar.get_height() for bar in axis.patches if bar.get_label() == "_nolegend_" and bar.get_width() < 1]
@@ -90,7 +90,7 @@ def test_decoding_for_ever(ratio):
         for machine in MACHINES
         for host in (5.0, 290.0)
     ]
-    assert_all_within(figures._steady_decode(decoding))
+    assert_all_within(figures.steady_decode(decoding))
 
 
 def test_claims_are_drawn_on_one_scale():
@@ -99,7 +99,7 @@ def test_claims_are_drawn_on_one_scale():
         Gain(machine="T4", setup=setup, workload="long", over="device_only", percent=percent)
         for setup, percent in ((NOMINAL, 0.0), (NOMINAL, 1208.0), ("slow", -20.0), ("fast", 1900.0))
     ]
-    figure = figures._claims([compare(claim, gains) for claim in CLAIMS])
+    figure = figures.claims([compare(claim, gains) for claim in CLAIMS])
     assert_all_within(figure)
     (axis,) = figure.axes
     ends = [axis.transData.transform((1 + gain / 100, 0))[0] for gain in (0, 100, 300, 700)]
@@ -123,7 +123,7 @@ def test_lines_that_coincide_are_both_seen(run):
         for output in SWEEP[machine][1]
         for name in SWEPT
     ]
-    figure = figures._gain_over_output(sweep)
+    figure = figures.gain_over_output(sweep)
     for axis in figure.axes:
         axis.get_legend().remove()
     assert_all_within(figure)

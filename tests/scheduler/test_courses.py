@@ -151,7 +151,7 @@ class TestRiding:
         course = Course("layer_sync", 64, 64, rests=True)
         assert riding(course, self.HERE, slow, begins=False).lanes == ()
         assert riding(course, replace(self.HERE, prefill_tokens=1), slow, begins=True).lanes == (30,)
-        assert riding(course._replace(rests=False), self.HERE, slow, begins=False).lanes == (30,)
+        assert riding(Course("layer_sync", 64, 64), self.HERE, slow, begins=False).lanes == (30,)
 
 
 class TestRoster:

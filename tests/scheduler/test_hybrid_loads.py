@@ -230,10 +230,10 @@ def test_random_loads(load, spare, host_pages, slots, host_slots, layers, budget
             break
     assert not alive
     assert not scheduler.has_unfinished
-    assert not scheduler._cohorts._under_way
+    assert scheduler.cohorts.num_under_way == 0
     assert scheduler.pages.free_ids() == list(range(num_pages))
     assert scheduler.host_pages.free_ids() == list(range(host_pages))
-    assert sorted(scheduler._free_slots) == list(range(slots + host_slots))
+    assert sorted(scheduler.free_slots) == list(range(slots + host_slots))
     for i, request in ended.items():
         assert request.output == [token_of(i, step) for step in range(min(load[i][2:4]))]
 

@@ -467,4 +467,4 @@ class TestMidToken:
             run.step()
             taken = [request.slot for request in run.requests.values() if request.slot is not None]
             assert len(set(taken)) == len(taken) <= 5
-        assert sorted(run.scheduler._free_slots) == list(range(5))
+        assert sorted(run.scheduler.free_slots) == list(range(5))

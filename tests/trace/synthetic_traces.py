@@ -42,13 +42,13 @@ class Walk:
             if stage.cohort is not None:
                 where["cohort"] = stage.cohort
                 if stage.boundary > 0:
-                    self._wait(stage.cohort, stage.boundary - 1)
-            self._on_device("layer" if stage.boundary < plan.num_layers else "head", LAYER, **where)
+                    self.wait(stage.cohort, stage.boundary - 1)
+            self.on_device("layer" if stage.boundary < plan.num_layers else "head", LAYER, **where)
             if stage.boundary < plan.num_layers:
                 if stage.cohort is not None:
-                    self._on_host(stage.cohort, stage.boundary, rows[stage.cohort])
+                    self.on_host(stage.cohort, stage.boundary, rows[stage.cohort])
                 if stage.device:
-                    self._on_device("attention", ATTENTION, layer=stage.boundary, rows=len(plan.decode))
+                    self.on_device("attention", ATTENTION, layer=stage.boundary, rows=len(plan.decode))
         record("device", ITERATION, begin, self.device, iteration=plan.number, strategy=plan.strategy)
         # Python is one iteration ahead: it reads the tokens of the iteration before.
         if begin > self.python:
@@ -57,17 +57,17 @@ class Walk:
         record("python", "update", self.python, self.python + UPDATE, iteration=plan.number)
         self.python += UPDATE
 
-    def _on_device(self, name, duration, **where):
+    def on_device(self, name, duration, **where):
         self.recorder.span("device", name, self.device, self.device + duration, **where)
         self.device += duration
 
-    def _wait(self, cohort, layer):
+    def wait(self, cohort, layer):
         ready = self.ready.pop(cohort, 0)
         if ready > self.device:
             self.recorder.span("waits", "device waits", self.device, ready, cohort=cohort, layer=layer)
             self.device = ready
 
-    def _on_host(self, cohort, layer, rows):
+    def on_host(self, cohort, layer, rows):
         record, where = self.recorder.span, {"layer": layer, "cohort": cohort, "rows": rows}
         arrives = self.device + HOP
         record("transfers", "to host", self.device, arrives, **where)

@@ -1,6 +1,7 @@
 """The device's clock: spans of programs in order, with a thread of its own or without."""
 
 import threading
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
@@ -35,3 +36,15 @@ def test_programs_are_recorded_in_order(threads, monkeypatch, caplog):
     assert iteration.begin_ns == 1
     assert clock.last_end() == iteration.end_ns
     assert len(caplog.records) == (0 if threads else 1)
+
+
+def test_the_last_end_is_not_known_while_a_program_runs():
+    clock, ended = DeviceClock(Recorder()), threading.Event()
+    clock.note("layer", jnp.ones(4), 1)
+    clock.finish()
+    assert clock.last_end() is not None
+    clock.note("layer", SimpleNamespace(block_until_ready=lambda: ended.wait(60)), 2)
+    assert clock.last_end() is None
+    ended.set()
+    clock.finish()
+    assert clock.last_end() > 2
