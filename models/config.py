@@ -4,8 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from ..files.bounded_json import listed, shown
 from .loading import checks
 from .rope import RopeConfig
+
+MOST_LAYERS = 10_000
+"""Far beyond any model; each has a dozen tensors that are looked for by name."""
 
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
@@ -73,8 +77,8 @@ class LlamaConfig:
         eos_token_ids: any of them ends a generation.
 
     Raises:
-        ValueError: a value of the wrong type, a size below 1, heads that do not divide, an odd H, or a token id outside
-            of V.
+        ValueError: a value of the wrong type, a size below 1 or beyond int32, more layers than `MOST_LAYERS`, heads
+            that do not divide, an odd H, or a token id outside of V.
     """
 
     vocab_size: int
@@ -96,11 +100,12 @@ class LlamaConfig:
     def __post_init__(self):
         for name in (*_REQUIRED, "num_key_value_heads", "head_dim", "max_position_embeddings"):
             checks.integer(name, getattr(self, name))
+        checks.integer("num_hidden_layers", self.num_hidden_layers, most=MOST_LAYERS)
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             checks.truth(name, getattr(self, name))
         checks.number("rms_norm_eps", self.rms_norm_eps)
         if not isinstance(self.rope, RopeConfig):
-            raise ValueError(f"rope must be a RopeConfig, got {self.rope!r}")
+            raise ValueError(f"rope must be a RopeConfig, got {shown(self.rope)}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_key_value_heads must divide num_attention_heads={self.num_attention_heads}, "
@@ -183,10 +188,10 @@ def _refuse_unknown(config: Mapping[str, Any]) -> None:
     """Refuse what would change the computation without being implemented: silence would give wrong logits."""
     own = {field.name for field in dataclasses.fields(LlamaConfig)} - {"rope", "eos_token_ids"}
     known = {*own, "eos_token_id", *_READ_BY_ROPE, *_FIXED, *_IRRELEVANT}
-    problems = [f"{name} = {config[name]!r} is unknown" for name in sorted(set(config) - known)]
+    problems = [f"{name} = {shown(config[name])} is unknown" for name in sorted(set(config) - known)]
     for name, allowed in _FIXED.items():
         if name in config and config[name] not in allowed:
             options = " or ".join(repr(value) for value in allowed)
-            problems.append(f"{name} = {config[name]!r}, only {options} is implemented")
+            problems.append(f"{name} = {shown(config[name])}, only {options} is implemented")
     if problems:
-        raise ValueError(f"model configuration not implemented: {'; '.join(problems)}")
+        raise ValueError(f"model configuration not implemented: {listed(problems, '; ')}")

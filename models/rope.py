@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..files.bounded_json import listed, shown
 from .loading import checks
 
 _REQUIRED_OF_TYPE = {
@@ -69,7 +70,9 @@ class RopeConfig:
 
     def __post_init__(self):
         if self.rope_type not in ROPE_TYPES:
-            raise ValueError(f"RoPE type {self.rope_type!r} is not implemented; implemented: {', '.join(ROPE_TYPES)}")
+            raise ValueError(
+                f"RoPE type {shown(self.rope_type)} is not implemented; implemented: {', '.join(ROPE_TYPES)}"
+            )
         missing = [name for name in _REQUIRED_OF_TYPE[self.rope_type] if getattr(self, name) is None]
         if missing:
             raise ValueError(f"RoPE type {self.rope_type!r} needs {', '.join(missing)}")
@@ -77,7 +80,7 @@ class RopeConfig:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name not in known and value is not None:
-                raise ValueError(f"RoPE type {self.rope_type!r} has no setting {field.name} (got {value!r})")
+                raise ValueError(f"RoPE type {self.rope_type!r} has no setting {field.name} (got {shown(value)})")
         self._check_values()
 
     def _check_values(self) -> None:
@@ -117,17 +120,17 @@ class RopeConfig:
         settings = dict(_settings(config))
         rope_type = settings.get("rope_type", settings.get("type")) or "default"
         if rope_type not in ROPE_TYPES:
-            raise ValueError(f"RoPE type {rope_type!r} is not implemented; implemented: {', '.join(ROPE_TYPES)}")
+            raise ValueError(f"RoPE type {shown(rope_type)} is not implemented; implemented: {', '.join(ROPE_TYPES)}")
         theta = _first(settings.get("rope_theta"), config.get("rope_theta"), 10_000.0)
         rotated = settings.get("partial_rotary_factor", config.get("partial_rotary_factor"))
         if rotated not in (None, 1, 1.0):
-            raise ValueError(f"RoPE partial_rotary_factor {rotated!r} is not implemented, only 1")
+            raise ValueError(f"RoPE partial_rotary_factor {shown(rotated)} is not implemented, only 1")
         settings.pop("partial_rotary_factor", None)
         for label in _LABELS:
             settings.pop(label, None)
         unknown = sorted(set(settings) - {name for names in _FIELDS_OF_TYPE.values() for name in names})
         if unknown:
-            raise ValueError(f"RoPE settings not implemented: {', '.join(unknown)}")
+            raise ValueError(f"RoPE settings not implemented: {listed(unknown)}")
 
         longest = checks.integer("max_position_embeddings", _first(config.get("max_position_embeddings"), 2048))
         if "original_max_position_embeddings" in _FIELDS_OF_TYPE[rope_type]:

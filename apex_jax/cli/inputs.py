@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
+from ..files.bounded_json import parse_json
 from ..sampling_params import SamplingParams
 from .errors import UserError, as_user_errors
 
@@ -82,7 +82,7 @@ def _parse(lines: Iterable[str], file: str, params: SamplingParams) -> list[Task
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                tasks.append(_task(json.loads(line), params))
+                tasks.append(_task(parse_json(line), params))
             except (TypeError, ValueError) as error:
                 raise UserError(f"{_label(file)}, line {number}: {error}") from error
     return tasks

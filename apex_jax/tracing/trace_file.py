@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ..files.bounded_json import parse_json, read_text, shown
+
 Track = Literal["device", "host", "transfers", "waits", "python"]
 Value = int | float | str | None
 
@@ -21,6 +23,8 @@ TRACKS: tuple[Track, ...] = get_args(Track)
 FORMAT = "apex_jax trace 1"
 PROCESS = "apex_jax"
 _PROCESS_ID = 1
+_MOST_BYTES = 1 << 30
+_MOST_MICROSECONDS = 1e15
 _ARTICLE = {int: "an integer", str: "a string", dict: "an object", list: "a list"}
 
 
@@ -177,20 +181,24 @@ def load(path: str | os.PathLike[str]) -> Trace:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, most_bytes=_MOST_BYTES)
     except UnicodeDecodeError as error:
         raise TraceError(f"{path} is not a text file; {_EXPECTED}") from error
+    except ValueError as error:
+        raise TraceError(f"{path} cannot be read: {error}") from error
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except json.JSONDecodeError as error:
         if text.startswith('{"displayTimeUnit"') and not text.rstrip().endswith("]}"):
             raise TraceError(f"{path} is truncated: it ends in line {text.count(chr(10)) + 1} without `]}}`") from error
         raise TraceError(f"{path} is not JSON (line {error.lineno}: {error.msg}); {_EXPECTED}") from error
+    except ValueError as error:
+        raise TraceError(f"{path} is damaged: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("otherData"), dict):
         raise TraceError(f"{path} was not written by apex-jax: it has no `otherData`; {_EXPECTED}")
     if content["otherData"].get("format") != FORMAT:
         found = content["otherData"].get("format")
-        raise TraceError(f"{path} has the format {found!r}; only {FORMAT!r} is understood; {_EXPECTED}")
+        raise TraceError(f"{path} has the format {shown(found)}; only {FORMAT!r} is understood; {_EXPECTED}")
     try:
         return _decode(content)
     except _Damaged as error:
@@ -211,7 +219,7 @@ def _decode(content: dict[str, Any]) -> Trace:
     for number, event in enumerate(_field(content, "traceEvents", list, "the file")):
         where = f"event {number}"
         if not isinstance(event, dict):
-            raise _Damaged(f"{where} is {event!r}, not an object")
+            raise _Damaged(f"{where} is {shown(event)}, not an object")
         phase = event.get("ph")
         if phase == "X":
             begin = origin + _nanoseconds(event, "ts", where)
@@ -222,7 +230,7 @@ def _decode(content: dict[str, Any]) -> Trace:
         elif phase == "i":
             instants.append(Instant(at_ns=origin + _nanoseconds(event, "ts", where), **_common(event, where)))
         elif phase != "M":
-            raise _Damaged(f"{where} has `ph` {phase!r}; 'X', 'i' and 'M' are understood")
+            raise _Damaged(f"{where} has `ph` {shown(phase)}; 'X', 'i' and 'M' are understood")
     return Trace(
         spans=tuple(spans),
         instants=tuple(instants),
@@ -235,7 +243,7 @@ def _decode(content: dict[str, Any]) -> Trace:
 def _common(event: dict[str, Any], where: str) -> dict[str, Any]:
     track = event.get("cat")
     if track not in TRACKS:
-        raise _Damaged(f"{where} has the track {track!r}; the tracks are {', '.join(TRACKS)}")
+        raise _Damaged(f"{where} has the track {shown(track)}; the tracks are {', '.join(TRACKS)}")
     # Names recur thousands of times.
     name = sys.intern(_field(event, "name", str, where))
     return {"track": track, "name": name, "args": _field(event, "args", dict, where)}
@@ -244,12 +252,14 @@ def _common(event: dict[str, Any], where: str) -> dict[str, Any]:
 def _nanoseconds(event: dict[str, Any], key: str, where: str) -> int:
     microseconds = event.get(key)
     if isinstance(microseconds, bool) or not isinstance(microseconds, int | float):
-        raise _Damaged(f"{where} has a `{key}` of {microseconds!r}, not a number")
+        raise _Damaged(f"{where} has a `{key}` of {shown(microseconds)}, not a number")
+    if not abs(microseconds) <= _MOST_MICROSECONDS:
+        raise _Damaged(f"{where} has a `{key}` of {microseconds:g}; the largest is {_MOST_MICROSECONDS:g}")
     return round(1000 * microseconds)
 
 
 def _field(holder: dict[str, Any], key: str, kind: type, where: str) -> Any:
     value = holder.get(key)
     if not isinstance(value, kind):
-        raise _Damaged(f"{where} has a `{key}` of {value!r}, not {_ARTICLE[kind]}")
+        raise _Damaged(f"{where} has a `{key}` of {shown(value)}, not {_ARTICLE[kind]}")
     return value

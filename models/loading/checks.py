@@ -4,16 +4,27 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ...files.bounded_json import shown
 
-def integer(name: str, value: Any, *, least: int = 1) -> int:
+MOST = 2**31 - 1
+"""Of a size or a token id: what int32 holds, in which devices count."""
+
+_LEAST_REAL, _MOST_REAL = 2.0**-126, 3.4e38
+"""Beside 0, what float32 holds, in which devices compute."""
+
+
+def integer(name: str, value: Any, *, least: int = 1, most: int = MOST) -> int:
     """Return a whole number.
 
     Raises:
-        ValueError: it is something else, or below `least`.
+        ValueError: it is something else, below `least` or above `most`.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    whole = not isinstance(value, bool) and isinstance(value, int)
+    if not whole or value < least:
         wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"
-        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+        raise ValueError(f"{name} must be {wanted}, got {shown(value)}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most:,}, got {shown(value)}")
     return value
 
 
@@ -21,12 +32,14 @@ def number(name: str, value: Any, *, zero: bool = False) -> float:
     """Return a finite positive number; 0 is allowed with `zero`.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it is something else, or more or less than float32 can hold.
     """
     real = not isinstance(value, bool) and isinstance(value, int | float)
-    if not real or not math.isfinite(value) or not (value > 0 or (zero and value == 0)):
+    if not real or not (value > 0 or (zero and value == 0)) or value == math.inf:
         wanted = "a finite number of at least 0" if zero else "a finite positive number"
-        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+        raise ValueError(f"{name} must be {wanted}, got {shown(value)}")
+    if value and not _LEAST_REAL <= value <= _MOST_REAL:
+        raise ValueError(f"{name} must lie between {_LEAST_REAL:.3g} and {_MOST_REAL:g}, got {shown(value)}")
     return float(value)
 
 
@@ -37,7 +50,7 @@ def truth(name: str, value: Any) -> bool:
         ValueError: it is something else.
     """
     if not isinstance(value, bool):
-        raise ValueError(f"{name} must be true or false, got {value!r}")
+        raise ValueError(f"{name} must be true or false, got {shown(value)}")
     return value
 
 
@@ -48,7 +61,7 @@ def mapping(name: str, value: Any) -> Mapping[str, Any]:
         ValueError: it is something else.
     """
     if not isinstance(value, Mapping):
-        raise ValueError(f"{name} must be a mapping, got {value!r}")
+        raise ValueError(f"{name} must be a mapping, got {shown(value)}")
     return value
 
 

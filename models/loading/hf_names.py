@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ...files.bounded_json import listed
 from ..config import LlamaConfig
 from ..llama import LayerWeights, Weights
 
@@ -68,8 +69,8 @@ def tensor_problems(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -
 
 
 def listing(names: Iterable[str]) -> str:
-    """Join names for an error message, in full: a person must see each of them."""
-    return ", ".join(sorted(names))
+    """Join names for an error message."""
+    return listed(sorted(names))
 
 
 def assemble(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...files.bounded_json import listed
 from ..config import LlamaConfig
 from ..errors import CheckpointError, ModelNotFoundError
 from ..initialise import random_weights
@@ -21,7 +22,7 @@ from . import checks
 from .hf_names import EMBED, HEAD, Shape, assemble, checkpoint_shapes, join_kernels, join_vectors, tensor_problems
 from .params import DTYPES
 from .registry import REGISTERED, fetch
-from .safetensors_source import SafetensorsSource, read_json
+from .safetensors_source import SafetensorsSource, read_object
 
 LOAD_FORMATS = ("auto", "dummy")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
@@ -204,11 +205,11 @@ def _open(path: Path) -> _Checkpoint:
 def _open_folder(folder: Path) -> _Checkpoint:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json: not a model in Hugging Face format")
-    settings = read_json(folder / "config.json")
+    settings = read_object(folder / "config.json")
     try:
         config = LlamaConfig.from_hf(settings)
         if (folder / "generation_config.json").is_file():
-            ending = read_json(folder / "generation_config.json").get("eos_token_id")
+            ending = read_object(folder / "generation_config.json").get("eos_token_id")
             ending = checks.token_ids("generation_config.json: eos_token_id", ending)
             config = config.replace(eos_token_ids=ending or config.eos_token_ids)
     except ValueError as error:
@@ -247,9 +248,11 @@ def read_weights(config: LlamaConfig, source: TensorSource, *, dtype: np.dtype, 
         CheckpointError: tensors that are missing, do not belong to the model or have a wrong shape, all by name.
     """
     found = {name: shape for name, shape in source.shapes.items() if not name.endswith("rotary_emb.inv_freq")}
-    _check_tied_head(config, source, found)
+    head = found.pop(HEAD, None) if config.tie_word_embeddings else None
     if problems := tensor_problems(checkpoint_shapes(config), found):
-        raise CheckpointError("the checkpoint does not fit its configuration: " + "; ".join(problems))
+        raise CheckpointError("the checkpoint does not fit its configuration: " + listed(problems, "; "))
+    if head is not None:
+        _check_tied_head(source, head)
 
     def place(names: tuple[str, ...]) -> tuple[jax.Array, ...]:
         return tuple(jax.device_put(source.read(name), device) for name in names)
@@ -263,13 +266,10 @@ def read_weights(config: LlamaConfig, source: TensorSource, *, dtype: np.dtype, 
     )
 
 
-def _check_tied_head(config: LlamaConfig, source: TensorSource, found: dict[str, Shape]) -> None:
-    """Drop a stored copy of the tied embedding; refuse a head that differs from it."""
-    if not config.tie_word_embeddings or HEAD not in found:
-        return
-    if EMBED in found and not np.array_equal(source.read(HEAD), source.read(EMBED)):
+def _check_tied_head(source: TensorSource, shape: Shape) -> None:
+    """Refuse a stored copy of the tied embedding that differs from it."""
+    if shape != source.shapes[EMBED] or not np.array_equal(source.read(HEAD), source.read(EMBED)):
         raise CheckpointError(f"the configuration ties the head to the embedding, but {HEAD} differs from {EMBED}")
-    del found[HEAD]
 
 
 _join_vectors = functools.partial(jax.jit, static_argnums=1)(join_vectors)

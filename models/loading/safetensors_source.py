@@ -5,19 +5,24 @@ package's numpy reader has no bfloat16 and keeps a whole file mapped, which coun
 """
 
 import dataclasses
-import json
 import math
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from ...files.bounded_json import MOST_BYTES, listed, parse_json, read_json, shown
 from ..errors import CheckpointError
 from .hf_names import Shape
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+
+_MOST_DIMENSIONS = 32
+_LONGEST_NAME = 512
 
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -31,6 +36,7 @@ _DTYPES = {
 class _Entry:
     file: Path
     offset: int
+    nbytes: int
     shape: Shape
     dtype: np.dtype
 
@@ -39,13 +45,17 @@ class SafetensorsSource:
     """Reads the tensors of a folder by name.
 
     Raises:
-        CheckpointError: no safetensors file, or one that is truncated or malformed.
+        CheckpointError: no safetensors file, one that is truncated or malformed, one whose tensors overlap or leave
+            gaps, a file outside of the folder, or a tensor that two files have.
     """
 
     def __init__(self, folder: Path):
         self._entries: dict[str, _Entry] = {}
         for file in _files(folder):
-            self._entries |= _read_header(file)
+            entries = _read_header(file)
+            if twice := sorted(self._entries.keys() & entries.keys()):
+                raise CheckpointError(f"{file} holds tensor {twice[0]}, and {self._entries[twice[0]].file.name} does")
+            self._entries |= entries
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -60,34 +70,51 @@ class SafetensorsSource:
         return np.memmap(entry.file, entry.dtype, "r", entry.offset, entry.shape)
 
 
-def _files(folder: Path) -> list[Path]:
-    if (folder / INDEX).is_file():
-        index = read_json(folder / INDEX)
-        shards = index.get("weight_map")
-        if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-            raise CheckpointError(f"{folder / INDEX} has no 'weight_map' from tensor names to files")
-        files = [folder / shard for shard in sorted(set(shards.values()))]
-        if absent := [file.name for file in files if not file.is_file()]:
-            raise CheckpointError(f"{folder} lacks files its {INDEX} names: {', '.join(absent)}")
-        return files
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    raise CheckpointError(f"{folder} holds neither {SINGLE} nor {INDEX}; other weight formats are not read")
-
-
-def read_json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        CheckpointError: the file is no JSON object.
+        CheckpointError: the file is no JSON object, or beyond the limits of `read_json`.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must hold a JSON object, holds {type(content).__name__}")
     return content
+
+
+def _files(folder: Path) -> list[Path]:
+    if (folder / INDEX).is_file():
+        shards = read_object(folder / INDEX).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+            raise CheckpointError(f"{folder / INDEX} has no 'weight_map' from tensor names to files")
+        names = sorted(set(shards.values()))
+        for name in names:
+            _check_place(folder, name)
+        if absent := [name for name in names if not (folder / name).is_file()]:
+            raise CheckpointError(f"{folder} lacks files its {INDEX} names: {listed(absent)}")
+        return [folder / name for name in names]
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    raise CheckpointError(f"{folder} holds neither {SINGLE} nor {INDEX}; other weight formats are not read")
+
+
+def _check_place(folder: Path, name: str) -> None:
+    """Refuse a name in an index that leads out of the folder: what lies there is not the model's.
+
+    A snapshot in a cache of the Hugging Face hub, `.../snapshots/<revision>`, is links into `.../blobs` beside it.
+    """
+    home = folder.resolve()
+    allowed = (home, home.parents[1] / "blobs") if home.parent.name == "snapshots" else (home,)
+    try:
+        place = (folder / name).resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{folder / INDEX} names {shown(name)}, which is no file: {error}") from error
+    inside = any(place.is_relative_to(root) for root in allowed)
+    if not inside or ".." in Path(name).parts or Path(name).is_absolute():
+        raise CheckpointError(f"{folder / INDEX} names {shown(name)}, which lies outside of the folder")
 
 
 def _read_header(file: Path) -> dict[str, _Entry]:
@@ -96,25 +123,34 @@ def _read_header(file: Path) -> dict[str, _Entry]:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > size - 8:
             raise CheckpointError(f"{file} is truncated or no safetensors file: {size} bytes, header of {length}")
+        if length > MOST_BYTES:
+            raise CheckpointError(f"{file} has a header of {length:,} bytes; at most {MOST_BYTES:,} are read")
         try:
-            header = json.loads(stream.read(length))
+            header = parse_json(stream.read(length).decode(), once=True)
         except ValueError as error:
             raise CheckpointError(f"{file} has a damaged header: {error}") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{file} has a damaged header: no JSON object")
     header.pop("__metadata__", None)
-    return {name: _entry(file, size, 8 + length, name, fields) for name, fields in header.items()}
+    entries = {name: _entry(file, size, 8 + length, name, fields) for name, fields in header.items()}
+    _check_cover(file, entries, 8 + length, size)
+    return entries
 
 
 def _entry(file: Path, size: int, start: int, name: str, fields: Any) -> _Entry:
+    if len(name) > _LONGEST_NAME:
+        raise CheckpointError(f"{file} has a damaged header: a tensor's name of {len(name)} characters")
     try:
         label, shape, (begin, end) = fields["dtype"], tuple(fields["shape"]), fields["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file} has a damaged header at tensor {name}") from error
-    if not all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end)):
-        raise CheckpointError(f"{file} has a damaged header at tensor {name}: shape {shape}, bytes {begin} to {end}")
-    if label not in _DTYPES:
-        raise CheckpointError(f"{file}: tensor {name} has dtype {label}; readable: {', '.join(_DTYPES)}")
+    numbers = (*shape, begin, end)
+    if len(shape) > _MOST_DIMENSIONS or not all(type(number) is int and number >= 0 for number in numbers):
+        raise CheckpointError(
+            f"{file} has a damaged header at tensor {name}: shape {shown(shape)}, bytes {shown(begin)} to {shown(end)}"
+        )
+    if not isinstance(label, str) or label not in _DTYPES:
+        raise CheckpointError(f"{file}: tensor {name} has dtype {label!s:.50}; readable: {', '.join(_DTYPES)}")
     dtype = _DTYPES[label]
     if start + end > size:
         raise CheckpointError(f"{file} is truncated: {size} bytes, tensor {name} ends at {start + end}")
@@ -122,4 +158,14 @@ def _entry(file: Path, size: int, start: int, name: str, fields: Any) -> _Entry:
         raise CheckpointError(
             f"{file} has a damaged header: tensor {name} {list(shape)} {label} in {end - begin} bytes"
         )
-    return _Entry(file=file, offset=start + begin, shape=shape, dtype=dtype)
+    return _Entry(file=file, offset=start + begin, nbytes=end - begin, shape=shape, dtype=dtype)
+
+
+def _check_cover(file: Path, entries: Mapping[str, _Entry], start: int, size: int) -> None:
+    """Refuse tensors that overlap or leave bytes to nobody: such a header was written for other bytes."""
+    placed = sorted((entry.offset, entry.offset + entry.nbytes, f"tensor {name}") for name, entry in entries.items())
+    edges = [(start, start, "the header"), *placed, (size, size, "the end of the file")]
+    for (_, before, left), (after, _, right) in pairwise(edges):
+        if before != after:
+            what = f"overlap by {before - after}" if before > after else f"leave a gap of {after - before}"
+            raise CheckpointError(f"{file} has a damaged header: {left} and {right} {what} bytes")

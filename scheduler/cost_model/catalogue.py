@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ...files.bounded_json import read_json
 from .hardware import DeviceSpec, HostSpec, ModelShape
 from .known_hardware import DEVICES, HOSTS, MODELS
 
@@ -95,7 +95,7 @@ def _plain(name: str) -> str:
 
 def _read_object(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = read_json(file)
     except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}") from error
     if not isinstance(content, dict):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from ...files.bounded_json import parse_json, read_text
 from .curve import AttentionTime, Curve
 from .profile import Padding, Profile, ProfileKey
 
@@ -44,11 +44,10 @@ def load_profile(path: str | os.PathLike[str], key: ProfileKey | None = None) ->
         OSError: it cannot be read.
     """
     try:
-        # Some editors begin a file with a mark that JSON does not have.
-        profile = decode(Path(path).read_text(encoding="utf-8-sig"))
+        profile = decode(read_text(path))
     except UnicodeDecodeError as error:
         raise ProfileError(f"{path}: this is not text in UTF-8, let alone JSON: {error}") from error
-    except ProfileError as error:
+    except ValueError as error:
         raise ProfileError(f"{path}: {error}") from error
     if key is not None and (differences := key.differences(profile.key)):
         raise ProfileError(f"{path} is a profile of something else: {'; '.join(differences)}")
@@ -69,38 +68,18 @@ def decode(text: str) -> Profile:
         ProfileError: the text is no such profile.
     """
     try:
-        values = json.loads(text, object_pairs_hook=_once)
-    except ProfileError:
-        raise
-    except (ValueError, RecursionError) as error:
+        values = parse_json(text, once=True)
+    except json.JSONDecodeError as error:
         raise ProfileError(f"this is not whole JSON: {error}") from error
+    except ValueError as error:
+        raise ProfileError(str(error)) from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         found = values.get("format") if isinstance(values, dict) else type(values).__name__
         raise ProfileError(f"format is {found!r}; {FORMAT!r} is needed")
     values.pop("format")
-    _check_numbers(values)
     _check_names("a profile", values, {field.name for field in fields(Profile)})
     read = {name: _read(name, value, READERS.get(name)) for name, value in values.items()}
     return _make(Profile, "a profile", read)
-
-
-def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse a name that is there twice, of which JSON would take the last."""
-    values: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in values:
-            raise ProfileError(f"{name} is there twice")
-        values[name] = value
-    return values
-
-
-def _check_numbers(value: Any) -> None:
-    """Refuse whole numbers that no float holds, which everything else takes for granted."""
-    if isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            _check_numbers(part)
-    elif isinstance(value, int) and abs(value) > sys.float_info.max:
-        raise ProfileError(f"a number of {len(str(value))} digits is too large")
 
 
 def _plain(value: Any) -> Any:

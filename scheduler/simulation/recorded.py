@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from ...files.bounded_json import parse_json, read_text, shown
 from .workload import Job
 
 _COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _KEYS = ("prompt", "max_tokens", "arrival_s")
+_MOST_BYTES = 1 << 30
+_MOST_TOKENS = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +44,15 @@ def read_trace(file: Path) -> Recording:
         ValueError: it is in neither format, an entry is malformed, or no request has output.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_text(file, most_bytes=_MOST_BYTES)
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not text in UTF-8: {error.reason} at byte {error.start}") from error
-    found = list(_json(file, text) if file.suffix == ".json" else _azure(file, text))
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    try:
+        found = list(_json(file, text) if file.suffix == ".json" else _azure(file, text))
+    except csv.Error as error:
+        raise ValueError(f"{file} is no CSV: {error}") from error
     jobs = sorted((job for job, _ in found if job is not None), key=lambda job: job.arrival_s)
     if not jobs:
         raise ValueError(f"{file} holds no request with output")
@@ -95,7 +102,7 @@ def _whole(name: str, text: str | None) -> int:
 
 def _json(file: Path, text: str) -> Iterator[_Entry]:
     try:
-        items = json.loads(text)
+        items = parse_json(text)
     except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}") from error
     if not isinstance(items, list):
@@ -109,7 +116,7 @@ def _json(file: Path, text: str) -> Iterator[_Entry]:
 
 def _item(item: object) -> _Entry:
     if not isinstance(item, dict):
-        raise ValueError(f"{item!r} is no object with {', '.join(_KEYS)}")
+        raise ValueError(f"{shown(item)} is no object with {', '.join(_KEYS)}")
     for key in item:
         if key not in _KEYS:
             raise ValueError(f"there is the key {key!r}; allowed are {', '.join(_KEYS)}")
@@ -121,6 +128,9 @@ def _item(item: object) -> _Entry:
 
 def _job(arrival_s: float, prompt: int, output: int) -> Job | None:
     # What would make no request is checked like all others.
+    for name, count in (("prompt", prompt), ("output", output)):
+        if isinstance(count, int) and count > _MOST_TOKENS:
+            raise ValueError(f"a request has {shown(count)} {name} tokens; at most {_MOST_TOKENS:,} are allowed")
     without = type(output) is int and output == 0
     job = Job(arrival_s=arrival_s, prompt=prompt, output=1 if without else output)
     return None if without else job
