@@ -1,6 +1,7 @@
 """LLaMA in Flax NNX, its configurations, checkpoint readers and tokenizers."""
 
 from .config import LlamaConfig as LlamaConfig
+from .errors import ChatTemplateError as ChatTemplateError
 from .errors import CheckpointError as CheckpointError
 from .errors import ModelNotFoundError as ModelNotFoundError
 from .initialise import random_weights as random_weights

@@ -1,16 +1,33 @@
-"""Values of a configuration file, each checked for its type and range: the error names the entry and what it held."""
+"""Configuration files, and their values checked for type and range: errors name the entry and what it held."""
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from ...files.bounded_json import shown
+from ...files.bounded_json import read_json, shown
+from ..errors import CheckpointError
 
 MOST = 2**31 - 1
 """Of a size or a token id: what int32 holds, in which devices count."""
 
 _LEAST_REAL, _MOST_REAL = 2.0**-126, 3.4e38
 """Beside 0, what float32 holds, in which devices compute."""
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: the file is no JSON object, or beyond the limits of `read_json`.
+    """
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, holds {type(content).__name__}")
+    return content
 
 
 def integer(name: str, value: Any, *, least: int = 1, most: int = MOST) -> int:

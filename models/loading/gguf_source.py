@@ -7,6 +7,7 @@ from typing import Any
 import gguf
 import numpy as np
 
+from ...files.bounded_json import listed, shown
 from ..config import LlamaConfig
 from ..errors import CheckpointError
 from ..rope import RopeConfig
@@ -56,6 +57,7 @@ _READ = {
 }
 _MUST_BE_ZERO = {"expert_count", "expert_used_count", "attention.sliding_window"}
 _BLOCK_BYTES = 32 << 20
+_MOST_FACTORS = 4096
 
 
 def config_from_gguf(file: GGUFFile) -> LlamaConfig:
@@ -66,7 +68,7 @@ def config_from_gguf(file: GGUFFile) -> LlamaConfig:
     """
     architecture = file.metadata.get("general.architecture")
     if architecture != "llama":
-        raise CheckpointError(f"{file.path} holds architecture {architecture!r}; only 'llama' is implemented")
+        raise CheckpointError(f"{file.path} holds architecture {shown(architecture)}; only 'llama' is implemented")
     settings = {key.removeprefix("llama."): value for key, value in file.metadata.items() if key.startswith("llama.")}
     try:
         _refuse_unknown(settings)
@@ -84,7 +86,7 @@ def _config(file: GGUFFile, settings: dict[str, Any]) -> LlamaConfig:
     embedding = file.tensors.get("token_embd.weight")
     epsilon = settings["attention.layer_norm_rms_epsilon"]
     return LlamaConfig(
-        vocab_size=settings.get("vocab_size") or (embedding.shape[0] if embedding else 0),
+        vocab_size=settings.get("vocab_size") or (embedding.shape[0] if embedding and embedding.shape else 0),
         hidden_size=width,
         intermediate_size=settings["feed_forward_length"],
         num_hidden_layers=settings["block_count"],
@@ -111,6 +113,9 @@ def _width_and_heads(settings: dict[str, Any]) -> tuple[int, int]:
 def _rope(file: GGUFFile, settings: dict[str, Any]) -> RopeConfig:
     factors: tuple[float, ...] = ()
     if ROPE_FACTORS in file.tensors:
+        info = file.tensors[ROPE_FACTORS]
+        if info.type != gguf.GGMLQuantizationType.F32 or len(info.shape) != 1 or info.shape[0] > _MOST_FACTORS:
+            raise ValueError(f"{ROPE_FACTORS} holds {info.type.name} {list(info.shape)}, needs F32 [H / 2]")
         values = file.raw(ROPE_FACTORS).view(np.float32)
         factors = () if np.all(values == 1) else tuple(values.tolist())
     theta = checks.number("llama.rope.freq_base", settings.get("rope.freq_base", 10_000.0))
@@ -136,19 +141,19 @@ def _rope(file: GGUFFile, settings: dict[str, Any]) -> RopeConfig:
 
 
 def _refuse_unknown(settings: dict[str, Any]) -> None:
-    problems = [f"llama.{name} = {settings[name]!r}" for name in sorted(set(settings) - _READ - _MUST_BE_ZERO)]
-    problems += [f"llama.{name} = {settings[name]!r}" for name in sorted(_MUST_BE_ZERO) if settings.get(name)]
+    problems = [f"llama.{name} = {shown(settings[name])}" for name in sorted(set(settings) - _READ - _MUST_BE_ZERO)]
+    problems += [f"llama.{name} = {shown(settings[name])}" for name in sorted(_MUST_BE_ZERO) if settings.get(name)]
     lengths = [settings.get(f"attention.{name}_length") for name in ("key", "value")]
     if lengths[0] != lengths[1]:
-        problems.append(f"keys of width {lengths[0]} and values of width {lengths[1]}")
+        problems.append(f"keys of width {shown(lengths[0])} and values of width {shown(lengths[1])}")
     rotated, width = settings.get("rope.dimension_count"), lengths[0]
     if rotated is not None and width is None:
         all_heads, heads = _width_and_heads(settings)
         width = all_heads // heads
     if rotated not in (None, width):
-        problems.append(f"llama.rope.dimension_count = {rotated} of heads of width {width}")
+        problems.append(f"llama.rope.dimension_count = {shown(rotated)} of heads of width {shown(width)}")
     if problems:
-        raise ValueError(f"not implemented: {'; '.join(problems)}")
+        raise ValueError(f"not implemented: {listed(problems, '; ')}")
 
 
 class GGUFSource:

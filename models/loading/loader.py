@@ -22,7 +22,7 @@ from . import checks
 from .hf_names import EMBED, HEAD, Shape, assemble, checkpoint_shapes, join_kernels, join_vectors, tensor_problems
 from .params import DTYPES
 from .registry import REGISTERED, fetch
-from .safetensors_source import SafetensorsSource, read_object
+from .safetensors_source import SafetensorsSource
 
 LOAD_FORMATS = ("auto", "dummy")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
@@ -205,11 +205,11 @@ def _open(path: Path) -> _Checkpoint:
 def _open_folder(folder: Path) -> _Checkpoint:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json: not a model in Hugging Face format")
-    settings = read_object(folder / "config.json")
+    settings = checks.json_object(folder / "config.json")
     try:
         config = LlamaConfig.from_hf(settings)
         if (folder / "generation_config.json").is_file():
-            ending = read_object(folder / "generation_config.json").get("eos_token_id")
+            ending = checks.json_object(folder / "generation_config.json").get("eos_token_id")
             ending = checks.token_ids("generation_config.json: eos_token_id", ending)
             config = config.replace(eos_token_ids=ending or config.eos_token_ids)
     except ValueError as error:

@@ -14,8 +14,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ...files.bounded_json import MOST_BYTES, listed, parse_json, read_json, shown
+from ...files.bounded_json import MOST_BYTES, listed, parse_json, shown
 from ..errors import CheckpointError
+from . import checks
 from .hf_names import Shape
 
 INDEX = "model.safetensors.index.json"
@@ -70,24 +71,9 @@ class SafetensorsSource:
         return np.memmap(entry.file, entry.dtype, "r", entry.offset, entry.shape)
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: the file is no JSON object, or beyond the limits of `read_json`.
-    """
-    try:
-        content = read_json(path)
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, holds {type(content).__name__}")
-    return content
-
-
 def _files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
-        shards = read_object(folder / INDEX).get("weight_map")
+        shards = checks.json_object(folder / INDEX).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
             raise CheckpointError(f"{folder / INDEX} has no 'weight_map' from tensor names to files")
         names = sorted(set(shards.values()))

@@ -5,10 +5,13 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from ...files.bounded_json import shown
 from ..errors import CheckpointError
 from ..loading.gguf_file import GGUFFile
+from .library_errors import as_checkpoint_errors
 
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
+_MOST_CHARACTERS, _LONGEST_TOKEN = 1 << 23, 1024
 
 _LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -32,18 +35,18 @@ def tokenizer_from_gguf(file: GGUFFile) -> PreTrainedTokenizerFast:
     }
     if not settings.get("tokens"):
         raise CheckpointError(f"{file.path} has no vocabulary")
-    try:
+    template = file.metadata.get("tokenizer.chat_template")
+    if template is not None and not isinstance(template, str):
+        raise CheckpointError(f"{file.path} has the chat template {shown(template)}; a text is needed")
+    with as_checkpoint_errors(f"{file.path} has a damaged vocabulary"):
         tokenizer, special = _build(file, settings)
-    except CheckpointError:
-        raise
-    except Exception as error:  # the tokenizers library raises bare Exceptions for what does not fit together
-        raise CheckpointError(f"{file.path} has a damaged vocabulary: {error!r}") from error
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        chat_template=file.metadata.get("tokenizer.chat_template"),
-        clean_up_tokenization_spaces=False,
-        **special,
-    )
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            name_or_path=str(file.path),
+            chat_template=template,
+            clean_up_tokenization_spaces=False,
+            **special,
+        )
 
 
 def _build(file: GGUFFile, settings: dict[str, Any]) -> tuple[Tokenizer, dict[str, str | None]]:
@@ -54,7 +57,7 @@ def _build(file: GGUFFile, settings: dict[str, Any]) -> tuple[Tokenizer, dict[st
     elif kind == "llama":
         tokenizer, begins = _sentence_piece(settings), True
     else:
-        raise CheckpointError(f"{file.path} has a tokenizer of kind {kind!r}; implemented: 'gpt2', 'llama'")
+        raise CheckpointError(f"{file.path} has a tokenizer of kind {shown(kind)}; implemented: 'gpt2', 'llama'")
     types = settings.get("token_type") or [_NORMAL] * len(tokens)
     pairs = list(zip(tokens, types, strict=True))
     tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t, k in pairs if k == _CONTROL])
@@ -62,6 +65,8 @@ def _build(file: GGUFFile, settings: dict[str, Any]) -> tuple[Tokenizer, dict[st
 
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     ids = {ours: settings.get(f"{theirs}_token_id") for ours, theirs in names.items()}
+    if below := [f"{name} = {token}" for name, token in ids.items() if token is not None and not token >= 0]:
+        raise ValueError(f"there is no token {below[0]}")
     special = {name: None if token is None else tokens[token] for name, token in ids.items()}
     if settings.get("add_bos_token", begins) and ids["bos_token"] is not None:
         bos = special["bos_token"]
@@ -83,7 +88,7 @@ def _byte_level(file: GGUFFile, settings: dict[str, Any]) -> Tokenizer:
         splitter = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
     else:
         known = ", ".join((*_LLAMA3, *_ONE_DIGIT, *_GPT2))
-        raise CheckpointError(f"{file.path} splits text by the rule {pre!r}; implemented: {known}")
+        raise CheckpointError(f"{file.path} splits text by the rule {shown(pre)}; implemented: {known}")
     vocabulary = {token: index for index, token in enumerate(settings["tokens"])}
     merges = [tuple(merge.split(" ", 1)) for merge in settings.get("merges", ())]
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in _LLAMA3))
@@ -116,6 +121,12 @@ def _merges(settings: dict[str, Any]) -> list[tuple[str, str]]:
         return [tuple(merge.split(" ", 1)) for merge in settings["merges"]]
     tokens, scores = settings["tokens"], settings["scores"]
     types = settings.get("token_type") or [_NORMAL] * len(tokens)
+    longest, total = max(map(len, tokens)), sum(map(len, tokens))
+    if longest > _LONGEST_TOKEN or total > _MOST_CHARACTERS:
+        raise ValueError(
+            f"the longest of its tokens has {longest:,} characters, and all have {total:,}; at most "
+            f"{_LONGEST_TOKEN:,} and {_MOST_CHARACTERS:,} are read"
+        )
     known = {token for token, kind in zip(tokens, types, strict=True) if kind == _NORMAL}
     found = [
         (-score, -cut, token[:cut], token[cut:])

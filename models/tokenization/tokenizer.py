@@ -1,13 +1,21 @@
 """Text to tokens and back: a thin face on transformers' tokenizers."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ...files.bounded_json import shown
+from ..errors import ChatTemplateError, CheckpointError
+from ..loading import checks
+from .chat_template import ChatTemplate
 from .detokenizer import Detokenizer
+from .library_errors import as_checkpoint_errors
 
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_MOST_BYTES = 128 << 20
+_AS_JSON = "{{ messages|tojson }}"
 
 
 class Tokenizer:
@@ -18,6 +26,7 @@ class Tokenizer:
 
     Raises:
         TypeError: `backend` is something else.
+        CheckpointError: its chat template is no text.
     """
 
     def __init__(self, backend: Any):
@@ -27,7 +36,9 @@ class Tokenizer:
             raise TypeError(
                 f"a tokenizer must be one of transformers' fast ones (PreTrainedTokenizerFast), got {backend!r}"
             )
+        _check_chat_template(backend.chat_template)
         self.backend: Any = backend
+        self._template = ChatTemplate("", "")
         self._special = frozenset(token for token, added in backend.added_tokens_decoder.items() if added.special)
 
     @classmethod
@@ -38,24 +49,22 @@ class Tokenizer:
         kind without it.
 
         Raises:
-            CheckpointError: its files are damaged, or it cannot be read without code of its own.
+            CheckpointError: its files are damaged or too large, or it cannot be read without code of its own.
         """
         if not any((folder / file).is_file() for file in _FILES):
             return None
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+        from transformers import PreTrainedTokenizerFast
 
-        try:
-            backend = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # the tokenizers library raises bare Exceptions for damaged files
-            if "trust_remote_code" in str(error):
-                raise CheckpointError(
-                    f"the tokenizer in {folder} needs code of its own (auto_map in its tokenizer_config.json or "
-                    "config.json), which is never run; tokenizers of classes that transformers has are allowed"
-                ) from error
-            raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from error
-        if not isinstance(backend, PreTrainedTokenizerFast):
-            raise CheckpointError(f"{folder} has a tokenizer of type {type(backend).__name__}; a fast one is needed")
-        return cls(backend)
+        _check_files(folder)
+        with as_checkpoint_errors(f"the tokenizer in {folder} cannot be read"):
+            backend = _read(folder)
+            if not isinstance(backend, PreTrainedTokenizerFast):
+                kind = type(backend).__name__
+                raise CheckpointError(f"{folder} has a tokenizer of type {kind}; a fast one is needed")
+            _check_chat_template(backend.chat_template)
+            # What does not fit together shows here, rather than with somebody's prompt.
+            backend.decode(backend.encode("Once upon a time, 1 2 3."))
+            return cls(backend)
 
     @property
     def vocab_size(self) -> int:
@@ -68,26 +77,59 @@ class Tokenizer:
         return self.backend.chat_template
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of a prompt, with the special tokens the model expects around it (BOS)."""
-        return self.backend.encode(text)
+        """Return the tokens of a prompt, with the special tokens the model expects around it (BOS).
+
+        Raises:
+            CheckpointError: the tokenizer's own parts do not fit together.
+        """
+        return self._encode(text, add_special_tokens=True)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> list[int]:
         """Return the tokens of a conversation of {"role", "content"} messages, written by the chat template.
 
         Raises:
-            ValueError: the model has no chat template, or the template refuses the messages.
+            ValueError: the model has no chat template.
+            ChatTemplateError: the template refuses the messages, is none, or does more than its limits allow.
+            CheckpointError: as in `encode`.
         """
         if self.chat_template is None:
             raise ValueError("this model has no chat template: give the prompt as text or token ids")
-        from jinja2 import TemplateError
+        special = self.backend.special_tokens_map
+        text = self._chat_template().render(
+            {
+                **{name: value if isinstance(value, list) else str(value) for name, value in special.items()},
+                "messages": self._plain(messages),
+                "tools": None,
+                "documents": None,
+                "add_generation_prompt": add_generation_prompt,
+            }
+        )
+        return self._encode(text, add_special_tokens=False)
 
+    @property
+    def _name(self) -> str:
+        return str(self.backend.name_or_path or type(self.backend).__name__)
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        with as_checkpoint_errors(f"the tokenizer of {self._name} cannot read this text"):
+            return self.backend.encode(text, add_special_tokens=add_special_tokens)
+
+    def _chat_template(self) -> ChatTemplate:
+        """Return the template in force, compiled once; programs may give the backend another one."""
+        source = self.backend.get_chat_template()
+        if source != self._template.source:
+            self._template = ChatTemplate(source, self._name)
+        return self._template
+
+    def _plain(self, messages: Sequence[Mapping[str, str]]) -> list[Any]:
+        """Return messages as transformers gives them to templates, which differs between its versions."""
         try:
-            text = self.backend.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except TemplateError as error:
-            raise ValueError(f"the chat template refuses these messages: {error}") from error
-        return self.backend.encode(text, add_special_tokens=False)
+            text = self.backend.apply_chat_template(list(messages), chat_template=_AS_JSON, tokenize=False)
+            return json.loads(text)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ChatTemplateError(
+                f"the chat template of {self._name} cannot be given these messages: {error}"
+            ) from error
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of tokens."""
@@ -101,3 +143,33 @@ class Tokenizer:
             skip=self._special if skip_special_tokens else frozenset(),
             context=context,
         )
+
+
+def _check_files(folder: Path) -> None:
+    for name in _SETTINGS:
+        if (folder / name).is_file():
+            checks.json_object(folder / name)
+    for file in folder.iterdir():
+        size = file.stat().st_size if file.is_file() else 0
+        if file.suffix in (".json", ".model", ".jinja", ".txt") and size > _MOST_BYTES:
+            raise CheckpointError(f"{file} has {size:,} bytes; at most {_MOST_BYTES:,} are read")
+
+
+def _read(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise CheckpointError(
+            f"the tokenizer in {folder} needs code of its own (auto_map in its tokenizer_config.json or "
+            "config.json), which is never run; tokenizers of classes that transformers has are allowed"
+        ) from error
+
+
+def _check_chat_template(template: Any) -> None:
+    texts = template.values() if isinstance(template, dict) else [template]
+    if template is not None and not all(isinstance(text, str) for text in texts):
+        raise CheckpointError(f"a chat template must be a text, or several by name, got {shown(template)}")

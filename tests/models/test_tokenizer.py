@@ -170,6 +170,14 @@ def test_smollm_special_tokens_vanish_from_text(smollm):
         ({"model": "gpt2", "tokens": ["a"], "pre": "smollm", "merges": ["a b"]}, "damaged vocabulary"),
         ({"model": "llama", "tokens": ["a"]}, "damaged vocabulary: KeyError\\('scores'\\)"),
         ({"model": "llama", "tokens": ["a"], "scores": [0.0], "bos_token_id": 9}, "damaged vocabulary: IndexError"),
+        ({"model": "llama", "tokens": ["a"], "scores": [0.0], "bos_token_id": -1}, "there is no token bos_token = -1"),
+        ({"model": "llama", "tokens": ["a" * 1_000_000], "scores": [0.0]}, "the longest of its tokens has 1,000,000"),
+        ({"model": "llama", "tokens": ["a" * 999] * 9999, "scores": [0.0]}, "and all have 9,989,001"),
+        ({"model": "llama", "tokens": 7}, "damaged vocabulary: TypeError"),
+        ({"model": "llama", "tokens": [7], "scores": ["x"]}, "damaged vocabulary: TypeError"),
+        ({"model": "gpt2", "tokens": ["a"], "pre": ["x"]}, r"splits text by the rule \['x'\]"),
+        ({"model": "gpt2", "tokens": ["a"], "pre": "smollm", "merges": ["a"]}, "damaged vocabulary"),
+        ({"model": "x" * 10_000, "tokens": ["a"]}, r"tokenizer of kind 'x{199}\.\.\.;"),
     ],
 )
 def test_vocabularies_not_implemented(metadata, complaint):
@@ -180,6 +188,71 @@ def test_vocabularies_not_implemented(metadata, complaint):
     )
     with pytest.raises(CheckpointError, match=complaint):
         tokenizer_from_gguf(file)
+
+
+def test_a_chat_template_that_is_no_text_in_gguf():
+    settings = {"model": "gpt2", "pre": "smollm", "tokens": ["a"]}
+    metadata = {f"tokenizer.ggml.{key}": value for key, value in settings.items()}
+    file = GGUFFile(path=Path("toy.gguf"), metadata=metadata | {"tokenizer.chat_template": 7}, tensors={})
+    with pytest.raises(CheckpointError, match=r"toy\.gguf has the chat template 7; a text is needed"):
+        tokenizer_from_gguf(file)
+
+
+def parts(**changes):
+    """A tokenizer.json."""
+    model = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
+    return json.dumps({"version": "1.0", "added_tokens": [], "model": model, **changes})
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "complaint"),
+    [
+        ("tokenizer.json", "[" * 100_000, "the tokenizer in .* cannot be read"),
+        ("tokenizer.json", "{}", "cannot be read"),
+        ("tokenizer.json", parts(model={"type": "BPE", "vocab": {"a": 2**40}, "merges": []}), "cannot be read"),
+        ("tokenizer.json", parts(model={"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "a"]]}), "cannot be read"),
+        (
+            "tokenizer.json",
+            parts(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+            "cannot be read: PanicException",
+        ),
+        (
+            "tokenizer.json",
+            parts(model={"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "u"}),
+            r"cannot be read: WordLevel error: Missing \[UNK\]",
+        ),
+        ("tokenizer_config.json", "[" * 100_000, "tokenizer_config.json is not valid JSON: it nests deeper"),
+        (
+            "tokenizer_config.json",
+            '{"a": ' + "9" * 400 + "}",
+            "tokenizer_config.json is not valid JSON: a number of 400",
+        ),
+        ("tokenizer_config.json", "[]", "tokenizer_config.json must hold a JSON object, holds list"),
+        ("tokenizer_config.json", '{"model_max_length": "x"}', "cannot be read"),
+        ("tokenizer_config.json", '{"chat_template": 7}', "a chat template must be a text, or several by name, got 7"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {}}}', "cannot be read"),
+        ("special_tokens_map.json", '{"eos_token": "\\ud800"}', "special_tokens_map.json is not valid JSON: half a"),
+        ("added_tokens.json", "{" * 5000, "added_tokens.json is not valid JSON"),
+    ],
+)
+def test_damaged_files_of_a_folder(stories, tmp_path, file, text, complaint):
+    folder = tmp_path / "model"
+    shutil.copytree(stories, folder)
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}', encoding="utf-8")
+    (folder / file).write_text(text, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=complaint):
+        Tokenizer.from_folder(folder)
+
+
+def test_files_of_gigabytes_are_not_read(stories, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(stories, folder)
+    with (folder / "tokenizer.json").open("ab") as file:
+        file.truncate(20 << 30)
+    with pytest.raises(
+        CheckpointError, match=r"tokenizer\.json has 21,474,836,480 bytes; at most 134,217,728 are read"
+    ):
+        Tokenizer.from_folder(folder)
 
 
 @pytest.mark.parametrize(("flag", "begins"), [(None, True), (True, True), (False, False)])

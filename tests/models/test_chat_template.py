@@ -1,0 +1,310 @@
+"""Chat templates: those of published models render as transformers renders them; those that do not end are refused."""
+
+import threading
+import time
+
+import pytest
+import tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from apex_jax.models import ChatTemplateError, CheckpointError, Tokenizer
+from apex_jax.models.tokenization.chat_template import LONGEST, ChatTemplate
+
+LLAMA_2 = """{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = \
+messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}\
+{% for message in loop_messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception(\
+'Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if loop.index0 == 0 and \
+system_message != false %}{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}\
+{% else %}{% set content = message['content'] %}{% endif %}{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' \
++ content.strip() + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token \
+}}{% endif %}{% endfor %}"""
+LLAMA_3 = """{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = \
+'<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim \
++ '<|eot_id|>' %}{% if loop.index0 == 0 %}\
+{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}\
+{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"""
+LLAMA_3_1 = """{{- bos_token }}
+{%- if custom_tools is defined %}
+    {%- set tools = custom_tools %}
+{%- endif %}
+{%- if not tools_in_user_message is defined %}
+    {%- set tools_in_user_message = true %}
+{%- endif %}
+{%- if not date_string is defined %}
+    {%- set date_string = "26 Jul 2024" %}
+{%- endif %}
+{%- if not tools is defined %}
+    {%- set tools = none %}
+{%- endif %}
+{#- This block extracts the system message, so we can slot it into the right place. #}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content']|trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}
+{%- if builtin_tools is defined or tools is not none %}
+    {{- "Environment: ipython\\n" }}
+{%- endif %}
+{{- "Cutting Knowledge Date: December 2023\\n" }}
+{{- "Today Date: " + date_string + "\\n\\n" }}
+{{- system_message }}
+{{- "<|eot_id|>" }}
+{%- for message in messages %}
+    {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim \
++ '<|eot_id|>' }}
+    {%- elif 'tool_calls' in message %}
+        {%- if not message.tool_calls|length == 1 %}
+            {{- raise_exception("This model only supports single tool-calls at once!") }}
+        {%- endif %}
+        {%- set tool_call = message.tool_calls[0].function %}
+        {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}
+        {{- '{"name": "' + tool_call.name + '", ' }}
+        {{- '"parameters": ' }}
+        {{- tool_call.arguments | tojson }}
+        {{- "}" }}
+        {{- "<|eot_id|>" }}
+    {%- elif message.role == "tool" or message.role == "ipython" %}
+        {{- "<|start_header_id|>ipython<|end_header_id|>\\n\\n" }}
+        {%- if message.content is mapping or message.content is iterable %}
+            {{- message.content | tojson }}
+        {%- else %}
+            {{- message.content }}
+        {%- endif %}
+        {{- "<|eot_id|>" }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+"""
+CHATML = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\
+\\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\\n' }}{% endif %}{{'<|im_start|>' + \
+message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}\
+{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+ZEPHYR = """{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\\n' + message['content'] + \
+eos_token }}\n{% elif message['role'] == 'system' %}\n{{ '<|system|>\\n' + message['content'] + eos_token }}\n\
+{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\\n'  + message['content'] + eos_token }}\n{% endif %}\n\
+{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}"""
+REASONING = """{%- macro render(content, last) -%}{{ content|trim if content is string else content|map(\
+attribute='text')|join('\\n\\n') }}{% if last %}!{% endif %}{%- endmacro -%}
+{%- set ns = namespace(index=messages|length - 1, tool=false, seen=[]) -%}
+{%- for message in messages[::-1] -%}
+  {%- if ns.tool and loop.index0 > 3 %}{% break %}{% endif -%}
+  {%- if message.role == 'user' and not message.content.startswith('<tool>') %}{% set ns.tool = true %}\
+{% set ns.index = messages|length - 1 - loop.index0 %}{% endif -%}
+  {%- set ns.seen = ns.seen + [message.role] -%}
+{%- endfor -%}
+{{ ns.seen|unique|sort|join(',') ~ ns.index ~ '%s-%03d'|format('a', 7) }}
+{%- for message in messages if message.content %}
+{%- set content = message.content.split('</think>')[-1].lstrip('\\n') %}
+{%- generation %}{{ '%-8s' % message.role }}{{ loop.cycle('odd', 'even') }}{{ loop.previtem.role if loop.previtem is \
+defined }}{{ render(content, loop.last) }}{% endgeneration %}
+{%- endfor %}
+{{- {'a': [1, 2.5, none, true], 'é': messages[0].role}|tojson(indent=2) }}{{ "{} of {:>4}".format(1, 'x') }}
+{{- messages|selectattr('role', 'equalto', 'user')|map(attribute='content')|list|length }}
+{{- messages|groupby('role')|map(attribute=0)|join(' ')|upper|replace('U', 'V')|indent(2) }}
+{%- set text %}{% for c in 'abc' %}{{ c * 3 }}{% endfor %}{% endset %}{{ text ~ text|reverse }}
+{%- for key, value in {'b': 1, 'a': 2}|dictsort %}{{ key }}={{ value ** 2 // 3 }};{% endfor %}
+{%- call(x) render('mid', false) %}{{ x }}{% endcall %}{{ range(3)|sum }}{{ (1, 2) + (3,) }}{{ missing }}{{ none }}"""
+
+CHATS = [
+    [{"role": "user", "content": " Hello "}],
+    [
+        {"role": "system", "content": "Be short — ünïcödé."},
+        {"role": "user", "content": "What is 2+2?\n"},
+        {"role": "assistant", "content": "<think>hm</think>\n4"},
+        {"role": "user", "content": "Sure?"},
+    ],
+    [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}],
+    [
+        {"role": "user", "content": "weather?"},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {"a": "é"}}}]},
+        {"role": "tool", "content": "20 degrees"},
+    ],
+    [{"role": role, "content": "line\n" * 50} for _ in range(200) for role in ("user", "assistant")],
+]
+
+
+@pytest.fixture
+def backend():
+    model = tokenizers.Tokenizer(tokenizers.models.BPE({}, []))
+    return PreTrainedTokenizerFast(tokenizer_object=model, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+def ours(backend, messages, add_generation_prompt):
+    """The text that `encode_chat` makes tokens of."""
+    tokenizer, texts = Tokenizer(backend), []
+
+    class Spy:
+        def __getattr__(self, name):
+            return getattr(backend, name)
+
+        def encode(self, text, **_):
+            texts.append(text)
+            return []
+
+    tokenizer.backend = Spy()
+    tokenizer.encode_chat(messages, add_generation_prompt=add_generation_prompt)
+    return texts[0]
+
+
+@pytest.mark.parametrize("chat", CHATS)
+@pytest.mark.parametrize("prompt", [True, False])
+@pytest.mark.parametrize("template", [LLAMA_2, LLAMA_3, LLAMA_3_1, CHATML, ZEPHYR, REASONING])
+def test_equals_transformers(backend, template, chat, prompt):
+    backend.chat_template = template
+    found = outcome(ours, backend, chat, prompt)
+    expected = outcome(theirs, backend, chat, prompt)
+    assert expected in found if isinstance(expected, str) else found == expected
+
+
+def theirs(backend, chat, add_generation_prompt):
+    return backend.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
+
+
+def outcome(render, *arguments):
+    """A text in a list, or an error's own text."""
+    try:
+        return [render(*arguments)]
+    except Exception as error:
+        return str(error)
+
+
+def test_long_conversations_are_not_cut_off(backend):
+    """What a rendering may do and make grows with its conversation."""
+    backend.chat_template = LLAMA_3_1
+    for chat in ([{"role": "user", "content": "hi"}] * 20_000, [{"role": "user", "content": "x" * 8_000_000}]):
+        expected = backend.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        assert ours(backend, chat, True) == expected
+
+
+VALUES = {"messages": CHATS[1], "tools": None, "documents": None, "add_generation_prompt": True, "bos_token": "<s>"}
+GROW = "{{% set ns = namespace(s={start}) %}}{{% for i in range(60) %}}{{% set ns.s = {step} %}}{{% endfor %}}{end}"
+
+
+@pytest.mark.parametrize(
+    ("template", "complaint"),
+    [
+        ("{% for i in range(10**12) %}{% endfor %}", "Range too big"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "does too much"),
+        ("{% for i in range(99999) if false %}{% endfor %}" * 50, "does too much"),
+        ("{% for i in range(99999) if i in range(99999)|list %}{% endfor %}", "does too much"),
+        ("{% for i in range(99999) %}{{ messages }}{% endfor %}", "does too much|characters"),
+        ("{% for i in range(99999) %}{% set x = messages[:] %}{% endfor %}", "does too much"),
+        ("{% for i in range(99999) %}{{ loop.length }}{% endfor %}", "does too much"),
+        ("{% for i in range(99999) %}" + "x" * 10_000 + "{% endfor %}", "makes something of"),
+        ("{% for i in range(99999) %}{% set x = 'a' * 1000000 %}{% endfor %}", "does too much"),
+        ("{% for i in range(999) recursive %}{{ loop(range(999)) }}{% endfor %}", "too deeply"),
+        ("{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}", "too deeply"),
+        ("{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(99) }}", "does too much"),
+        ("{% block a %}{{ self.a() }}{{ self.a() }}{% endblock %}", "too deeply"),
+        ("{{ 'x' * 10**10 }}", "makes something of 20,000,000,000"),
+        ("{{ [1] * 10**10 }}", "makes something of"),
+        ("{{ (['x' * 1000000] * 10000)|join }}", "makes something of"),
+        ("{{ 9 ** (9 ** 9) }}", "a number of"),
+        ("{{ ('9' * 4000)|int * ('9' * 4000)|int }}", "a number of"),
+        ("{{ '%0999999999d' % 1 }}", "'%0999999999d' has a width"),
+        ("{{ '%.*f' % (10**9, 1.0) }}", "has a width"),
+        ("{{ '%(a)s' * 1000 % {'a': 'x' * 100000} }}", "can't multiply|dict|makes"),
+        ("{{ ('%(a)s' * 1000) % {'a': 'x' * 100000} }}", "makes something of"),
+        ("{{ '%s%s%s'|format('x' * 1000000, 'x' * 1000000, 'x' * 1000000) }}", "makes something of"),
+        ("{{ '{:9999999999}'.format(1) }}", "'{:9999999999}' has a width"),
+        ("{{ '{:{}}'.format(1, 10**10) }}", "has a width"),
+        ("{{ ('{0}' * 1000).format('x' * 100000) }}", "makes something of"),
+        ("{{ '{x:999999999}'.format_map({'x': 1}) }}", "has a width"),
+        ("{{ ('x'|attr('format'))('x' * 10**10) }}", "makes something of"),
+        ("{{ 'x'|center(10**10) }}", "given to center is 10000000000"),
+        ("{% filter center(10**10) %}x{% endfilter %}", "given to center"),
+        ("{{ ['x']|map('center', 10**10)|list }}", "given to center"),
+        ("{{ range(99999)|map('center', 99999)|list }}", "does too much|makes"),
+        ("{{ 'x'.center(10**10) }}", "given to center"),
+        ("{{ 'x'.zfill(10**10) }}", "given to zfill"),
+        ("{{ (5).to_bytes(10**10, 'big') }}", "given to to_bytes"),
+        ("{{ ('\t' * 1000000).expandtabs(1000000) }}", "makes something of"),
+        ("{{ ('\n' * 1000000)|indent(1000000) }}", "makes something of"),
+        ("{{ ('x' * 1000000).replace('x', 'y' * 1000000) }}", "makes something of"),
+        ("{{ ('x' * 1000000)|replace('x', 'y' * 1000000) }}", "makes something of"),
+        ("{{ ('x' * 1000000)|join('y' * 1000000) }}", "makes something of"),
+        ("{{ ('y' * 1000000).join('x' * 1000000) }}", "makes something of"),
+        ("{{ range(9)|batch(10**10, 'x')|list }}", "given to batch"),
+        ("{{ range(9)|slice(10**10)|list }}", "given to slice"),
+        ("{{ 1.5|round(10**9) }}", "given to round"),
+        ("{{ [1]|tojson(indent=10**10) }}", "given to tojson"),
+        ("{{ ([[1] * 10000] * 10000)|sum(start=[]) }}", "makes something of"),
+        ("{{ ('a' * 1000000).rfind('b' + 'a' * 500000) }}", "does too much"),
+        ("{{ ('é' * 1000000).encode('punycode') }}", "offered for utf-8 and ascii"),
+        ("{{ 'a'.translate({97: 'x' * 10**6}) }}", "translate is not offered"),
+        (GROW.format(start="'xxxxxxxx'", step="ns.s ~ ns.s", end="{{ ns.s }}"), "makes something of"),
+        (GROW.format(start="'xxxxxxxx'", step="ns.s + ns.s", end="{{ ns.s }}"), "makes something of"),
+        (GROW.format(start="['x']", step="[ns.s, ns.s]", end="{{ ns.s }}"), "makes something of"),
+        (GROW.format(start="['x']", step="{'a': ns.s, 'b': ns.s}", end="{{ ns.s|tojson }}"), "makes something of"),
+        (GROW.format(start="['x']", step="[ns.s, ns.s]", end="{{ ns.s == [1] }}"), "makes something of"),
+        (GROW.format(start="['x']", step="[ns.s, ns.s]", end="{{ '%s' % (ns.s,) }}"), "makes something of"),
+        ("{% set ns = namespace() %}{% set ns.a = ns %}{{ ns }}", "a namespace into something"),
+        ("{{ 'a'|urlize }}", "No filter named 'urlize'"),
+        ("{{ lipsum(n=10**9) }}", "'lipsum' is undefined"),
+        ("{% for x in [1] %}{{ loop|join }}{% endfor %}", "gives a loop to the filter join"),
+        ("{% include 'x' %}", "no loader"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ messages.x.y }}", "no attribute 'x'"),
+        ("{{ [].append(1) }}", "unsafe"),
+        ("{{ namespace(__class__=1) }}", "underscore"),
+        ("{{ raise_exception('no, ' * 1000) }}", r"no, no, .*\.\.\.$"),
+        ("{% if %}", "Expected an expression"),
+        ("{{ " + "(" * 5000, "too deeply"),
+        ("{{ a" + "+a" * 5000 + " }}", "too deeply"),
+        ("{% if x %}" * 500, "too deeply"),
+        ("x" * (LONGEST + 1), "65,537 characters; at most 65,536 are read"),
+    ],
+)
+def test_templates_that_do_not_end(template, complaint):
+    begin = time.thread_time()
+    with pytest.raises(ChatTemplateError, match=complaint) as caught:
+        ChatTemplate(template, "some/model").render(VALUES)
+    assert time.thread_time() - begin < 1
+    assert str(caught.value).startswith("the chat template of some/model refuses these messages: ")
+    assert len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize("body", ["{{a}}", "{% if a %}{% endif %}", "{{ a|trim }}", "{# #}", "{%set a=1%}", "x{{1}}"])
+def test_long_templates_are_compiled_in_a_while(body):
+    template = body * (LONGEST // len(body))
+    begin = time.thread_time()
+    ChatTemplate(template, "some/model").render(VALUES)
+    assert time.thread_time() - begin < 5
+
+
+def test_limits_hold_in_other_threads_and_renderings_do_not_share_them():
+    template = ChatTemplate("{% for i in range(n) %}{% for j in range(n) %}{% endfor %}{% endfor %}done", "model")
+    found = {}
+
+    def render(n):
+        try:
+            found[n] = template.render({"n": n})
+        except ChatTemplateError as error:
+            found[n] = str(error)
+
+    threads = [threading.Thread(target=render, args=(n,)) for n in (10, 99_999, 150, 99_998, 151)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[n] for n in (10, 150, 151)] == ["done"] * 3
+    assert all("does too much" in found[n] for n in (99_998, 99_999))
+
+
+def test_another_template_takes_effect(backend):
+    backend.chat_template = "a"
+    assert ours(backend, CHATS[0], True) == "a"
+    backend.chat_template = {"default": "b", "tool_use": "c"}
+    assert ours(backend, CHATS[0], True) == "b"
+
+
+@pytest.mark.parametrize("template", [5, ["a"], {"default": 5}])
+def test_templates_that_are_no_text(backend, template):
+    backend.chat_template = template
+    with pytest.raises(CheckpointError, match="a chat template must be a text"):
+        Tokenizer(backend)
