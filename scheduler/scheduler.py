@@ -127,7 +127,7 @@ class Scheduler:
         """Make the next plan, or return None if there is nothing to do until tokens or fetched pages arrive."""
         if not self._requests:
             return None
-        draft = Draft()
+        draft, preemptions = Draft(), self.preemptions
         if any(request.wants_token or request.is_prefilling for request in self._running) or self._waiting:
             self.decision = self.policy.decide(self.situation())
         verbs = in_order(
@@ -141,7 +141,8 @@ class Scheduler:
         for verb in verbs:
             verb(draft)
         if draft.is_empty:
-            return None
+            # Whoever has just lost its pages may be all that there is to do.
+            return self.schedule() if self.preemptions > preemptions else None
         plan = draft.plan(number=self._plans, num_layers=self.num_layers, strategy=self.decision.strategy)
         self._plans += 1
         return plan

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 from .curve import Curve
 from .prediction import Load, Terms
@@ -12,16 +13,19 @@ from .profile import Padding, Profile
 NO_CORRECTION = Terms(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
 
 
-class _Times(dict[float, float]):
-    """Seconds by count, each worked out once."""
+N = TypeVar("N", int, float)
 
-    def __init__(self, seconds: Callable[[float], float]) -> None:
+
+class _Known(dict[N, N]):
+    """Numbers by count, each worked out once."""
+
+    def __init__(self, number: Callable[[N], N]) -> None:
         super().__init__()
-        self._seconds = seconds
+        self._number = number
 
-    def __missing__(self, count: float) -> float:
-        self[count] = seconds = self._seconds(count)
-        return seconds
+    def __missing__(self, count: N) -> N:
+        self[count] = number = self._number(count)
+        return number
 
 
 class CohortCost(NamedTuple):
@@ -56,10 +60,11 @@ class Costs:
         self.profile = profile
         self.factors = factors
         self.num_layers = profile.num_layers
-        self._layers = _Times(lambda width: profile.layer(width) * factors.linear if width > 0 else 0.0)
-        self._heads = _Times(lambda rows: profile.head(rows) * factors.linear if rows > 0 else 0.0)
-        self._hops = _Times(lambda width: profile.hop(width) * factors.transfer)
-        self._boardings = _Times(lambda width: profile.boarding(width) * factors.transfer)
+        self._layers = _Known[float](lambda width: profile.layer(width) * factors.linear if width > 0 else 0.0)
+        self._heads = _Known[float](lambda rows: profile.head(rows) * factors.linear if rows > 0 else 0.0)
+        self._host_widths = _Known[int](partial(Padding.fit, profile.padding.host_rows))
+        self._hops = _Known[float](lambda width: profile.hop(width) * factors.transfer)
+        self._boardings = _Known[float](lambda width: profile.boarding(width) * factors.transfer)
 
     def overhead(self, *, cohorts: bool) -> float:
         """Return what an iteration takes beyond its parts, with or without cohorts."""
@@ -78,7 +83,7 @@ class Costs:
 
     def host_width(self, rows: int) -> int:
         """Return the rows that a cohort takes in a pass."""
-        return Padding.fit(self.profile.padding.host_rows, rows)
+        return self._host_widths[rows]
 
     def layer(self, width: float) -> float:
         """Return one layer's linear time."""
@@ -123,7 +128,7 @@ class Costs:
 
     def cohort(self, rows: int, row_tokens: float) -> CohortCost:
         """Return what a cohort of so many rows with contexts of so many tokens takes."""
-        width, tokens = self.host_width(rows), rows * row_tokens
+        width, tokens = self._host_widths[rows], rows * row_tokens
         return CohortCost(
             rows, tokens, width, self.host_attention(rows, tokens), self._hops[width], self._boardings[width]
         )

@@ -154,6 +154,27 @@ class Prediction:
         return max(0.0, self.iteration_s - self.device_busy_s)
 
 
+class Timing(NamedTuple):
+    """What of a prediction decisions are made by.
+
+    Attributes:
+        iteration_s: from one iteration's start to the next one's.
+        device_busy_s, host_busy_s: seconds in which the device and the host are occupied.
+        device_tokens, host_tokens: output tokens, of requests on either side.
+    """
+
+    iteration_s: float
+    device_busy_s: float
+    host_busy_s: float
+    device_tokens: float
+    host_tokens: float
+
+    @property
+    def device_wait_s(self) -> float:
+        """Seconds in which the device waits for the host."""
+        return max(0.0, self.iteration_s - self.device_busy_s)
+
+
 def prompt_pairs(tokens: int, start: int) -> float:
     """Return the pairs of one of `tokens` prompt tokens and a token up to itself, if `start` tokens precede them."""
     return tokens * (start + (tokens + 1) / 2)

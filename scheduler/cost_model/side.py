@@ -24,7 +24,6 @@ class Side(Generic[A]):
         attention: of the device's rows and prompts through all layers.
         attention_s: the same as plain seconds.
         overhead: what an iteration with cohorts takes beside its parts.
-        alone: an iteration without cohorts.
     """
 
     def __init__(self, costs: Costs, load: Load, amounts: Amounts[A]) -> None:
@@ -39,8 +38,12 @@ class Side(Generic[A]):
         if load.prefill_tokens:
             self.attention = self.attention + amounts.prefill_attention(prompts_s)
         self.overhead: A = amounts.overhead(costs.overhead(cohorts=True))
-        overhead = amounts.overhead(costs.overhead(cohorts=False))
-        self.alone: A = self.passes() + self.head(0) + self.attention + overhead
+
+    @property
+    def alone(self) -> A:
+        """An iteration without cohorts."""
+        overhead = self.amounts.overhead(self.costs.overhead(cohorts=False))
+        return self.passes() + self.head(0) + self.attention + overhead
 
     def passes(self, cohort: CohortCost | None = None) -> A:
         """Return all passes of the device's rows, boundary 0 to L, alone or with a cohort on board of each."""

@@ -6,15 +6,15 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 from ..cost_model.component_times import Costs
-from ..cost_model.prediction import Load, Prediction
+from ..cost_model.prediction import Load, Prediction, Timing
 from ..strategies import DEVICE_ONLY, Strategy, named
 from ..strategies.steady import DeviceSide
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A strategy with its cohorts, and what it is worth.
 
     Attributes:
@@ -26,8 +26,10 @@ class Candidate:
         iteration_s, device_busy_s, host_busy_s: of an iteration, in the mean where prompts ride in some.
         device_token_s, host_token_s: time per token of a request on either side, 0 where there is none; infinite for
             host requests that get none.
-        prediction: of an iteration, the most frequent kind if prompts ride in some.
-        beyond: what of it the profile does not cover, in words.
+        sides: each kind of iterations, and whether host rows ride in it; the most frequent of these comes first.
+        main: times of the first kind, as if they rode.
+        row_tokens: mean context of host rows.
+        way_beyond: what of the way to the host the profile does not cover, in words.
     """
 
     strategy: str
@@ -40,13 +42,29 @@ class Candidate:
     host_busy_s: float
     device_token_s: float
     host_token_s: float
-    prediction: Prediction
-    beyond: tuple[str, ...] = ()
+    sides: tuple[tuple[DeviceSide, bool], ...]
+    main: Timing
+    row_tokens: float
+    way_beyond: tuple[str, ...]
 
     @property
     def riding(self) -> int:
         """Host rows that are under way at once."""
         return sum(self.under_way)
+
+    @property
+    def prediction(self) -> Prediction:
+        """What an iteration takes, one of the most frequent kind if prompts ride in some."""
+        return self.sides[0][0].steady(self.strategy, self.under_way, self.row_tokens)
+
+    @property
+    def beyond(self) -> tuple[str, ...]:
+        """What of this the profile does not cover, in words."""
+        found = list(self.way_beyond)
+        for side, rides in self.sides:
+            strategy, lanes = (self.strategy, self.under_way) if rides else (DEVICE_ONLY.name, ())
+            found[:0] = side.beyond(strategy, lanes, self.row_tokens)
+        return tuple(dict.fromkeys(found))
 
     @property
     def device_wait_s(self) -> float:
@@ -182,7 +200,7 @@ class Valuation:
         """Return how many rows would leave nobody waiting for the host, on a straight line through what was tried."""
         last = tried[-1]
         excess = _excess(last)
-        if excess <= 0.002 * last.prediction.iteration_s:
+        if excess <= 0.002 * last.main.iteration_s:
             return last.riding
         if len(tried) > 1 and tried[-2].riding > last.riding:
             # Passes become shorter with fewer rows too.
@@ -193,19 +211,19 @@ class Valuation:
 
     def _host_s_per_row(self, candidate: Candidate) -> float:
         """Return what a row takes of the host's time in an iteration, beside what jobs take whatever their rows."""
-        rows, cohorts, busy = candidate.riding, len(candidate.under_way), candidate.prediction.host_busy_s
+        rows, cohorts, busy = candidate.riding, len(candidate.under_way), candidate.main.host_busy_s
         if rows <= cohorts:
             return busy / rows
         tokens, size = self.outlook.row_tokens, rows / cohorts
         least = self._costs.host_attention(1, tokens) / self._costs.host_attention(size, size * tokens)
         return busy * (1 - least) / (rows - cohorts)
 
-    def _pays(self, side: DeviceSide, riding: Prediction) -> bool:
+    def _pays(self, side: DeviceSide, riding: Timing) -> bool:
         """Whether host rows that go through in an iteration make up for the time by which they lengthen it."""
-        longer = riding.iteration_s - side.steady(DEVICE_ONLY.name).iteration_s
+        longer = riding.iteration_s - side.alone.iteration_s
         return riding.host_tokens > self.outlook.device_rate * longer
 
-    def _rides(self, strategy: Strategy, side: DeviceSide, riding: Prediction) -> bool:
+    def _rides(self, strategy: Strategy, side: DeviceSide, riding: Timing) -> bool:
         """Whether host rows ride in iterations of this kind."""
         if not strategy.through or len(self._sides) == 1 or math.isfinite(self.outlook.limit_s):
             return True
@@ -214,26 +232,24 @@ class Valuation:
     def _value(self, strategy: Strategy, lanes: tuple[int, ...], decided: tuple[int, ...]) -> Candidate:
         outlook, name = self.outlook, strategy.name
         seconds = device_tokens = host_tokens = device_busy = host_busy = 0.0
-        main, most, beyond = None, (False, False, 0.0), []
+        main, most, sides = None, (False, False, 0.0), []
         for weight, side in self._sides:
-            prediction = riding = side.steady(name, lanes, outlook.row_tokens)
+            timing = riding = side.timing(name, lanes, outlook.row_tokens)
             rides = self._rides(strategy, side, riding)
             if not rides:
-                prediction = side.steady(DEVICE_ONLY.name)
-            seconds += weight * prediction.iteration_s
-            device_tokens += weight * prediction.device_tokens
-            host_tokens += weight * prediction.host_tokens
-            device_busy += weight * prediction.device_busy_s
-            host_busy += weight * prediction.host_busy_s
-            if prediction.extrapolated:
-                beyond += side.beyond(prediction.strategy, lanes if rides else (), outlook.row_tokens)
+                timing = side.alone
+            seconds += weight * timing.iteration_s
+            device_tokens += weight * timing.device_tokens
+            host_tokens += weight * timing.host_tokens
+            device_busy += weight * timing.device_busy_s
+            host_busy += weight * timing.host_busy_s
             # Where riding pays in no kind of iteration, fewer rows may pay beside prompts.
-            if (likely := (rides, not rides and side.load.prefill_tokens > 0, weight)) > most:
+            likely = (rides, not rides and side.load.prefill_tokens > 0, weight)
+            sides.insert(0 if likely > most else len(sides), (side, rides))
+            if likely > most:
                 main, most = riding, likely
         assert main is not None
         rows = sum(lanes)
-        if rows:
-            beyond += outlook.beyond
         turn = rows / host_tokens if host_tokens else 0.0
         rounds = max(1.0, outlook.host_rows / rows) if rows else 1.0
         in_time = max(0.0, 1.0 - seconds * turn * rounds / outlook.horizon_s)
@@ -253,14 +269,16 @@ class Valuation:
             host_busy_s=host_busy,
             device_token_s=seconds if device_tokens else 0.0,
             host_token_s=host_token_s,
-            prediction=main,
-            beyond=tuple(dict.fromkeys(beyond)) if beyond else (),
+            sides=tuple(sides),
+            main=main,
+            row_tokens=outlook.row_tokens,
+            way_beyond=outlook.beyond if rows else (),
         )
 
 
 def _excess(candidate: Candidate) -> float:
     """Return the seconds of an iteration by which the host takes longer than it has."""
-    return named(candidate.strategy).excess(candidate.prediction)
+    return named(candidate.strategy).excess(candidate.main)
 
 
 def mixed(chances: Sequence[tuple[float, Load]]) -> tuple[tuple[float, Load], ...]:
@@ -272,5 +290,5 @@ def mixed(chances: Sequence[tuple[float, Load]]) -> tuple[tuple[float, Load], ..
 def _prompt_seconds(costs: Costs, side: DeviceSide) -> float:
     """Return by how much longer the device alone takes because of the prompts in an iteration."""
     decode = replace(side.load, prefill_tokens=0, prefill_pairs=0)
-    without = DeviceSide(costs, decode).steady(DEVICE_ONLY.name).iteration_s if decode.device_rows else 0.0
-    return max(0.0, side.steady(DEVICE_ONLY.name).iteration_s - without)
+    without = DeviceSide(costs, decode).alone.iteration_s if decode.device_rows else 0.0
+    return max(0.0, side.alone.iteration_s - without)

@@ -21,6 +21,13 @@ PROGRESS = 0.5
 """Fraction of all output tokens to come, by which they change before a course is thought over again: what has passed
 since was foreseen."""
 
+MEANWHILE = 0.05
+"""The same while the first courses were compared: what has passed since was not foreseen."""
+
+ROUGHLY = 64
+"""Requests that are followed at first, where there are more of them and several strategies: then those of which a
+course is not clearly worse than the best are followed more closely."""
+
 LITTLE = 0.005
 """The gain below which the present course is kept, and the difference below which the one that comes first among two
 courses is taken: strategies that bind requests for longer stand later."""
@@ -39,14 +46,15 @@ class Thought:
     Args:
         start: where they begin.
         courses: those that are to be followed, in this order.
+        late: those that are known to be clearly later than another.
 
     Attributes:
         seconds: until all requests have ended, by course; infinity for one that is clearly later than another, and so
             was followed no further.
     """
 
-    def __init__(self, start: Start, courses: Iterable[Course]) -> None:
-        self.seconds: dict[Course, float] = {}
+    def __init__(self, start: Start, courses: Iterable[Course], late: Iterable[Course]) -> None:
+        self.seconds: dict[Course, float] = dict.fromkeys(late, math.inf)
         self.is_exact = start.each == 1
         self._start = start
         self._open = list(courses)[::-1]
@@ -94,12 +102,13 @@ class Courses:
         self._margin = margin
         self._thought: Thought | None = None
         self._work = 0
-        self._is_first = self._again = False
+        self._is_first = self._is_rough = self._again = False
+        self._good: set[str] = set()
         self._factors: Terms | None = None
 
     @property
     def is_thinking(self) -> bool:
-        """Whether courses are being compared, or will be again at once."""
+        """Whether courses are being compared, or may be again at once."""
         return self._thought is not None or self._again
 
     def is_due(self, situation: Situation, factors: Terms) -> bool:
@@ -107,6 +116,8 @@ class Courses:
         if self._thought is not None:
             return False
         work = situation.remaining_tokens + situation.waiting_output
+        if not self._is_rough:
+            self._again = self._again and abs(work - self._work) > MEANWHILE * self._work
         if self._factors is None or self._again or abs(work - self._work) > PROGRESS * self._work:
             return True
         return any(abs(now - then) > DOUBT * then for now, then in zip(factors, self._factors, strict=True))
@@ -116,11 +127,18 @@ class Courses:
     ) -> None:
         """Begin to compare device_only, the present course and others, those that are likely to be good first."""
         self._work = situation.remaining_tokens + situation.waiting_output
-        self._factors, self._again = costs.factors, False
+        self._factors = costs.factors
         first = [ALONE] if self.present in (None, ALONE) else [ALONE, self.present]
-        order = [*first, *(each for each in courses if each not in first)]
-        self._is_first = self.present is None
-        self._thought = Thought(Start.of(costs, capacity, roster), order)
+        others = [each for each in courses if each not in first]
+        late = [each for each in others if each.strategy not in self._good] if self._again else []
+        others = [each for each in others if each not in late]
+        start = Start.of(costs, capacity, roster, most=ROUGHLY)
+        several = len({course.strategy for course in others}) > 1
+        self._is_rough = several and start.each > 1 and start.is_alike and not self._again
+        if not self._is_rough:
+            start = Start.of(costs, capacity, roster)
+        self._is_first, self._again = self.present is None, False
+        self._thought = Thought(start, [*first, *others], late)
 
     def settle(self, decisions: int, *, strategy: str) -> None:
         """Go on comparing, as far as in so many decisions, while a strategy is in force."""
@@ -128,16 +146,19 @@ class Courses:
         while self._thought is not None and steps > 0:
             thought = self._thought
             steps -= thought.go_on()
-            if thought.is_over or (thought.is_between and self._is_ready(thought, strategy)):
+            taken = self._is_first or not self._is_rough
+            if taken and (thought.is_over or (thought.is_between and self._is_ready(thought, strategy))):
                 self._take(thought.seconds, LITTLE if thought.is_exact else DOUBT, strategy)
             if thought.is_over:
                 self._thought = None
-                # Requests have moved meanwhile, and not as in any course.
-                self._again = self._is_first
+                # Requests may have moved meanwhile, and not as in any course.
+                self._again = self._is_first or self._is_rough
+                self._good = {course.strategy for course in thought.seconds if thought.seconds[course] < math.inf}
 
     def forget(self) -> None:
         """Return to the device alone, as everything fits there."""
         self.present = self._thought = self._factors = None
+        self._again = False
         if self.seconds:
             self.seconds = {}
 

@@ -11,7 +11,7 @@ from ..admission import Tier, make_room
 from ..cost_model.component_times import Costs
 from ..cost_model.prediction import Load, prompt_pairs
 from ..policy import Situation
-from ..strategies.steady import Pace
+from ..strategies.steady import DeviceSide
 from .candidates import Outlook, mixed
 
 FORGETTING = 1 / 128
@@ -148,5 +148,5 @@ def outlooks(costs: Costs, situation: Situation, prompts: Prompts, limits: Limit
 def _device_rate(costs: Costs, loads: Sequence[tuple[float, Load]]) -> float:
     load = loads[0][1]
     rows = Load(device_rows=load.device_rows, device_kv_tokens=load.device_kv_tokens)
-    seconds = Pace(costs, rows).alone
+    seconds = DeviceSide(costs, rows).alone.iteration_s
     return load.device_rows / seconds if seconds else 0.0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 from ..cost_model.component_times import Costs
 from ..policy import Decision, Situation
 from ..strategies import DEVICE_ONLY, Strategy, named
-from ..strategies.steady import Pace
+from ..strategies.steady import DeviceSide
 from .course import Course
 from .forecast import next_load
 
@@ -25,14 +26,20 @@ def riding(course: Course, situation: Situation, costs: Costs, *, begins: bool) 
         costs: times of the parts of iterations.
         begins: whether the next iteration computes the prompts that the situation speaks of.
     """
-    rows, strategy = min(situation.host_rows, course.riding), named(course.strategy)
-    share = strategy.shares(prompts=False)[0]
+    rows, strategy, share = min(situation.host_rows, course.riding), named(course.strategy), None
     if strategy.through and rows and situation.device_rows and (course.rests or (situation.prefill_tokens and begins)):
         fewer = FEWER if course.rests else FEWER[:1]
         rows, share = _where_it_pays(strategy, situation, rows, costs, fewer=fewer, begins=begins)
+    return all_riding(course, rows, situation.num_layers, share)
+
+
+def all_riding(course: Course, rows: int, num_layers: int, share: float | None = None) -> Decision:
+    """Return the decision in which so many host rows of a course ride, that share of them in the first cohort."""
     if not rows:
         return Decision(strategy=DEVICE_ONLY.name, max_host_requests=course.most)
-    most = strategy.most_cohorts(situation.num_layers)
+    strategy = named(course.strategy)
+    most = strategy.most_cohorts(num_layers)
+    share = strategy.shares(prompts=False)[0] if share is None else share
     lanes = strategy.lanes(rows, min(course.cohorts or most, most), share)
     return Decision(strategy=strategy.name, lanes=lanes, max_host_requests=course.most)
 
@@ -45,19 +52,25 @@ def _where_it_pays(
     Time for prompts counts as the tokens that the device would make in it, see `Candidate`.
     """
     load = next_load(situation, begins=begins)
-    side, tokens = Pace(costs, load), float(load.device_rows)
+    side, tokens = DeviceSide(costs, load), float(load.device_rows)
+    alone = side.alone.iteration_s
     if load.prefill_tokens:
-        tokens *= side.alone / Pace(costs, next_load(situation, begins=False)).alone
+        tokens *= alone / DeviceSide(costs, next_load(situation, begins=False)).alone.iteration_s
     length, cohorts = situation.host_kv_tokens / situation.host_rows, strategy.most_cohorts(costs.num_layers)
 
+    @cache
     def seconds(count: int, share: float) -> float:
-        return side.seconds(strategy.name, strategy.spread(count, cohorts, share), length)[0]
+        return side.timing(strategy.name, strategy.spread(count, cohorts, share), length).iteration_s
 
     shares = strategy.shares(prompts=load.prefill_tokens > 0)
     # What is the best share of all rows is that of fewer too, see `Valuation`.
     share = shares[0] if len(shares) == 1 else min(shares, key=lambda share: seconds(most, share))
-    best, riding = tokens / side.alone, 0
+    best, riding, before = tokens / alone, 0, 0.0
     for count in dict.fromkeys(math.ceil(most * part) for part in fewer):
-        if (rate := (tokens + count) / seconds(count, share)) >= best:
+        rate = (tokens + count) / seconds(count, share)
+        if rate >= best:
             best, riding = rate, count
+        if rate < before:
+            break
+        before = rate
     return riding, share

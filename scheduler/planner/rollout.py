@@ -19,11 +19,11 @@ from ..policy import Decision, Situation
 from ..roster import Roster
 from ..simulation.request_pool import SimRequest
 from ..simulation.virtual_engine import VirtualEngine
-from ..strategies import DEVICE_ONLY
-from ..strategies.steady import Pace
+from ..strategies import DEVICE_ONLY, named
+from ..strategies.steady import DeviceSide
 from .course import Course
 from .forecast import prompts_begin
-from .host_row_selection import riding
+from .host_row_selection import all_riding, riding
 
 FOLLOWED = 512
 """Requests that are followed at most."""
@@ -41,12 +41,14 @@ class Start:
         capacity: what bounds the requests that are followed.
         roster: these requests.
         each: requests that one of them stands for.
+        is_alike: the device's memory is divided by that too; it never holds less than a request.
     """
 
     costs: Costs
     capacity: Capacity
     roster: Roster
     each: float = 1.0
+    is_alike: bool = True
 
     @classmethod
     def of(cls, costs: Costs, capacity: Capacity, roster: Roster, *, most: int = FOLLOWED) -> Start:
@@ -57,18 +59,19 @@ class Start:
         # Every request fits alone, or it would not have been taken.
         everybody = (*roster.device, *roster.host, *roster.waiting)
         longest = max((context + left - 1 for context, left in everybody), default=1)
-        page = capacity.page_size
+        least, part = -(-longest // capacity.page_size) * capacity.page_size, int(capacity.device_kv_tokens / each)
         return cls(
             costs=costs,
             capacity=replace(
                 capacity,
-                device_kv_tokens=max(int(capacity.device_kv_tokens / each), -(-longest // page) * page),
+                device_kv_tokens=max(part, least),
                 host_kv_tokens=int(capacity.host_kv_tokens / each),
                 max_num_seqs=math.ceil(capacity.max_num_seqs / each),
                 max_host_seqs=math.ceil(capacity.max_host_seqs / each),
             ),
             roster=roster,
             each=each,
+            is_alike=part >= least,
         )
 
     def seconds(self, course: Course) -> float:
@@ -98,6 +101,8 @@ class Rollout:
         self._engine.scheduler.hold(*_requests(start.roster))
         self._most = math.ceil(course.most / start.each)
         self._idle = Decision(strategy=DEVICE_ONLY.name, max_host_requests=self._most)
+        self._through = named(course.strategy).through
+        self._by_rows: dict[int, Decision] = {}
 
     @property
     def is_over(self) -> bool:
@@ -115,24 +120,43 @@ class Rollout:
             iterations = math.ceil(load.prefill_tokens * each / start.capacity.max_prefill_tokens) or 1
             load, lanes = _spread(load, each, iterations), tuple(round(rows * each) for rows in lanes)
             count = max(count, iterations)
-        seconds, busy = Pace(start.costs, load).seconds(turn.strategy, lanes, step.row_tokens)
+        timing = DeviceSide(start.costs, load).timing(turn.strategy, lanes, step.row_tokens)
+        seconds = timing.iteration_s
         if scheduler.moved_tokens:
-            seconds = max(seconds, busy + start.costs.migration(scheduler.moved_tokens * each / count))
+            seconds = max(seconds, timing.host_busy_s + start.costs.migration(scheduler.moved_tokens * each / count))
         self._engine.end(step, seconds, count)
         moves = load.device_rows or load.prefill_tokens or turn.pace or scheduler.moved_tokens
         self.now = self._engine.now if moves else math.inf
         return 1 + (HOST_ROWS if lanes else 0) + (PROMPTS if load.prefill_tokens else 0)
 
     def _decision(self) -> Decision:
-        course, start = self.course, self._start
-        if not min(self._engine.scheduler.host.rows, course.riding):
+        course, scheduler = self.course, self._engine.scheduler
+        rows = scheduler.host.rows
+        if not min(rows, course.riding):
             return self._idle
-        situation = self._engine.situation()
+        if self._through and (course.rests or scheduler.waiting or scheduler.prefilling):
+            return self._chosen()
+        decision = self._by_rows.get(rows)
+        if decision is None:
+            most = min(round(rows * self._start.each), course.riding)
+            decision = self._divided(all_riding(course, most, self._start.costs.num_layers))
+            self._by_rows[rows] = decision
+        return decision
+
+    def _chosen(self) -> Decision:
+        """Return how many host rows ride in iterations that may be with them or without."""
+        start, situation = self._start, self._engine.situation()
         begins = prompts_begin(situation, self._most, start.capacity.page_size)
-        if start.each == 1:
-            return riding(course, situation, start.costs, begins=begins)
-        decision = riding(course, _multiplied(situation, start.each), start.costs, begins=begins)
-        lanes = tuple(max(1, round(rows / start.each)) for rows in decision.lanes)
+        if start.each > 1:
+            situation = _multiplied(situation, start.each)
+        return self._divided(riding(self.course, situation, start.costs, begins=begins))
+
+    def _divided(self, decision: Decision) -> Decision:
+        """Return a decision for all requests for those that are followed."""
+        each = self._start.each
+        if each == 1:
+            return decision
+        lanes = tuple(max(1, round(rows / each)) for rows in decision.lanes)
         return replace(decision, lanes=lanes, max_host_requests=self._most)
 
 

@@ -62,8 +62,7 @@ def host_turn(strategy: str, lanes: Sequence[int], rows: int, num_layers: int, *
     if not lanes:
         return Turn(DEVICE_ONLY.name)
     under_way = chosen.under_way(lanes, rows, num_layers)
-    made = sum(size / chosen.iterations_a_token(cohort, num_layers) for cohort, size in enumerate(under_way))
-    return Turn(chosen.name, under_way, made / rows)
+    return Turn(chosen.name, under_way, chosen.tokens(under_way, num_layers) / rows)
 
 
 class VirtualEngine:

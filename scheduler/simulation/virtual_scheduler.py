@@ -133,6 +133,10 @@ class VirtualScheduler:
         self._device_rests = self.prefill_alone and bool(self.waiting or self.prefilling)
         for verb in self._verbs:
             verb(decision)
+        if self.preemptions > preemptions and self.is_idle and not (self.host.rows or self.moved_tokens):
+            # Whoever has just lost its pages is all that there is to do.
+            self.schedule(decision)
+            return
         # Pages that somebody has lost may let the first who waits in with the next one.
         self._unsettled = self.preemptions > preemptions and self._first_finds_room(decision)
 

@@ -75,22 +75,28 @@ def _last_pass_ends(side: Side[A], first: CohortCost, second: CohortCost) -> flo
     costs, last = side.costs, side.num_layers
     shared, single = costs.layer(side.width + first.width), costs.layer(second.width)
     attention = side.attention_s / last
-    now = first_ready = second_ready = late = later = 0.0
+    _, _, _, job, hop, boarding = first
+    _, _, _, other_job, other_hop, other_boarding = second
+    now = ready = other_ready = late = other_late = 0.0
+    # Thousands of these are walked through for a decision: comparisons are quicker than `max`.
     for boundary in range(last):
-        share, began = costs.share(boundary), now
-        now = max(now, first_ready) + first.boarding + share * shared
-        first_ready = max(second_ready, now + first.hop) + first.job
-        now = max(now + attention, second_ready) + second.boarding + share * single
-        second_ready = max(first_ready, now + second.hop) + second.job
-        before, late, later = (late, later), first_ready - now, second_ready - now
-        if boundary and max(abs(late - before[0]), abs(later - before[1])) < 1e-12 * now:
+        share, began, before, other_before = costs.share(boundary), now, late, other_late
+        now = (now if now > ready else ready) + boarding + share * shared
+        handed = now + hop
+        ready = (handed if handed > other_ready else other_ready) + job
+        now += attention
+        now = (now if now > other_ready else other_ready) + other_boarding + share * single
+        handed = now + other_hop
+        other_ready = (handed if handed > ready else ready) + other_job
+        late, other_late = ready - now, other_ready - now
+        if boundary and abs(late - before) < 1e-12 * now and abs(other_late - other_before) < 1e-12 * now:
             # The jobs are as late as they were a layer ago, and so they will be in all layers to come.
             now += (last - 1 - boundary) * (now - began)
-            first_ready, second_ready = now + late, now + later
+            ready, other_ready = now + late, now + other_late
             break
     share = costs.share(last)
-    now = max(now, first_ready) + first.boarding + share * shared
-    now = max(now, second_ready) + second.boarding + share * single
+    now = max(now, ready) + boarding + share * shared
+    now = max(now, other_ready) + other_boarding + share * single
     return now + costs.head(side.load.device_tokens + first.rows + second.rows)
 
 

@@ -14,7 +14,7 @@ from ..cost_model.amounts import A, total
 from ..cost_model.component_times import CohortCost
 from ..cost_model.side import Side
 from .asymmetric_pipelining import ASYMMETRIC_PIPELINING
-from .base import Place, Strategy
+from .base import Place, Strategy, alike
 
 
 class AsyncOverlap(Strategy):
@@ -68,12 +68,16 @@ class AsyncOverlap(Strategy):
         """Return L + 1."""
         return num_layers + 1
 
+    def tokens(self, under_way: Sequence[int], num_layers: int) -> float:
+        """Return what one of L + 1 iterations makes."""
+        return sum(under_way) / (num_layers + 1)
+
     def closed_form(self, side: Side[A], cohorts: Sequence[CohortCost]) -> tuple[A, A, A]:
         """Return the passes, of which cohorts share some, all jobs, and the longest way of a cohort."""
         amounts, layers, share = side.amounts, side.num_layers, 1 / (side.num_layers + 1)
         riding, jobs, ways, riders = [], [], [], 0
-        for cohort in dict.fromkeys(cohorts):
-            count, passes = cohorts.count(cohort), side.passes(cohort) + side.head(cohort.rows)
+        for cohort, count in alike(cohorts):
+            passes = side.passes(cohort) + side.head(cohort.rows)
             riders += count
             riding.append(passes * (count * share))
             jobs.append(side.jobs(cohort, count * share * layers))

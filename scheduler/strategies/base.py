@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple
@@ -9,7 +10,7 @@ from typing import ClassVar, NamedTuple
 from ..cohorts import Cohorts, Departure
 from ..cost_model.amounts import A
 from ..cost_model.component_times import CohortCost
-from ..cost_model.prediction import Prediction
+from ..cost_model.prediction import Timing
 from ..cost_model.side import Side
 
 
@@ -98,15 +99,24 @@ class Strategy(ABC):
         return Place(number, 0, num_layers)
 
     def iterations_a_token(self, cohort: int, num_layers: int) -> int:
-        """Return how many iterations a cohort's token takes."""
+        """Return how many iterations a cohort's token takes, no fewer than those before it need."""
         return 1
 
-    def excess(self, prediction: Prediction) -> float:
+    def tokens(self, under_way: Sequence[int], num_layers: int) -> float:
+        """Return how many tokens cohorts of so many rows make in an iteration on average."""
+        return sum(under_way)
+
+    def excess(self, timing: Timing) -> float:
         """Return the seconds of an iteration by which the host takes longer than it has."""
-        return prediction.host_busy_s - prediction.device_busy_s
+        return timing.host_busy_s - timing.device_busy_s
 
     @abstractmethod
     def closed_form(self, side: Side[A], cohorts: Sequence[CohortCost]) -> tuple[A, A, A]:
         """Return for how long the device and the host are busy in an iteration that repeats, and the longest chain of
         things on both that wait for each other; an iteration takes the longest of the three. There is at least one
         cohort."""
+
+
+def alike(cohorts: Sequence[CohortCost]) -> list[tuple[CohortCost, int]]:
+    """Return the kinds of cohorts and how many there are of each, where like ones stand together."""
+    return [(kind, len(list(same))) for kind, same in itertools.groupby(cohorts)]

@@ -16,10 +16,10 @@ from collections.abc import Iterator, Sequence
 from ..cohorts import Cohorts, Departure
 from ..cost_model.amounts import A
 from ..cost_model.component_times import CohortCost
-from ..cost_model.prediction import Prediction
+from ..cost_model.prediction import Timing
 from ..cost_model.side import Side
 from .async_overlap import ASYNC_OVERLAP
-from .base import Place, Strategy
+from .base import Place, Strategy, alike
 from .layer_sync import LAYER_SYNC
 
 
@@ -91,9 +91,13 @@ class FastLane(Strategy):
         """Return 1 for the lane, L + 1 for the others."""
         return num_layers + 1 if cohort else 1
 
-    def excess(self, prediction: Prediction) -> float:
+    def tokens(self, under_way: Sequence[int], num_layers: int) -> float:
+        """Return a token for each row of the lane, and what async_overlap makes."""
+        return under_way[0] + ASYNC_OVERLAP.tokens(under_way[1:], num_layers)
+
+    def excess(self, timing: Timing) -> float:
         """Return for how long the device waits, as in layer_sync."""
-        return LAYER_SYNC.excess(prediction)
+        return LAYER_SYNC.excess(timing)
 
     def closed_form(self, side: Side[A], cohorts: Sequence[CohortCost]) -> tuple[A, A, A]:
         """Return passes with attention on the device, all jobs, and the lane's chain with what large cohorts add.
@@ -103,8 +107,7 @@ class FastLane(Strategy):
         lane, layers, share = cohorts[0], side.num_layers, 1 / (side.num_layers + 1)
         device, host, chain = LAYER_SYNC.closed_form(side, cohorts[:1])
         seconds = side.amounts.longest((device, chain))
-        for large in dict.fromkeys(cohorts[1:]):
-            count = cohorts[1:].count(large)
+        for large, count in alike(cohorts[1:]):
             apart = side.apart(large) * (count * share)
             head = side.head(lane.rows + large.rows) * (count * share) + side.head(lane.rows) * (-count * share)
             host = host + side.jobs(large, count * share * layers)

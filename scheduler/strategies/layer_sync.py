@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ..cost_model.amounts import A
 from ..cost_model.component_times import CohortCost
-from ..cost_model.prediction import Prediction
+from ..cost_model.prediction import Timing
 from ..cost_model.side import Side
 from .base import Strategy
 
@@ -30,9 +30,9 @@ class LayerSync(Strategy):
         """Return one cohort."""
         return (rows,)
 
-    def excess(self, prediction: Prediction) -> float:
+    def excess(self, timing: Timing) -> float:
         """Return for how long the device waits: the host has only as long as the device attends."""
-        return prediction.device_wait_s
+        return timing.device_wait_s
 
     def closed_form(self, side: Side[A], cohorts: Sequence[CohortCost]) -> tuple[A, A, A]:
         """Return passes with attention on the device, the jobs, and passes with these in between."""

@@ -1,4 +1,4 @@
-"""Iterations that repeat: a strategy's closed form as a prediction, or as seconds alone where thousands are needed."""
+"""Iterations that repeat: a strategy's closed form as a prediction, or as its times alone."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from ..cost_model.amounts import PLAIN, SPLIT
 from ..cost_model.component_times import CohortCost, Costs
-from ..cost_model.prediction import CohortLoad, Load, Prediction
+from ..cost_model.prediction import CohortLoad, Load, Prediction, Timing
 from ..cost_model.side import Side
-from .base import Strategy
+from .base import Strategy, alike
 from .device_only import DEVICE_ONLY
 from .registry import named
 
@@ -30,31 +30,6 @@ def steady(costs: Costs, strategy: str, load: Load, lanes: Sequence[int] = (), r
     return DeviceSide(costs, load).steady(strategy, lanes, row_tokens)
 
 
-class Pace:
-    """The seconds of iterations that repeat: the device's side, to which cohorts of several strategies can be added.
-
-    Args:
-        costs: times of the parts.
-        load: the device's side; cohorts in it do not count.
-
-    Attributes:
-        alone: seconds without host rows.
-    """
-
-    def __init__(self, costs: Costs, load: Load) -> None:
-        self._side = Side(costs, load, PLAIN)
-        self.alone = self._side.alone
-
-    def seconds(self, strategy: str, lanes: Sequence[int], row_tokens: float) -> tuple[float, float]:
-        """Return what an iteration takes, and for how much of it the host is busy; arguments as of `steady`."""
-        if not lanes:
-            return self.alone, 0.0
-        side, chosen = self._side, named(strategy)
-        cohorts = _costs(side.costs, lanes, row_tokens)
-        device, host, chain = chosen.closed_form(side, cohorts)
-        return max(device, host, chain), host
-
-
 class DeviceSide:
     """The device's part of an iteration, to which cohorts of several strategies can be added in turn.
 
@@ -66,39 +41,47 @@ class DeviceSide:
     def __init__(self, costs: Costs, load: Load) -> None:
         self.costs = costs
         self.load = load
-        self._side = Side(costs, load, SPLIT)
-        self._covered = costs.covers(replace(load, cohorts=()))
-        self._alone: Prediction | None = None
+        self._side = Side(costs, load, PLAIN)
+        self._alone: Timing | None = None
+
+    @property
+    def alone(self) -> Timing:
+        """An iteration without host rows."""
+        if self._alone is None:
+            seconds = self._side.alone
+            self._alone = Timing(seconds, seconds, 0.0, self.load.device_tokens, 0.0)
+        return self._alone
+
+    def timing(self, strategy: str, lanes: Sequence[int], row_tokens: float) -> Timing:
+        """Return what of `steady` decisions are made by, in a fraction of its time."""
+        if not lanes:
+            return self.alone
+        chosen = named(strategy)
+        device, host, chain = chosen.closed_form(self._side, _costs(self.costs, lanes, row_tokens))
+        tokens = chosen.tokens(lanes, self.costs.num_layers)
+        return Timing(max(device, host, chain), device, host, self.load.device_tokens, tokens)
 
     def steady(self, strategy: str, lanes: Sequence[int] = (), row_tokens: float = 0.0) -> Prediction:
         """Return the iteration that a strategy repeats; see `steady`."""
-        rows = [count for count in lanes if count > 0]
-        if rows or strategy != DEVICE_ONLY.name:
-            return self._repeated(named(strategy), rows, row_tokens)
-        if self._alone is None:
-            self._alone = self._repeated(DEVICE_ONLY, rows, row_tokens)
-        return self._alone
-
-    def _repeated(self, strategy: Strategy, rows: Sequence[int], row_tokens: float) -> Prediction:
-        side, layers, tokens = self._side, self._side.num_layers, self.load.device_tokens
-        if len(rows) > (most := strategy.most_cohorts(layers)):
-            raise ValueError(f"{strategy.name} has {len(rows)} lanes; at most {most} are allowed with {layers} layers")
-        cohorts = _costs(self.costs, rows, row_tokens)
-        device, host, chain = (strategy if cohorts else DEVICE_ONLY).closed_form(side, cohorts)
+        chosen, rows, layers = named(strategy), [count for count in lanes if count > 0], self.costs.num_layers
+        if len(rows) > (most := chosen.most_cohorts(layers)):
+            raise ValueError(f"{strategy} has {len(rows)} lanes; at most {most} are allowed with {layers} layers")
+        side, cohorts = Side(self.costs, self.load, SPLIT), _costs(self.costs, rows, row_tokens)
+        device, host, chain = (chosen if cohorts else DEVICE_ONLY).closed_form(side, cohorts)
         critical = side.amounts.longest((device, host, chain))
-        iterations = [strategy.iterations_a_token(cohort, layers) for cohort in range(len(rows))]
-        iteration_s = critical.total
+        iteration_s, tokens = critical.total, self.load.device_tokens
+        covered = self.costs.covers(replace(self.load, cohorts=()))
         return Prediction(
-            strategy=strategy.name,
+            strategy=strategy,
             iteration_s=iteration_s,
             device=device,
             host=host,
             critical=critical,
             device_tokens=tokens,
-            host_tokens=sum(count / each for count, each in zip(rows, iterations, strict=True)),
+            host_tokens=chosen.tokens(rows, layers) if rows else 0.0,
             device_token_s=iteration_s if tokens else None,
-            host_token_s=iteration_s * max(iterations) if rows else None,
-            extrapolated=not (self._covered and self._covers(strategy, cohorts)),
+            host_token_s=iteration_s * chosen.iterations_a_token(len(rows) - 1, layers) if rows else None,
+            extrapolated=not (covered and self._covers(chosen, cohorts)),
             factors=self.costs.factors,
         )
 
@@ -117,15 +100,16 @@ class DeviceSide:
 
     def _arrivals(self, strategy: Strategy, cohorts: Sequence[CohortCost]) -> list[tuple[CohortCost, ...]]:
         """Return the cohorts that come to the head in one iteration, for each kind of iteration."""
-        layers = self.costs.num_layers
-        pace = [strategy.iterations_a_token(cohort, layers) for cohort in range(len(cohorts))]
-        always = tuple(cohort for cohort, each in zip(cohorts, pace, strict=True) if each == 1)
-        others = dict.fromkeys(cohort for cohort, each in zip(cohorts, pace, strict=True) if each > 1)
-        return [(*always, other) for other in others] or ([always] if always else [])
+        layers, always = self.costs.num_layers, len(cohorts)
+        while always and strategy.iterations_a_token(always - 1, layers) > 1:
+            always -= 1
+        each = tuple(cohorts[:always])
+        return [(*each, other) for other, _ in alike(cohorts[always:])] or ([each] if each else [])
 
     def _covers(self, strategy: Strategy, cohorts: Sequence[CohortCost]) -> bool:
         profile, costs, width = self.costs.profile, self.costs, self._side.width
-        wide = all(costs.covers_cohort(each) and profile.layer.covers(width + each.width) for each in set(cohorts))
+        kinds = [kind for kind, _ in alike(cohorts)]
+        wide = all(costs.covers_cohort(each) and profile.layer.covers(width + each.width) for each in kinds)
         return wide and all(
             profile.head.covers(self.load.device_tokens + sum(each.rows for each in arriving))
             for arriving in self._arrivals(strategy, cohorts)

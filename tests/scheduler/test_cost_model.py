@@ -26,7 +26,7 @@ from apex_jax.scheduler import (
     prompt_pairs,
 )
 from apex_jax.scheduler.strategies import STRATEGIES, named
-from apex_jax.scheduler.strategies.steady import Pace, steady
+from apex_jax.scheduler.strategies.steady import DeviceSide, steady
 
 from .machines import cohorts, machine
 
@@ -404,9 +404,8 @@ class TestTheyAgree:
             chosen, tokens = named(strategy), rng.uniform(50, 2000)
             lanes = chosen.spread(rng.choice([1, 2, 37, 330]), chosen.most_cohorts(self.LAYERS), rng.choice([0.1, 0.5]))
             prediction = steady(model.costs, strategy, load, lanes, tokens)
-            seconds, busy = Pace(model.costs, load).seconds(strategy, lanes, tokens)
-            assert seconds == pytest.approx(prediction.iteration_s, rel=1e-12)
-            assert busy == pytest.approx(prediction.host_busy_s, rel=1e-12)
+            timing = DeviceSide(model.costs, load).timing(strategy, lanes, tokens)
+            assert timing == pytest.approx([getattr(prediction, name) for name in timing._fields], rel=1e-12)
 
     def test_fast_lane(self):
         """At an iteration's ends, where the lane has no job, a large cohort delays it less or more than in the middle:

@@ -1,5 +1,6 @@
 """Keeping to a course: when it is thought over, what makes it change, and what it comes to in the simulator."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from apex_jax.scheduler import CostModel, FixedPolicy, Request, Roster, Schedule
 from apex_jax.scheduler.cost_model.catalogue import Catalogue
 from apex_jax.scheduler.experiment import Experiment
 from apex_jax.scheduler.planner.course import Course
+from apex_jax.scheduler.planner.courses import Courses
 from apex_jax.scheduler.planner.explain import explain
 from apex_jax.scheduler.planner.host_row_selection import riding
 from apex_jax.scheduler.planner.options import PlannerOptions
@@ -39,6 +41,24 @@ def planner(profile=PROFILE, **options):
     )
 
 
+def test_many_requests_are_first_followed_roughly():
+    """Then all of them, in those strategies alone of which a course was not clearly worse."""
+    costs, memory = CostModel(PROFILE).costs, capacity(320, 10_000, rows=10)
+    roster = Roster(device=[(16, 100)] * 10, waiting=[(16, 100)] * 110)
+    courses = [Course(strategy, 64, 64) for strategy in STRATEGIES[1:]]
+    got, compared = Courses(margin=0.0), []
+    while got.is_due(FULL, costs.factors):
+        got.begin(FULL, costs, memory, roster, courses)
+        while got.is_thinking and not got.is_due(FULL, costs.factors):
+            got.settle(1, strategy="device_only")
+        compared.append(got.seconds)
+    rough, close = compared
+    clearly_worse = [course for course in courses if rough[course] == math.inf]
+    assert clearly_worse
+    assert all(close[course] == math.inf for course in clearly_worse)
+    assert close[got.present] == min(close.values()) != rough[got.present]
+
+
 class TestDecisions:
     def test_thoughts_are_spread_over_decisions(self):
         """Rates decide first: with 64 requests on the host more is made than the margin asks for."""
@@ -55,16 +75,18 @@ class TestDecisions:
         # is found out what there is to compare, in the second the requests are gathered.
         assert decisions(replace(FULL, undecided=599)) == 3
 
-    def test_the_first_comparison_is_followed_by_another(self):
-        """While it was made, requests moved as rates led them to; the second one is kept to."""
+    @pytest.mark.parametrize(("left", "comparisons"), [(950, 1), (850, 2)])
+    def test_the_first_comparison_is_followed_by_another(self, left, comparisons):
+        """If it took long: while it was made, requests moved as rates led them to. The second one is kept to."""
         asked = []
         watched = replace(FULL, roster=lambda: asked.append(1) or FULL.roster())
         got = planner()
-        got.settle(watched)
-        assert len(asked) == 2
+        got.decide(watched)
+        got.decide(watched)
+        got.settle(replace(watched, remaining_tokens=left, waiting_output=left))
         for _ in range(50):
-            got.decide(watched)
-        assert len(asked) == 2
+            got.decide(replace(watched, remaining_tokens=left, waiting_output=left))
+        assert len(asked) == comparisons
 
     def test_nothing_is_looked_ahead_for_while_little_changes(self, monkeypatch):
         got = planner()
