@@ -16,10 +16,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from apex_jax.scheduler import CostModel, DeviceSpec, HostSpec, ModelShape, Roster, Situation, describe
+from apex_jax.scheduler import Capacity, CostModel, DeviceSpec, HostSpec, ModelShape, Roster, Situation, describe
 from apex_jax.scheduler.cost_model.component_times import Costs
-from apex_jax.scheduler.planner.options import PlannerOptions
 from apex_jax.scheduler.planner.planner import Planner
+
+CAPACITY = Capacity(device_kv_tokens=16, page_size=16, max_num_seqs=256, max_host_seqs=8192, max_prefill_tokens=2048)
+"""Memory is what a situation says."""
 
 
 def model(layers: int) -> CostModel:
@@ -90,7 +92,7 @@ def by_rates(requests: int, layers: int, turns: int) -> list[float]:
     found, costs = [], model(layers)
     here = situation(requests, layers, 0)
     for _ in range(turns):
-        planner = Planner(costs, PlannerOptions(max_device_requests=256, max_host_requests=8192))
+        planner = Planner(costs, CAPACITY)
         planner.decide(situation(requests, layers, 512))
         planner.decide(here)
         costs.costs = Costs(costs.profile)
@@ -107,7 +109,7 @@ def by_courses(requests: int, layers: int, turns: int) -> tuple[list[float], lis
     here = replace(plain, roster=lambda: Roster(*(list(map(tuple, side)) for side in lengths)))
     for turn in range(turns):
         costs.costs = Costs(costs.profile)
-        planner = Planner(costs, PlannerOptions(max_device_requests=256, max_host_requests=8192))
+        planner = Planner(costs, CAPACITY)
         begins += [timed(partial(planner.decide, here)) for _ in range(2)]
         follows += [timed(partial(planner.decide, here)) for _ in range(4)]
         if not turn:

@@ -118,14 +118,8 @@ class Experiment:
 
     def planner(self, strategies: tuple[str, ...]) -> Planner:
         """Return a fresh planner that chooses among these strategies and device_only."""
-        options = PlannerOptions(
-            max_device_requests=self.max_num_seqs,
-            max_host_requests=max(1, self.capacity.max_host_seqs),
-            max_prefill_tokens=self.max_prefill_tokens,
-            strategies=strategies,
-            max_time_per_token=self.max_time_per_token,
-        )
-        return Planner(self.cost_model, options)
+        options = PlannerOptions(strategies=strategies, max_time_per_token=self.max_time_per_token)
+        return Planner(self.cost_model, self.capacity, options)
 
     def run(
         self,

@@ -17,7 +17,6 @@ from ..engine.stats import EngineStats
 from ..execution.emulated_device import device_load
 from ..sampling_params import SamplingParams
 from ..scheduler import CostModel, FixedPolicy, Follower, Policy
-from ..scheduler.planner.options import PlannerOptions
 from ..scheduler.planner.planner import Planner
 from ..scheduler.simulation.simulator import simulate
 from ..scheduler.simulation.workload import equal
@@ -96,13 +95,7 @@ def run_batches(
 def _policy(benchmark: OverlapBenchmark, model: CostModel, name: str) -> Policy:
     if name == DEVICE_ONLY.name:
         return FixedPolicy(strategy=DEVICE_ONLY.name)
-    capacity = benchmark.capacity
-    options = PlannerOptions(
-        max_device_requests=capacity.max_num_seqs,
-        max_host_requests=capacity.max_host_seqs,
-        max_prefill_tokens=capacity.max_prefill_tokens,
-    )
-    return Planner(model, options)
+    return Planner(model, benchmark.capacity)
 
 
 def _simulated(

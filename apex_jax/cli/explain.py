@@ -58,7 +58,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from ..scheduler import CostModel
+    from ..scheduler import Capacity, CostModel
     from ..scheduler.planner.explain import explain
     from ..scheduler.planner.explain_values import explain_values
     from ..scheduler.planner.options import PlannerOptions
@@ -68,13 +68,18 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("there are no requests: give --device-requests, --host-requests or --waiting")
     with as_user_errors(ValueError, OSError):
         profile = _profile(args)
-        options = PlannerOptions(
-            max_time_per_token=args.max_time_per_token,
-            max_device_requests=max(256, args.device_requests),
-            max_host_requests=max(4096, args.host_requests),
+        situation = _situation(args, profile.num_layers)
+        capacity = Capacity(
+            device_kv_tokens=max(profile.page_size, situation.device_kv_tokens + situation.free_device_tokens),
+            host_kv_tokens=situation.host_kv_tokens + situation.free_host_tokens,
+            page_size=profile.page_size,
+            max_num_seqs=max(256, args.device_requests),
+            max_host_seqs=max(4096, args.host_requests),
+            max_prefill_tokens=2048,
         )
-        planner = Planner(CostModel(profile), options)
-        planner.settle(_situation(args, profile.num_layers))
+        options = PlannerOptions(max_time_per_token=args.max_time_per_token)
+        planner = Planner(CostModel(profile), capacity, options)
+        planner.settle(situation)
     print(json.dumps(explain_values(planner), indent=2) if args.json else explain(planner))
     return 0
 

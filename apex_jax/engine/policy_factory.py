@@ -69,16 +69,8 @@ def follower_of(policy: Policy) -> Follower | None:
 
 def planner_of(profile: Profile, executor: Executor, options: EngineOptions) -> Planner:
     """Return a planner for an executor's sizes that begins with a profile."""
-    buckets = executor.buckets
-    return Planner(
-        CostModel(profile),
-        PlannerOptions(
-            max_time_per_token=options.max_time_per_token,
-            max_device_requests=buckets.capacity.max_num_seqs,
-            max_host_requests=buckets.capacity.max_host_seqs,
-            max_prefill_tokens=buckets.capacity.max_prefill_tokens,
-        ),
-    )
+    wishes = PlannerOptions(max_time_per_token=options.max_time_per_token)
+    return Planner(CostModel(profile), executor.buckets.capacity, wishes)
 
 
 def assumed_profile(

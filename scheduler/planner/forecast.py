@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..admission import Tier, make_room
+from ..capacity import Capacity
 from ..cost_model.component_times import Costs
 from ..cost_model.prediction import Load, prompt_pairs
 from ..policy import Situation
@@ -86,21 +87,9 @@ def prompts_begin(situation: Situation, max_host_requests: int, page_size: int) 
     return admitted == 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What bounds the requests beside memory.
-
-    Attributes:
-        device_requests, host_requests: slots on either side.
-        token_s: seconds that no request should wait longer for a token.
-    """
-
-    device_requests: int
-    host_requests: int
-    token_s: float = math.inf
-
-
-def outlooks(costs: Costs, situation: Situation, prompts: Prompts, limits: Limits) -> tuple[Outlook, Outlook]:
+def outlooks(
+    costs: Costs, situation: Situation, prompts: Prompts, capacity: Capacity, limit_s: float
+) -> tuple[Outlook, Outlook]:
     """Return the outlook on the requests as they are, and on as many host requests as could come to exist.
 
     The second one is what it means to let requests go to the host: as many as do not fit on the device once all have
@@ -113,11 +102,11 @@ def outlooks(costs: Costs, situation: Situation, prompts: Prompts, limits: Limit
     remaining = situation.remaining_tokens / running if running else 0.0
     if situation.waiting_output:
         remaining = (situation.remaining_tokens + situation.waiting_output) / total
-    capacity = situation.device_kv_tokens + situation.free_device_tokens
-    device_rows = max(1, min(total, limits.device_requests, int(capacity / context)))
-    overflow = total - min(limits.device_requests, int(capacity / (context + remaining)))
+    memory = situation.device_kv_tokens + situation.free_device_tokens
+    device_rows = max(1, min(total, capacity.max_num_seqs, int(memory / context)))
+    overflow = total - min(capacity.max_num_seqs, int(memory / (context + remaining)))
     host_memory = int((situation.host_kv_tokens + situation.free_host_tokens) / context)
-    host_rows = min(max(overflow, situation.host_rows), host_memory, limits.host_requests)
+    host_rows = min(max(overflow, situation.host_rows), host_memory, capacity.max_host_seqs)
     full = prompts.beside(device_rows, device_rows * context)
     device_rate = _device_rate(costs, full)
     left = situation.remaining_tokens + situation.waiting * remaining
@@ -129,7 +118,7 @@ def outlooks(costs: Costs, situation: Situation, prompts: Prompts, limits: Limit
         row_tokens=situation.host_kv_tokens / situation.host_rows if situation.host_rows else context,
         device_rate=device_rate,
         horizon_s=horizon,
-        limit_s=limits.token_s,
+        limit_s=limit_s,
         resting=True,
     )
     then = Outlook(
@@ -139,7 +128,7 @@ def outlooks(costs: Costs, situation: Situation, prompts: Prompts, limits: Limit
         device_rate=device_rate,
         horizon_s=horizon,
         moving_s=2 * costs.migration(context) / max(1.0, remaining),
-        limit_s=limits.token_s,
+        limit_s=limit_s,
         beyond=costs.moving_beyond(context),
     )
     return now, then

@@ -19,8 +19,6 @@ class PlannerOptions:
         margin: gain over device_only below which nothing leaves the device.
         loyalty: gain over the present strategy below which it stays.
         patience: tokens' worth of iterations after which a resting host request must be served.
-        max_device_requests, max_host_requests: slots there are.
-        max_prefill_tokens: prompt tokens of an iteration at most.
         strategies: those that may be chosen beside device_only, which always may.
     """
 
@@ -28,9 +26,6 @@ class PlannerOptions:
     margin: float = 0.02
     loyalty: float = 0.01
     patience: int = 8
-    max_device_requests: int
-    max_host_requests: int
-    max_prefill_tokens: int = 2048
     strategies: tuple[str, ...] = STRATEGIES
 
     def __post_init__(self) -> None:
@@ -44,12 +39,5 @@ class PlannerOptions:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} is {value}; finite numbers of 0 and more are allowed")
-        for name, least in (
-            ("patience", 1),
-            ("max_device_requests", 1),
-            ("max_host_requests", 0),
-            ("max_prefill_tokens", 1),
-        ):
-            value = getattr(self, name)
-            if value < least:
-                raise ValueError(f"{name} is {value}; at least {least} is needed")
+        if self.patience < 1:
+            raise ValueError(f"patience is {self.patience}; at least 1 is needed")

@@ -17,7 +17,7 @@ from ..strategies import DEVICE_ONLY, STRATEGIES, named
 from .candidates import Candidate, Outlook, Valuation, best_within
 from .course import ALONE, Course
 from .courses import Courses
-from .forecast import Limits, Prompts, next_load, outlooks, prompts_begin
+from .forecast import Prompts, next_load, outlooks, prompts_begin
 from .host_row_selection import riding
 from .options import PlannerOptions
 from .paper_rule import PaperRule
@@ -64,20 +64,19 @@ class Planner:
 
     Args:
         model: what iterations take.
+        capacity: what there is; the memory of a situation goes before.
         options: what somebody may ask for.
 
     Attributes:
         choices: the last decisions that differ from the one before.
     """
 
-    def __init__(self, model: CostModel, options: PlannerOptions) -> None:
+    def __init__(self, model: CostModel, capacity: Capacity, options: PlannerOptions | None = None) -> None:
         self.model = model
-        self.options = options
+        self.capacity = capacity
+        self.options = options = options or PlannerOptions()
         self.choices: deque[Choice] = deque(maxlen=KEPT)
-        limit = math.inf if options.max_time_per_token is None else options.max_time_per_token
-        self._limits = Limits(
-            device_requests=options.max_device_requests, host_requests=options.max_host_requests, token_s=limit
-        )
+        self._limit_s = math.inf if options.max_time_per_token is None else options.max_time_per_token
         self._prompts = Prompts()
         self._key: tuple[tuple[int, ...], bool] | None = None
         self._rated: Choice | None = None
@@ -185,7 +184,7 @@ class Planner:
         tokens += situation.remaining_tokens + situation.waiting_output
         pages = (situation.device_kv_tokens + situation.free_device_tokens) // page
         # The last of them to come, where each has a page that is not full.
-        device = Tier(pages, requests - 1, self.options.max_device_requests)
+        device = Tier(pages, requests - 1, self.capacity.max_num_seqs)
         return not situation.host_rows and device.takes_over(-(-tokens // page) + requests)
 
     def _begin(self, situation: Situation) -> None:
@@ -193,10 +192,10 @@ class Planner:
         pace with, alone there or in turns with the others; first those of the strategy that rates name."""
         assert self._basis is not None
         assert situation.roster is not None
-        costs, limit, target = self.model.costs, self.options.max_host_requests, self._basis.target
+        costs, limit, target = self.model.costs, self.capacity.max_host_seqs, self._basis.target
         self._costs = costs
         courses = []
-        everybody = outlooks(costs, situation, self._prompts, self._limits)[1].host_rows
+        everybody = outlooks(costs, situation, self._prompts, self.capacity, self._limit_s)[1].host_rows
         first = max(target, key=lambda strategy: target[strategy].rate) if target else None
         for strategy in sorted(self.options.strategies, key=lambda strategy: strategy != first):
             if strategy == DEVICE_ONLY.name:
@@ -215,17 +214,14 @@ class Planner:
         self._courses.begin(situation, costs, self._capacity(situation, roster), roster, courses)
 
     def _capacity(self, situation: Situation, roster: Roster) -> Capacity:
-        page = self.model.profile.page_size
+        page = self.capacity.page_size
         device, host = (
             page * sum(-(-(context - 1) // page) for context, _ in side) for side in (roster.device, roster.host)
         )
-        return Capacity(
+        return replace(
+            self.capacity,
             device_kv_tokens=max(page, device + situation.free_device_tokens),
             host_kv_tokens=host + situation.free_host_tokens,
-            page_size=page,
-            max_num_seqs=self.options.max_device_requests,
-            max_host_seqs=self.options.max_host_requests,
-            max_prefill_tokens=self.options.max_prefill_tokens,
         )
 
     def _course_reason(self, course: Course, decision: Decision) -> str:
@@ -256,14 +252,14 @@ class Planner:
             situation: the requests and the memory there are.
             begins: whether the next iteration computes the prompts that the situation speaks of.
         """
-        now, then = outlooks(self.model.costs, situation, self._prompts, self._limits)
+        now, then = outlooks(self.model.costs, situation, self._prompts, self.capacity, self._limit_s)
         target = self._candidates(then) if then.host_rows else {}
         goal = self._pick(target, self.options.margin) if target else None
         admits = goal is not None and goal.strategy != DEVICE_ONLY.name
         candidates = self._candidates(now)
         starving = self._starving(situation)
         if starving:
-            chosen = best_within((each for each in candidates.values() if each.riding), self._limits.token_s)
+            chosen = best_within((each for each in candidates.values() if each.riding), self._limit_s)
         else:
             chosen = self._pick(candidates, 0.0 if admits else self.options.margin)
             chosen = self._here(chosen, now, next_load(situation, begins=begins))
@@ -283,7 +279,7 @@ class Planner:
                 goal,
                 candidates,
                 target,
-                limit_s=self._limits.token_s,
+                limit_s=self._limit_s,
                 margin=self.options.margin,
                 starving=self.options.patience if starving else None,
                 fit=self._fits(situation),
@@ -296,7 +292,7 @@ class Planner:
         With a limit on time per token it is not: host rows that rested would have to catch up.
         """
         through = [strategy for strategy in self.options.strategies if named(strategy).through]
-        free = not math.isfinite(self._limits.token_s) and picked.strategy in (DEVICE_ONLY.name, *through)
+        free = not math.isfinite(self._limit_s) and picked.strategy in (DEVICE_ONLY.name, *through)
         if not (outlook.host_rows and free) or len(outlook.loads) == 1:
             return picked
         valuation = Valuation(self.model.costs, replace(outlook, loads=((1.0, load),)))
@@ -311,7 +307,7 @@ class Planner:
         return {strategy: valuation.best(strategy) for strategy in STRATEGIES if strategy in allowed}
 
     def _pick(self, candidates: Mapping[str, Candidate], margin: float) -> Candidate:
-        alone, limit = candidates[DEVICE_ONLY.name], self._limits.token_s
+        alone, limit = candidates[DEVICE_ONLY.name], self._limit_s
         best = best_within(candidates.values(), limit)
         if not best.keeps(limit):
             return best

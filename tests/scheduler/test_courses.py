@@ -36,9 +36,7 @@ FULL = Situation(
 
 
 def planner(profile=PROFILE, **options):
-    return Planner(
-        CostModel(profile), PlannerOptions(**{"max_device_requests": 10, "max_host_requests": 64, **options})
-    )
+    return Planner(CostModel(profile), capacity(1, 1, rows=10, host_rows=64), PlannerOptions(**options))
 
 
 def test_many_requests_are_first_followed_roughly():

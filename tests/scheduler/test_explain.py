@@ -12,15 +12,15 @@ from apex_jax.scheduler.planner.explain_values import explain_values
 from apex_jax.scheduler.planner.options import PlannerOptions
 from apex_jax.scheduler.planner.planner import Planner
 
-from .machines import machine
+from .machines import capacity, machine
 
 DEVICE = {"num_layers": 4, "device_rows": 10, "device_kv_tokens": 100, "remaining_tokens": 10**10}
 
 
 def planner(*, max_time_per_token=None, curves=(), **times):
     values = {"layers": 4, "device_token": 0.02, "host_token": 0.005, **times}
-    options = PlannerOptions(max_device_requests=64, max_host_requests=512, max_time_per_token=max_time_per_token)
-    return Planner(CostModel(replace(machine(**values), **dict(curves))), options)
+    options, sizes = PlannerOptions(max_time_per_token=max_time_per_token), capacity(1, 1, rows=64, host_rows=512)
+    return Planner(CostModel(replace(machine(**values), **dict(curves))), sizes, options)
 
 
 def situation(**changes):

@@ -18,16 +18,14 @@ from apex_jax.scheduler.planner.paper_rule import PaperRule, pipelining_bound
 from apex_jax.scheduler.planner.planner import Planner
 from apex_jax.scheduler.strategies.steady import steady
 
-from .machines import machine
+from .machines import capacity, machine
 
 PROFILE = machine(layers=4, device_token=0.02, host_token=0.005)
 DEVICE = {"num_layers": 4, "device_rows": 10, "device_kv_tokens": 100, "remaining_tokens": 10**10}
 
 
-def planner(profile=PROFILE, **options):
-    return Planner(
-        CostModel(profile), PlannerOptions(**{"max_device_requests": 64, "max_host_requests": 512, **options})
-    )
+def planner(profile=PROFILE, *, rows=64, host_rows=512, **options):
+    return Planner(CostModel(profile), capacity(1, 1, rows=rows, host_rows=host_rows), PlannerOptions(**options))
 
 
 def situation(**changes):
@@ -142,8 +140,8 @@ class TestStrategies:
         """A single host row adds a fifth of a token to 100 of the device: 0.2 %."""
         slow = machine(layers=4, device_token=0.0, host_token=0.3)
         rows = situation(device_rows=100, device_kv_tokens=1000, host_rows=1, free_host_tokens=0)
-        assert planner(slow, max_device_requests=100, margin=0.01).decide(rows).strategy == "device_only"
-        assert planner(slow, max_device_requests=100, margin=0.001).decide(rows).strategy == "async_overlap"
+        assert planner(slow, rows=100, margin=0.01).decide(rows).strategy == "device_only"
+        assert planner(slow, rows=100, margin=0.001).decide(rows).strategy == "async_overlap"
 
     def test_a_host_of_no_use(self):
         decision = planner(machine(layers=4, device_token=0.02, host_token=50.0)).decide(
@@ -207,7 +205,7 @@ class TestPrompts:
 
     def test_a_prompt_that_finds_no_place_does_not_count(self):
         """The first that waits needs 30 tokens and a page for each device request; none is free, nobody may leave."""
-        got = planner(self.PROFILE, max_host_requests=20)
+        got = planner(self.PROFILE, host_rows=20)
         full = situation(host_rows=20, prefill_tokens=1, waiting=3, waiting_tokens=90)
         got.decide(full)
         assert got.choices[-1].candidates["device_only"].device_token_s == pytest.approx(6)
@@ -227,7 +225,7 @@ class TestPrompts:
 class TestHostRequests:
     def test_as_many_as_the_host_keeps_pace_with(self):
         """1,000 wait, memory for 10,000 of 10 tokens: async_overlap wants the 150 rows that fill 6 s."""
-        decision = planner(max_host_requests=4096).decide(situation(waiting=1000, waiting_tokens=10_000))
+        decision = planner(host_rows=4096).decide(situation(waiting=1000, waiting_tokens=10_000))
         assert decision.strategy == "device_only"
         assert decision.max_host_requests == pytest.approx(150, abs=3)
 
@@ -236,9 +234,9 @@ class TestHostRequests:
         assert decision.max_host_requests == 12
 
     def test_no_more_than_there_are_slots(self):
-        decision = planner(max_host_requests=7).decide(situation(waiting=1000, waiting_tokens=10_000))
+        decision = planner(host_rows=7).decide(situation(waiting=1000, waiting_tokens=10_000))
         assert decision.max_host_requests == 7
-        assert planner(max_host_requests=0).decide(situation(waiting=9, waiting_tokens=90)).max_host_requests == 0
+        assert planner(host_rows=0).decide(situation(waiting=9, waiting_tokens=90)).max_host_requests == 0
 
     def test_no_more_than_wait(self):
         decision = planner().decide(situation(waiting=5, waiting_tokens=50, remaining_tokens=0))
@@ -355,8 +353,7 @@ class TestAgainstTryingEverything:
             rows, host_rows, tokens = rng.choice([1, 8, 64]), rng.choice([1, 4, 30, 200, 1000]), rng.randint(50, 4000)
             load = Load(device_rows=rows, device_kv_tokens=rows * tokens)
             best = max(self.everything(model, load, host_rows, tokens))
-            options = PlannerOptions(max_device_requests=64, max_host_requests=4096)
-            chosen = Planner(model, options).choose(
+            chosen = Planner(model, capacity(1, 1, rows=64, host_rows=4096)).choose(
                 Situation(
                     num_layers=16,
                     device_rows=rows,
@@ -379,8 +376,6 @@ class TestAgainstTryingEverything:
         ({"margin": -0.1}, "margin is -0.1"),
         ({"loyalty": math.inf}, "loyalty is inf"),
         ({"patience": 0}, "patience is 0"),
-        ({"max_device_requests": 0}, "max_device_requests is 0"),
-        ({"max_host_requests": -1}, "max_host_requests is -1"),
     ],
 )
 def test_options_refused(options, match):
@@ -392,7 +387,7 @@ def test_decisions_in_every_corner():
     """Nothing, one of everything, and lots of everything: every combination gives lanes that its strategy may have."""
     counts = (0, 1, 300)
     for device, host, waiting, prompt, free in itertools.product(counts, counts, counts, (0, 512), (0, 10**6)):
-        decision = planner(max_device_requests=512).decide(
+        decision = planner(rows=512).decide(
             Situation(
                 num_layers=4,
                 device_rows=device,

@@ -17,15 +17,15 @@ from apex_jax.scheduler import CostModel, Situation
 from apex_jax.scheduler.planner.options import PlannerOptions
 from apex_jax.scheduler.planner.planner import Planner
 
-from .machines import machine
+from .machines import capacity, machine
 
 SLOW_HOST = machine(layers=4, device_token=0.02, host_token=0.04)
 QUICK_HOST = machine(layers=4, device_token=0.02, host_token=0.005)
 
 
-def planner(limit, profile=SLOW_HOST, **options):
-    sizes = {"max_device_requests": 64, "max_host_requests": 512}
-    return Planner(CostModel(profile), PlannerOptions(**{**sizes, **options}, max_time_per_token=limit))
+def planner(limit, profile=SLOW_HOST, *, rows=64, **options):
+    sizes = capacity(1, 1, rows=rows, host_rows=512)
+    return Planner(CostModel(profile), sizes, PlannerOptions(**options, max_time_per_token=limit))
 
 
 def situation(**changes):
@@ -100,7 +100,7 @@ def test_where_nothing_would_keep_it_once_requests_are_there():
     waiting = situation(
         device_rows=0, device_kv_tokens=0, free_device_tokens=100, waiting=30, waiting_tokens=300, free_host_tokens=1000
     )
-    chosen = planner(5.0, max_device_requests=10).choose(waiting)
+    chosen = planner(5.0, rows=10).choose(waiting)
     assert (chosen.decision.strategy, chosen.decision.max_host_requests) == ("device_only", 0)
     assert chosen.reason == (
         "with all that wait no plan keeps the limit of 5,000 ms a token, device_only is the least late with 6,000 ms"
