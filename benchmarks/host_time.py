@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from apex_jax import SamplingParams
 from apex_jax.engine.engine import Engine
 from apex_jax.engine.output_processor import OutputStream
-from apex_jax.execution.buckets import Buckets
+from apex_jax.execution.batch import Buckets
 from apex_jax.execution.executor import Executor
 from apex_jax.execution.jax_device import JaxDevice
 from apex_jax.host_offload import HostKVConfig, HostWorker, allocate

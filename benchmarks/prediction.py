@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from apex_jax import LLM
-from apex_jax.execution.buckets import Buckets, padding_of
+from apex_jax.execution.batch import Buckets, padding_of
 from apex_jax.execution.emulated_device import EmulatedDevice
 from apex_jax.execution.executor import Executor
 from apex_jax.host_offload import HostKVConfig, HostWorker, allocate

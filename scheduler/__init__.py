@@ -6,21 +6,20 @@ what is exported here needs none of them.
 
 from .capacity import Capacity
 from .cost_model.correction import Measured
-from .cost_model.cost_model import CostModel
+from .cost_model.cost_model import CostModel, Follower
 from .cost_model.critical_path import Clock
 from .cost_model.curve import AttentionTime, Curve
 from .cost_model.hardware import DeviceSpec, HostSpec, ModelShape
-from .cost_model.online_correction import Follower
 from .cost_model.prediction import CohortLoad, Load, Prediction, Terms, prompt_pairs
 from .cost_model.profile import Padding, Profile, ProfileKey
 from .cost_model.profile_io import ProfileError, load_profile, save_profile
 from .cost_model.roofline import describe
-from .page_allocator import OutOfPages, PageTable
+from .page_allocator import OutOfPages, PageAllocator
 from .plan import Cohort, DecodeRow, Eviction, Fetch, Landing, NewPages, Plan, PrefillChunk, Stage
-from .policy import Decision, FixedPolicy, Policy, Situation
+from .policy import Decision, FixedPolicy, Policy
 from .request import Request, Side
-from .roster import Roster
 from .scheduler import Scheduler
+from .scheduler_state import Roster, Situation
 from .strategies import STRATEGIES, Strategy
 
 __all__ = [
@@ -47,7 +46,7 @@ __all__ = [
     "NewPages",
     "OutOfPages",
     "Padding",
-    "PageTable",
+    "PageAllocator",
     "Plan",
     "Policy",
     "Prediction",

@@ -9,7 +9,7 @@ class OutOfPages(Exception):
     """Raised when more pages are asked for than are free; nothing has been allocated then."""
 
 
-class PageTable:
+class PageAllocator:
     """Hands out the ids `0..num_pages-1` of one pool of KV pages, in runs of consecutive ids where it can.
 
     Runs matter because a memory that is read in order is read faster, and because a run moves between device and host

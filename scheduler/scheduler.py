@@ -17,12 +17,12 @@ from operator import attrgetter
 from .admission import Tier, gives_way, in_order, make_room, prefill
 from .capacity import Capacity
 from .cohorts import Cohorts, Departure
-from .page_allocator import PageTable
+from .page_allocator import PageAllocator
 from .plan import Plan
 from .plan_builder import Draft
-from .policy import Decision, FixedPolicy, Policy, Situation
+from .policy import Decision, FixedPolicy, Policy
 from .request import Request
-from .scheduler_state import situation
+from .scheduler_state import Situation, situation
 from .strategies import DEVICE_ONLY, named
 
 _arrival = attrgetter("id")
@@ -43,8 +43,8 @@ class Scheduler:
 
     def __init__(self, capacity: Capacity, *, num_layers: int, policy: Policy | None = None) -> None:
         self.capacity = capacity
-        self.pages = PageTable(capacity.device_pages, capacity.page_size)
-        self.host_pages = PageTable(capacity.host_pages, capacity.page_size)
+        self.pages = PageAllocator(capacity.device_pages, capacity.page_size)
+        self.host_pages = PageAllocator(capacity.host_pages, capacity.page_size)
         self.num_layers = num_layers
         self.policy: Policy = policy or FixedPolicy(strategy=DEVICE_ONLY.name)
         self.preemptions = self.evictions = self.landings = 0

@@ -2,12 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from .page_allocator import PageTable
-from .policy import Situation
+from .page_allocator import PageAllocator
 from .request import Request
-from .roster import Roster
+
+Lengths = Sequence[tuple[int, int]]
+"""(tokens of the context, output tokens still to come at most) of requests, in order of arrival."""
+
+
+class Roster(NamedTuple):
+    """The lengths of all requests.
+
+    Attributes:
+        device: of those on the device, those included whose prompts are being computed.
+        host: of those on the host.
+        waiting: of those without pages.
+        arrivals: of the requests in that order, numbers that increase with arrival; empty where they came so.
+    """
+
+    device: Lengths = ()
+    host: Lengths = ()
+    waiting: Lengths = ()
+    arrivals: Sequence[int] = ()
+
+    @property
+    def requests(self) -> int:
+        """How many there are."""
+        return len(self.device) + len(self.host) + len(self.waiting)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """The requests that exist and the memory that is free, in counts.
+
+    Attributes:
+        num_layers: L.
+        device_rows, device_kv_tokens: decoding device requests and the tokens of their contexts together.
+        host_rows, host_kv_tokens: the same for host requests, those under way in cohorts included.
+        prefill_tokens: prompt tokens that the next iteration will compute.
+        prefill_context: tokens in front of those, which they attend to.
+        waiting: requests without pages.
+        waiting_tokens: their prompts together.
+        waiting_first: tokens of the one that waits first.
+        waiting_output: output tokens that they may still produce, at most.
+        remaining_tokens: output tokens that the running requests may still produce, at most.
+        host_remaining_tokens: the same for host requests alone.
+        free_device_tokens, free_host_tokens: tokens that the free pages of either side hold.
+        mid_token_rows: host rows that are between two layers.
+        oldest_host_wait: iterations since the host request that waits longest last finished a token.
+        undecided: iterations without prompts since the last decision; a simulator takes many in one step.
+        roster: gives the lengths of all requests, for a policy that looks ahead; None where they are not known.
+    """
+
+    num_layers: int
+    device_rows: int = 0
+    device_kv_tokens: int = 0
+    host_rows: int = 0
+    host_kv_tokens: int = 0
+    prefill_tokens: int = 0
+    prefill_context: int = 0
+    waiting: int = 0
+    waiting_tokens: int = 0
+    waiting_first: int = 0
+    waiting_output: int = 0
+    remaining_tokens: int = 0
+    host_remaining_tokens: int = 0
+    free_device_tokens: int = 0
+    free_host_tokens: int = 0
+    mid_token_rows: int = 0
+    oldest_host_wait: int = 0
+    undecided: int = 0
+    roster: Callable[[], Roster] | None = field(default=None, compare=False, repr=False)
 
 
 def situation(
@@ -17,8 +85,8 @@ def situation(
     num_layers: int,
     plan: int,
     prefill_pages: int,
-    pages: PageTable,
-    host_pages: PageTable,
+    pages: PageAllocator,
+    host_pages: PageAllocator,
 ) -> Situation:
     """Return the requests that exist and the memory that is free, in counts.
 

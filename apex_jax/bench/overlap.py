@@ -13,7 +13,7 @@ from functools import cached_property
 import jax
 import jax.numpy as jnp
 
-from ..execution.buckets import Buckets, padding_of
+from ..execution.batch import Buckets, padding_of
 from ..execution.emulated_device import EmulatedDevice
 from ..host_offload import HostKVConfig, HostWorker, allocate
 from ..scheduler import Capacity, CostModel, Decision, Load, Prediction, Profile, Terms

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ..engine.engine import Engine
-from ..engine.generation import Generation
 from ..engine.output_processor import OutputStream
+from ..engine.request_group import Generation
 from ..execution.emulated_device import EmulatedDevice, decode_load
 from ..execution.executor import Executor
 from ..host_offload import HostWorker

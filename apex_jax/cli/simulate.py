@@ -186,7 +186,7 @@ def _simulate(args: argparse.Namespace, catalogue: Catalogue, jobs: list[Job]) -
 
 def _padding(capacity: Capacity) -> Padding:
     """Return the batch sizes of an engine with the same limits, and its default number of host requests."""
-    from ..execution.buckets import HOST_SEQS, Buckets, padding_of
+    from ..execution.batch import HOST_SEQS, Buckets, padding_of
 
     capacity = replace(capacity, max_host_seqs=HOST_SEQS * capacity.max_num_seqs)
     return padding_of(Buckets(capacity=capacity, table_width=1, ragged_attention=True))

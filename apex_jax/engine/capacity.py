@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from ..execution.buckets import HOST_SEQS
+from ..execution.batch import HOST_SEQS
 from ..execution.model_shape import shape_of
 from ..host_offload import available_memory
 from ..models.config import LlamaConfig

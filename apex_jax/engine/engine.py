@@ -18,8 +18,8 @@ from ..execution.sampler import seed_words
 from ..sampling_params import SamplingParams
 from ..scheduler import Follower, Measured, Plan, Policy, Request, Scheduler, Side
 from ..tracing.recorder import Recorder
-from .generation import Generation
 from .output_processor import OutputStream
+from .request_group import Generation
 from .stats import Counters, EngineStats, engine_stats
 
 _logger = logging.getLogger(__name__)

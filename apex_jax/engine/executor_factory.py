@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ..execution.attention_backend import DeviceAttention
-from ..execution.buckets import Buckets
+from ..execution.batch import Buckets
 from ..execution.jax_device import JaxDevice
 from ..host_offload import HostKVConfig, HostWorker, allocate
 from ..models import LlamaConfig, Weights

@@ -7,7 +7,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
-from ..execution.buckets import padding_of
+from ..execution.batch import padding_of
 from ..execution.executor import Executor
 from ..execution.model_shape import shape_of
 from ..models.config import LlamaConfig

@@ -13,7 +13,7 @@ import numpy as np
 from ..sampling_params import SamplingParams
 from ..scheduler import Cohort, Plan
 from ..tracing.recorder import Recorder
-from .buckets import Buckets
+from .batch import Buckets
 from .sampler import Sampled
 
 FromDevice = Callable[[], np.ndarray]

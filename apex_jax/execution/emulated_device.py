@@ -20,7 +20,7 @@ from ..sampling_params import SamplingParams
 from ..scheduler import Cohort, Load, ModelShape, Plan, Profile, prompt_pairs
 from ..scheduler.cost_model.component_times import Costs
 from ..tracing.recorder import ITERATION, Recorder
-from .buckets import Buckets
+from .batch import Buckets
 from .device import FromDevice
 from .operation_queue import OperationQueue, wait_until
 from .sampler import Sampled

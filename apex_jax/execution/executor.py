@@ -19,11 +19,9 @@ from ..host_offload import HostJob, HostWorker
 from ..sampling_params import SamplingParams
 from ..scheduler import Cohort, Plan, Stage
 from ..tracing.recorder import Recorder
-from .batch import PageTables, cohort_lengths, pack_cohort
-from .buckets import Buckets
+from .batch import Buckets, PageTables, cohort_lengths, pack_cohort
 from .device import Device, End, FromDevice, Parked, Sent
-from .host_counters import HostCounters, record_job
-from .page_moves import PageMoves
+from .page_moves import HostCounters, PageMoves, record_job
 from .sampler import Sampled
 
 

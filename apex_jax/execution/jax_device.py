@@ -23,6 +23,7 @@ from ..scheduler import Cohort, Plan
 from ..tracing.device_clock import DeviceClock
 from ..tracing.recorder import Recorder
 from .batch import (
+    Buckets,
     PageTables,
     pack_cohort,
     pack_rows,
@@ -32,7 +33,6 @@ from .batch import (
     padding_samples,
     table_width,
 )
-from .buckets import Buckets
 from .device import FromDevice
 from .model_runner import Lane, ModelRunner
 from .programs import DecodeAttention, Riders

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..execution.buckets import Buckets
+from ..execution.batch import Buckets
 from ..scheduler import Curve, prompt_pairs
 
 Points = list[tuple[float, float]]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from ..execution.buckets import padding_of
+from ..execution.batch import padding_of
 from ..execution.executor import Executor, Submitted
 from ..execution.sampler import seed_words
 from ..host_offload import HostJob

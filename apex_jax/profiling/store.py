@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from ..execution.buckets import padding_of
+from ..execution.batch import padding_of
 from ..execution.executor import Executor
 from ..execution.model_shape import shape_of
 from ..machine.processor import processor_and_cores

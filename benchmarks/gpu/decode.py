@@ -18,7 +18,7 @@ from timing import queued_seconds, seconds
 
 from apex_jax import LlamaConfig
 from apex_jax.engine.capacity import free_memory
-from apex_jax.execution.buckets import Buckets
+from apex_jax.execution.batch import Buckets
 from apex_jax.execution.jax_device import JaxDevice
 from apex_jax.execution.model_shape import shape_of
 from apex_jax.execution.paged_attention import decode_attention, write_tokens

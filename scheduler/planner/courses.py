@@ -8,10 +8,9 @@ from collections.abc import Iterable
 from ..capacity import Capacity
 from ..cost_model.component_times import Costs
 from ..cost_model.prediction import Terms
-from ..policy import Situation
-from ..roster import Roster
+from ..scheduler_state import Roster, Situation
 from ..strategies import STRATEGIES
-from .course import ALONE, Course
+from .host_row_selection import ALONE, Course
 from .rollout import Rollout, Start
 
 STEPS = 30

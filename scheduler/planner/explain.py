@@ -11,11 +11,11 @@ from textwrap import wrap
 from ..cost_model.correction import Measured
 from ..cost_model.cost_model import CostModel
 from ..cost_model.prediction import Prediction
-from ..policy import Situation
+from ..scheduler_state import Situation
 from ..strategies import DEVICE_ONLY
 from .candidates import Candidate
-from .course import Course
 from .forecast import RARE
+from .host_row_selection import Course
 from .paper_rule import PaperRule
 from .planner import Choice, Planner
 from .reasons import milliseconds

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..cost_model.correction import Measured
 from ..cost_model.prediction import Prediction
-from ..policy import Situation
+from ..scheduler_state import Situation
 from .candidates import Candidate
 from .paper_rule import PaperRule
 from .planner import Choice, Planner

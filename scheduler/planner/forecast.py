@@ -11,7 +11,7 @@ from ..admission import Tier, make_room
 from ..capacity import Capacity
 from ..cost_model.component_times import Costs
 from ..cost_model.prediction import Load, prompt_pairs
-from ..policy import Situation
+from ..scheduler_state import Situation
 from ..strategies.steady import DeviceSide
 from .candidates import Outlook, mixed
 

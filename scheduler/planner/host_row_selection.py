@@ -1,17 +1,41 @@
-"""How the host rows of a course ride in the next plan."""
+"""A course: what could be done with all requests from now on, and how its host rows ride in the next plan."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from functools import cache
+from typing import NamedTuple
 
 from ..cost_model.component_times import Costs
-from ..policy import Decision, Situation
+from ..policy import Decision
+from ..scheduler_state import Situation
 from ..strategies import DEVICE_ONLY, Strategy, named
 from ..strategies.steady import DeviceSide
-from .course import Course
 from .forecast import next_load
+
+
+class Course(NamedTuple):
+    """What could be done from now on.
+
+    Attributes:
+        strategy: how host requests ride.
+        most: requests that may be on the host.
+        riding: of these under way at once, the others take turns.
+        cohorts: of async_overlap that are under way at once; L + 1 if 0.
+        rests: whether host rows rest in iterations in which they do not make up for the time that they take, as they
+            may do beside prompts alone.
+    """
+
+    strategy: str
+    most: int = 0
+    riding: int = 0
+    cohorts: int = 0
+    rests: bool = False
+
+
+ALONE = Course(DEVICE_ONLY.name)
+
 
 FEWER = (1.0, 0.75, 0.5, 0.25)
 """Parts of the host rows that may ride in an iteration in which not all of them have to."""

@@ -11,14 +11,13 @@ from ..admission import Tier
 from ..capacity import Capacity
 from ..cost_model.cost_model import CostModel
 from ..cost_model.prediction import Load, Terms
-from ..policy import Decision, Situation
-from ..roster import Roster
+from ..policy import Decision
+from ..scheduler_state import Roster, Situation
 from ..strategies import DEVICE_ONLY, STRATEGIES, named
 from .candidates import Candidate, Outlook, Valuation, best_within
-from .course import ALONE, Course
 from .courses import Courses
 from .forecast import Prompts, next_load, outlooks, prompts_begin
-from .host_row_selection import riding
+from .host_row_selection import ALONE, Course, riding
 from .options import PlannerOptions
 from .paper_rule import PaperRule
 from .reasons import reason

@@ -15,15 +15,14 @@ from dataclasses import dataclass, replace
 from ..capacity import Capacity
 from ..cost_model.component_times import Costs
 from ..cost_model.prediction import Load
-from ..policy import Decision, Situation
-from ..roster import Roster
+from ..policy import Decision
+from ..scheduler_state import Roster, Situation
 from ..simulation.request_pool import SimRequest
 from ..simulation.virtual_engine import VirtualEngine
 from ..strategies import DEVICE_ONLY, named
 from ..strategies.steady import DeviceSide
-from .course import Course
 from .forecast import prompts_begin
-from .host_row_selection import all_riding, riding
+from .host_row_selection import Course, all_riding, riding
 
 FOLLOWED = 512
 """Requests that are followed at most."""

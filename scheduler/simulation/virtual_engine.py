@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from ..capacity import Capacity
 from ..cost_model.prediction import Load
-from ..policy import Decision, Situation
+from ..policy import Decision
+from ..scheduler_state import Situation
 from ..strategies import DEVICE_ONLY, named
 from .request_pool import SimRequest
 from .virtual_scheduler import VirtualScheduler

@@ -9,7 +9,7 @@ from ..admission import Tier, fits, gives_way, in_order, make_room, prefill
 from ..capacity import Capacity
 from ..cost_model.prediction import prompt_pairs
 from ..policy import Decision
-from ..roster import Roster
+from ..scheduler_state import Roster
 from .request_pool import RequestPool, SimRequest
 
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..cohorts import Cohorts, Departure, even
-from ..cost_model.amounts import A, total
 from ..cost_model.component_times import CohortCost
-from ..cost_model.side import Side
+from ..cost_model.side import A, Side, total
 from .asymmetric_pipelining import ASYMMETRIC_PIPELINING
 from .base import Place, Strategy, alike
 

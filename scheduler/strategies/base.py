@@ -8,10 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
 from ..cohorts import Cohorts, Departure
-from ..cost_model.amounts import A
 from ..cost_model.component_times import CohortCost
 from ..cost_model.prediction import Timing
-from ..cost_model.side import Side
+from ..cost_model.side import A, Side
 
 
 class Place(NamedTuple):

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..cost_model.amounts import A
 from ..cost_model.component_times import CohortCost
-from ..cost_model.side import Side
+from ..cost_model.side import A, Side
 from .base import Strategy
 from .layer_sync import LAYER_SYNC
 

@@ -14,10 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..cohorts import Cohorts, Departure
-from ..cost_model.amounts import A
 from ..cost_model.component_times import CohortCost
 from ..cost_model.prediction import Timing
-from ..cost_model.side import Side
+from ..cost_model.side import A, Side
 from .async_overlap import ASYNC_OVERLAP
 from .base import Place, Strategy, alike
 from .layer_sync import LAYER_SYNC

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..cost_model.amounts import A
 from ..cost_model.component_times import CohortCost
 from ..cost_model.prediction import Timing
-from ..cost_model.side import Side
+from ..cost_model.side import A, Side
 from .base import Strategy
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..cost_model.amounts import PLAIN, SPLIT
 from ..cost_model.component_times import CohortCost, Costs
 from ..cost_model.prediction import CohortLoad, Load, Prediction, Timing
-from ..cost_model.side import Side
+from ..cost_model.side import PLAIN, SPLIT, Side
+from . import named
 from .base import Strategy, alike
 from .device_only import DEVICE_ONLY
-from .registry import named
 
 
 def steady(costs: Costs, strategy: str, load: Load, lanes: Sequence[int] = (), row_tokens: float = 0.0) -> Prediction:

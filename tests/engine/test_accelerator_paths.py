@@ -7,8 +7,7 @@ import pytest
 
 import apex_jax.execution.programs
 from apex_jax import SamplingParams
-from apex_jax.execution.batch import PageTables, pack_rows, pack_tiles, table_width
-from apex_jax.execution.buckets import Buckets
+from apex_jax.execution.batch import Buckets, PageTables, pack_rows, pack_tiles, table_width
 from apex_jax.execution.paged_attention import prefill_over_the_table
 from apex_jax.scheduler import Capacity, DecodeRow, NewPages, PrefillChunk
 

@@ -13,7 +13,7 @@ import apex_jax.execution.operation_queue
 from apex_jax import SamplingParams
 from apex_jax.engine.engine import Engine
 from apex_jax.engine.output_processor import OutputStream
-from apex_jax.execution.buckets import Buckets, padding_of
+from apex_jax.execution.batch import Buckets, padding_of
 from apex_jax.execution.emulated_device import EmulatedDevice, decode_load, device_load
 from apex_jax.execution.executor import Executor
 from apex_jax.execution.operation_queue import OperationQueue, wait_until

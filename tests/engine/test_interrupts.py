@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from apex_jax import SamplingParams
-from apex_jax.engine.fair_lock import FairLock
+from apex_jax.engine.shared_engine import FairLock
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 LONG = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from apex_jax.execution.buckets import padding_of
+from apex_jax.execution.batch import padding_of
 from apex_jax.profiling.profiler import Profiler
 from apex_jax.scheduler import AttentionTime, CostModel, Curve, Load, Profile, ProfileKey, prompt_pairs
 from apex_jax.scheduler.strategies.steady import steady

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from apex_jax.execution.buckets import Buckets
+from apex_jax.execution.batch import Buckets
 from apex_jax.execution.executor import HostCounters
 from apex_jax.scheduler import Capacity, CostModel, Load
 

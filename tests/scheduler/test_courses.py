@@ -8,10 +8,9 @@ import pytest
 from apex_jax.scheduler import CostModel, FixedPolicy, Request, Roster, Scheduler, Situation
 from apex_jax.scheduler.cost_model.catalogue import Catalogue
 from apex_jax.scheduler.experiment import Experiment
-from apex_jax.scheduler.planner.course import Course
 from apex_jax.scheduler.planner.courses import Courses
 from apex_jax.scheduler.planner.explain import explain
-from apex_jax.scheduler.planner.host_row_selection import riding
+from apex_jax.scheduler.planner.host_row_selection import Course, riding
 from apex_jax.scheduler.planner.options import PlannerOptions
 from apex_jax.scheduler.planner.planner import Planner
 from apex_jax.scheduler.simulation.workload import Moments, equal

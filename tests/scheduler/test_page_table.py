@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apex_jax.scheduler import OutOfPages, PageTable
+from apex_jax.scheduler import OutOfPages, PageAllocator
 
 
 def runs(pages):
@@ -17,7 +17,7 @@ def runs(pages):
     actions=st.lists(st.tuples(st.booleans(), st.integers(0, 12), st.integers(0, 1000)), max_size=60),
 )
 def test_no_page_is_handed_out_twice_or_lost(num_pages, actions):
-    table = PageTable(num_pages, 16)
+    table = PageAllocator(num_pages, 16)
     free = set(range(num_pages))
     owners = []
     for grow, count, choice in actions:
@@ -48,7 +48,7 @@ def test_no_page_is_handed_out_twice_or_lost(num_pages, actions):
 @given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=12), count=st.integers(1, 30))
 def test_one_run_if_any_is_long_enough_and_else_few(sizes, count):
     """Free runs of the given sizes, parted by one page that stays taken."""
-    table = PageTable(sum(sizes) + len(sizes), 1)
+    table = PageAllocator(sum(sizes) + len(sizes), 1)
     everything = table.allocate(table.num_pages)
     first, freed = 0, []
     for size in sizes:
@@ -67,7 +67,7 @@ def test_one_run_if_any_is_long_enough_and_else_few(sizes, count):
 
 
 def test_a_growing_owner_stays_in_one_run_beside_others():
-    table = PageTable(64, 16)
+    table = PageAllocator(64, 16)
     first, second = table.allocate(4), table.allocate(4)
     for _ in range(8):
         first += table.allocate(1, after=first[-1])
@@ -76,7 +76,7 @@ def test_a_growing_owner_stays_in_one_run_beside_others():
 
 
 def test_freed_neighbours_become_one_run():
-    table = PageTable(12, 16)
+    table = PageAllocator(12, 16)
     parts = [table.allocate(4) for _ in range(3)]
     for i in (0, 2, 1):
         table.free(parts[i])
@@ -85,7 +85,7 @@ def test_freed_neighbours_become_one_run():
 
 @pytest.mark.parametrize("pages", [[2], [0, 2], [3, 3]])
 def test_a_page_freed_twice_is_refused(pages):
-    table = PageTable(5, 16)
+    table = PageAllocator(5, 16)
     table.allocate(5)
     table.free([2])
     with pytest.raises(ValueError, match=rf"page {2 if 2 in pages else 3} is freed twice"):
@@ -94,25 +94,25 @@ def test_a_page_freed_twice_is_refused(pages):
 
 @pytest.mark.parametrize("pages", [[-1], [4, 5], [7]])
 def test_a_page_outside_the_pool_is_refused(pages):
-    table = PageTable(5, 16)
+    table = PageAllocator(5, 16)
     table.allocate(5)
     with pytest.raises(ValueError, match=r"are not all in 0\.\.4"):
         table.free(pages)
 
 
 def test_a_pool_may_have_no_pages():
-    table = PageTable(0, 16)
+    table = PageAllocator(0, 16)
     assert table.allocate(0) == table.free_ids() == []
     with pytest.raises(OutOfPages, match="1 pages wanted, 0 of 0 are free"):
         table.allocate(1)
 
 
 def test_pages_for_rounds_up():
-    table = PageTable(5, 16)
+    table = PageAllocator(5, 16)
     assert [table.pages_for(tokens) for tokens in (0, 1, 16, 17, 32)] == [0, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize(("num_pages", "page_size"), [(-1, 16), (-3, 16), (4, 0), (4, -1)])
 def test_sizes_are_checked(num_pages, page_size):
     with pytest.raises(ValueError, match=f"is {num_pages if num_pages < 1 else page_size};"):
-        PageTable(num_pages, page_size)
+        PageAllocator(num_pages, page_size)

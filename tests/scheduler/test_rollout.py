@@ -7,9 +7,8 @@ import pytest
 from apex_jax.scheduler import Capacity, CostModel, FixedPolicy, Roster
 from apex_jax.scheduler.cost_model.catalogue import Catalogue
 from apex_jax.scheduler.experiment import Experiment
-from apex_jax.scheduler.planner.course import ALONE, Course
 from apex_jax.scheduler.planner.forecast import prompts_begin
-from apex_jax.scheduler.planner.host_row_selection import riding
+from apex_jax.scheduler.planner.host_row_selection import ALONE, Course, riding
 from apex_jax.scheduler.planner.rollout import FOLLOWED, Rollout, Start
 from apex_jax.scheduler.simulation.request_pool import SimRequest
 from apex_jax.scheduler.simulation.virtual_engine import VirtualEngine
