@@ -10,7 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
-from ..files.bounded_json import parse_json
+from ..files.bounded_json import brief, parse_json
 from ..sampling_params import SamplingParams
 from .errors import UserError, as_user_errors
 
@@ -84,7 +84,7 @@ def _parse(lines: Iterable[str], file: str, params: SamplingParams) -> list[Task
             try:
                 tasks.append(_task(parse_json(line), params))
             except (TypeError, ValueError) as error:
-                raise UserError(f"{_label(file)}, line {number}: {error}") from error
+                raise UserError(f"{_label(file)}, line {number}: {brief(error)}") from error
     return tasks
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-MOST_BYTES = 4 << 20
+MOST_BYTES = 2 << 20
 """Of a file, where its reader says nothing else: tens of thousands of names, and read within a second."""
 
 MOST_LEVELS = 64
@@ -36,10 +36,13 @@ def read_text(path: str | os.PathLike[str], *, most_bytes: int = MOST_BYTES) -> 
         UnicodeDecodeError: it is not in UTF-8.
         ValueError: it is longer.
     """
+    content = bytearray()
     with open(path, "rb") as file:
-        content = file.read(most_bytes + 1)
-    if len(content) > most_bytes:
-        raise ValueError(f"it has more than {most_bytes:,} bytes, which is the limit")
+        # Asked for all that is allowed at once, Python would reserve as much.
+        while chunk := file.read(1 << 20):
+            content += chunk
+            if len(content) > most_bytes:
+                raise ValueError(f"it has more than {most_bytes:,} bytes, which is the limit")
     return content.decode("utf-8-sig")
 
 
@@ -77,6 +80,12 @@ def shown(value: Any, most: int = 200) -> str:
     if isinstance(value, int) and value.bit_length() > 4 * most:
         return f"a whole number of {value.bit_length():,} bits"
     text = repr(value[:most] if isinstance(value, str | bytes | list | tuple) else value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def brief(error: BaseException, most: int = 1000) -> str:
+    """Return what an error says, cut where it is long: a value in it may be as large as the file it comes from."""
+    text = str(error)
     return text if len(text) <= most else f"{text[:most]}..."
 
 

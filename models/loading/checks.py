@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...files.bounded_json import read_json, shown
+from ...files.bounded_json import MOST_BYTES, read_json, shown
 from ..errors import CheckpointError
 
 MOST = 2**31 - 1
@@ -15,14 +15,14 @@ _LEAST_REAL, _MOST_REAL = 2.0**-126, 3.4e38
 """Beside 0, what float32 holds, in which devices compute."""
 
 
-def json_object(path: Path) -> dict[str, Any]:
+def json_object(path: Path, *, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
         CheckpointError: the file is no JSON object, or beyond the limits of `read_json`.
     """
     try:
-        content = read_json(path)
+        content = read_json(path, most_bytes=most_bytes)
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):

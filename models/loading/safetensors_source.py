@@ -23,6 +23,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 _MOST_DIMENSIONS = 32
+_MOST_NUMBERS = 1 << 48
 _LONGEST_NAME = 512
 
 _DTYPES = {
@@ -77,9 +78,7 @@ def _files(folder: Path) -> list[Path]:
         if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
             raise CheckpointError(f"{folder / INDEX} has no 'weight_map' from tensor names to files")
         names = sorted(set(shards.values()))
-        for name in names:
-            _check_place(folder, name)
-        if absent := [name for name in names if not (folder / name).is_file()]:
+        if absent := [name for name in names if not _is_inside(folder, name)]:
             raise CheckpointError(f"{folder} lacks files its {INDEX} names: {listed(absent)}")
         return [folder / name for name in names]
     if (folder / SINGLE).is_file():
@@ -87,8 +86,8 @@ def _files(folder: Path) -> list[Path]:
     raise CheckpointError(f"{folder} holds neither {SINGLE} nor {INDEX}; other weight formats are not read")
 
 
-def _check_place(folder: Path, name: str) -> None:
-    """Refuse a name in an index that leads out of the folder: what lies there is not the model's.
+def _is_inside(folder: Path, name: str) -> bool:
+    """Return whether a file that an index names is there; refuse a name that leads out of the folder.
 
     A snapshot in a cache of the Hugging Face hub, `.../snapshots/<revision>`, is links into `.../blobs` beside it.
     """
@@ -96,11 +95,13 @@ def _check_place(folder: Path, name: str) -> None:
     allowed = (home, home.parents[1] / "blobs") if home.parent.name == "snapshots" else (home,)
     try:
         place = (folder / name).resolve()
+        there = place.is_file()
     except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{folder / INDEX} names {shown(name)}, which is no file: {error}") from error
+        raise CheckpointError(f"{folder / INDEX} names {shown(name)}, which is no file: {error!s:.200}") from error
     inside = any(place.is_relative_to(root) for root in allowed)
     if not inside or ".." in Path(name).parts or Path(name).is_absolute():
         raise CheckpointError(f"{folder / INDEX} names {shown(name)}, which lies outside of the folder")
+    return there
 
 
 def _read_header(file: Path) -> dict[str, _Entry]:
@@ -131,7 +132,8 @@ def _entry(file: Path, size: int, start: int, name: str, fields: Any) -> _Entry:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file} has a damaged header at tensor {name}") from error
     numbers = (*shape, begin, end)
-    if len(shape) > _MOST_DIMENSIONS or not all(type(number) is int and number >= 0 for number in numbers):
+    whole = all(type(number) is int and number >= 0 for number in numbers)
+    if len(shape) > _MOST_DIMENSIONS or not whole or math.prod(size or 1 for size in shape) > _MOST_NUMBERS:
         raise CheckpointError(
             f"{file} has a damaged header at tensor {name}: shape {shown(shape)}, bytes {shown(begin)} to {shown(end)}"
         )

@@ -16,7 +16,7 @@ from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from ...files.bounded_json import shown
+from ...files.bounded_json import brief, shown
 from ..errors import ChatTemplateError
 from . import template_limits as limits
 from .template_limits import Budget, Counting, LimitError
@@ -87,8 +87,9 @@ class ChatTemplate:
 
 
 def _reason(error: Exception) -> str:
-    text = "it nests or calls itself too deeply" if isinstance(error, RecursionError) else str(error)
-    return (text if len(text) <= 500 else f"{text[:500]}...") or type(error).__name__
+    if isinstance(error, RecursionError):
+        return "it nests or calls itself too deeply"
+    return brief(error) or type(error).__name__
 
 
 class _Generation(Extension):

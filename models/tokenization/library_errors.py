@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ...files.bounded_json import brief
 from ..errors import CheckpointError
 
 
@@ -26,5 +27,4 @@ def as_checkpoint_errors(what: str) -> Iterator[None]:
 
 
 def _said(error: BaseException) -> str:
-    text = str(error) if type(error) is Exception else repr(error)
-    return text if len(text) <= 500 else f"{text[:500]}..."
+    return brief(error) if type(error) is Exception else repr(error)[:1000]

@@ -7,14 +7,12 @@ from typing import Any
 
 from ...files.bounded_json import shown
 from ..errors import ChatTemplateError, CheckpointError
-from ..loading import checks
 from .chat_template import ChatTemplate
 from .detokenizer import Detokenizer
 from .library_errors import as_checkpoint_errors
+from .tokenizer_file import check_folder
 
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_MOST_BYTES = 128 << 20
 _AS_JSON = "{{ messages|tojson }}"
 
 
@@ -55,7 +53,7 @@ class Tokenizer:
             return None
         from transformers import PreTrainedTokenizerFast
 
-        _check_files(folder)
+        check_folder(folder)
         with as_checkpoint_errors(f"the tokenizer in {folder} cannot be read"):
             backend = _read(folder)
             if not isinstance(backend, PreTrainedTokenizerFast):
@@ -116,7 +114,10 @@ class Tokenizer:
 
     def _chat_template(self) -> ChatTemplate:
         """Return the template in force, compiled once; programs may give the backend another one."""
-        source = self.backend.get_chat_template()
+        try:
+            source = self.backend.get_chat_template()
+        except ValueError as error:
+            raise ChatTemplateError(f"the chat templates of {self._name}: {error}") from error
         if source != self._template.source:
             self._template = ChatTemplate(source, self._name)
         return self._template
@@ -145,16 +146,6 @@ class Tokenizer:
         )
 
 
-def _check_files(folder: Path) -> None:
-    for name in _SETTINGS:
-        if (folder / name).is_file():
-            checks.json_object(folder / name)
-    for file in folder.iterdir():
-        size = file.stat().st_size if file.is_file() else 0
-        if file.suffix in (".json", ".model", ".jinja", ".txt") and size > _MOST_BYTES:
-            raise CheckpointError(f"{file} has {size:,} bytes; at most {_MOST_BYTES:,} are read")
-
-
 def _read(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
@@ -170,6 +161,6 @@ def _read(folder: Path) -> Any:
 
 
 def _check_chat_template(template: Any) -> None:
-    texts = template.values() if isinstance(template, dict) else [template]
+    texts = [*template, *template.values()] if isinstance(template, dict) else [template]
     if template is not None and not all(isinstance(text, str) for text in texts):
         raise CheckpointError(f"a chat template must be a text, or several by name, got {shown(template)}")

@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ...files.bounded_json import read_json
+from ...files.bounded_json import brief, read_json, shown
 from .hardware import DeviceSpec, HostSpec, ModelShape
 from .known_hardware import DEVICES, HOSTS, MODELS
 
@@ -51,7 +51,7 @@ class Catalogue:
                 models=_with(self.models, [_entry(ModelShape, item) for item in _list(content, "models")]),
             )
         except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
+            raise ValueError(f"{file}: {brief(error)}") from error
 
     def device(self, name: str) -> DeviceSpec:
         """Return the device of that name; large letters do not matter, nor do spaces and underscores for hyphens.
@@ -102,7 +102,7 @@ def _read_object(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} holds a JSON {type(content).__name__}; an object is needed")
     unknown = sorted(set(content) - {"devices", "hosts", "models"})
     if unknown:
-        raise ValueError(f"{file} has the key {unknown[0]!r}; allowed are devices, hosts, models")
+        raise ValueError(f"{file} has the key {shown(unknown[0])}; allowed are devices, hosts, models")
     return content
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from ...files.bounded_json import parse_json, read_text
+from ...files.bounded_json import brief, parse_json, read_text
 from .curve import AttentionTime, Curve
 from .profile import Padding, Profile, ProfileKey
 
@@ -48,7 +48,7 @@ def load_profile(path: str | os.PathLike[str], key: ProfileKey | None = None) ->
     except UnicodeDecodeError as error:
         raise ProfileError(f"{path}: this is not text in UTF-8, let alone JSON: {error}") from error
     except ValueError as error:
-        raise ProfileError(f"{path}: {error}") from error
+        raise ProfileError(f"{path}: {brief(error)}") from error
     if key is not None and (differences := key.differences(profile.key)):
         raise ProfileError(f"{path} is a profile of something else: {'; '.join(differences)}")
     return profile

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from ...files.bounded_json import parse_json, read_text, shown
+from ...files.bounded_json import brief, parse_json, read_text, shown
 from .workload import Job
 
 _COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
@@ -80,7 +80,7 @@ def _azure(file: Path, text: str) -> Iterator[_Entry]:
             prompt, output = (_whole(name, row[name]) for name in _COLUMNS[1:])
             yield _job((then - first).total_seconds(), prompt, output), True
         except ValueError as error:
-            raise ValueError(f"{file}, line {line}: {error}") from error
+            raise ValueError(f"{file}, line {line}: {brief(error)}") from error
 
 
 def _time(text: str | None, first: datetime | None) -> datetime:
@@ -111,7 +111,7 @@ def _json(file: Path, text: str) -> Iterator[_Entry]:
         try:
             yield _item(item)
         except ValueError as error:
-            raise ValueError(f"{file}, request {index}: {error}") from error
+            raise ValueError(f"{file}, request {index}: {brief(error)}") from error
 
 
 def _item(item: object) -> _Entry:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import tokenizers
@@ -10,105 +11,9 @@ from transformers import PreTrainedTokenizerFast
 from apex_jax.models import ChatTemplateError, CheckpointError, Tokenizer
 from apex_jax.models.tokenization.chat_template import LONGEST, ChatTemplate
 
-LLAMA_2 = """{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = \
-messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}\
-{% for message in loop_messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception(\
-'Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if loop.index0 == 0 and \
-system_message != false %}{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}\
-{% else %}{% set content = message['content'] %}{% endif %}{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' \
-+ content.strip() + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token \
-}}{% endif %}{% endfor %}"""
-LLAMA_3 = """{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = \
-'<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim \
-+ '<|eot_id|>' %}{% if loop.index0 == 0 %}\
-{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}\
-{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"""
-LLAMA_3_1 = """{{- bos_token }}
-{%- if custom_tools is defined %}
-    {%- set tools = custom_tools %}
-{%- endif %}
-{%- if not tools_in_user_message is defined %}
-    {%- set tools_in_user_message = true %}
-{%- endif %}
-{%- if not date_string is defined %}
-    {%- set date_string = "26 Jul 2024" %}
-{%- endif %}
-{%- if not tools is defined %}
-    {%- set tools = none %}
-{%- endif %}
-{#- This block extracts the system message, so we can slot it into the right place. #}
-{%- if messages[0]['role'] == 'system' %}
-    {%- set system_message = messages[0]['content']|trim %}
-    {%- set messages = messages[1:] %}
-{%- else %}
-    {%- set system_message = "" %}
-{%- endif %}
-{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}
-{%- if builtin_tools is defined or tools is not none %}
-    {{- "Environment: ipython\\n" }}
-{%- endif %}
-{{- "Cutting Knowledge Date: December 2023\\n" }}
-{{- "Today Date: " + date_string + "\\n\\n" }}
-{{- system_message }}
-{{- "<|eot_id|>" }}
-{%- for message in messages %}
-    {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
-        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim \
-+ '<|eot_id|>' }}
-    {%- elif 'tool_calls' in message %}
-        {%- if not message.tool_calls|length == 1 %}
-            {{- raise_exception("This model only supports single tool-calls at once!") }}
-        {%- endif %}
-        {%- set tool_call = message.tool_calls[0].function %}
-        {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}
-        {{- '{"name": "' + tool_call.name + '", ' }}
-        {{- '"parameters": ' }}
-        {{- tool_call.arguments | tojson }}
-        {{- "}" }}
-        {{- "<|eot_id|>" }}
-    {%- elif message.role == "tool" or message.role == "ipython" %}
-        {{- "<|start_header_id|>ipython<|end_header_id|>\\n\\n" }}
-        {%- if message.content is mapping or message.content is iterable %}
-            {{- message.content | tojson }}
-        {%- else %}
-            {{- message.content }}
-        {%- endif %}
-        {{- "<|eot_id|>" }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
-{%- endif %}
-"""
-CHATML = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\
-\\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\\n' }}{% endif %}{{'<|im_start|>' + \
-message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}\
-{{ '<|im_start|>assistant\\n' }}{% endif %}"""
-ZEPHYR = """{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\\n' + message['content'] + \
-eos_token }}\n{% elif message['role'] == 'system' %}\n{{ '<|system|>\\n' + message['content'] + eos_token }}\n\
-{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\\n'  + message['content'] + eos_token }}\n{% endif %}\n\
-{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}"""
-REASONING = """{%- macro render(content, last) -%}{{ content|trim if content is string else content|map(\
-attribute='text')|join('\\n\\n') }}{% if last %}!{% endif %}{%- endmacro -%}
-{%- set ns = namespace(index=messages|length - 1, tool=false, seen=[]) -%}
-{%- for message in messages[::-1] -%}
-  {%- if ns.tool and loop.index0 > 3 %}{% break %}{% endif -%}
-  {%- if message.role == 'user' and not message.content.startswith('<tool>') %}{% set ns.tool = true %}\
-{% set ns.index = messages|length - 1 - loop.index0 %}{% endif -%}
-  {%- set ns.seen = ns.seen + [message.role] -%}
-{%- endfor -%}
-{{ ns.seen|unique|sort|join(',') ~ ns.index ~ '%s-%03d'|format('a', 7) }}
-{%- for message in messages if message.content %}
-{%- set content = message.content.split('</think>')[-1].lstrip('\\n') %}
-{%- generation %}{{ '%-8s' % message.role }}{{ loop.cycle('odd', 'even') }}{{ loop.previtem.role if loop.previtem is \
-defined }}{{ render(content, loop.last) }}{% endgeneration %}
-{%- endfor %}
-{{- {'a': [1, 2.5, none, true], 'é': messages[0].role}|tojson(indent=2) }}{{ "{} of {:>4}".format(1, 'x') }}
-{{- messages|selectattr('role', 'equalto', 'user')|map(attribute='content')|list|length }}
-{{- messages|groupby('role')|map(attribute=0)|join(' ')|upper|replace('U', 'V')|indent(2) }}
-{%- set text %}{% for c in 'abc' %}{{ c * 3 }}{% endfor %}{% endset %}{{ text ~ text|reverse }}
-{%- for key, value in {'b': 1, 'a': 2}|dictsort %}{{ key }}={{ value ** 2 // 3 }};{% endfor %}
-{%- call(x) render('mid', false) %}{{ x }}{% endcall %}{{ range(3)|sum }}{{ (1, 2) + (3,) }}{{ missing }}{{ none }}"""
+CORPUS = Path(__file__).parents[1] / "fuzz" / "corpus" / "chat_template"
+TEMPLATES = {file.stem: file.read_text(encoding="utf-8") for file in sorted(CORPUS.iterdir())}
+"""Those of Llama 2 and 3, of SmolLM2 and Zephyr, and one with what else templates of models use."""
 
 CHATS = [
     [{"role": "user", "content": " Hello "}],
@@ -153,12 +58,14 @@ def ours(backend, messages, add_generation_prompt):
 
 @pytest.mark.parametrize("chat", CHATS)
 @pytest.mark.parametrize("prompt", [True, False])
-@pytest.mark.parametrize("template", [LLAMA_2, LLAMA_3, LLAMA_3_1, CHATML, ZEPHYR, REASONING])
+@pytest.mark.parametrize("template", TEMPLATES)
 def test_equals_transformers(backend, template, chat, prompt):
-    backend.chat_template = template
+    backend.chat_template = TEMPLATES[template]
     found = outcome(ours, backend, chat, prompt)
     expected = outcome(theirs, backend, chat, prompt)
     assert expected in found if isinstance(expected, str) else found == expected
+    if chat is CHATS[0]:
+        assert isinstance(expected, list)
 
 
 def theirs(backend, chat, add_generation_prompt):
@@ -175,7 +82,7 @@ def outcome(render, *arguments):
 
 def test_long_conversations_are_not_cut_off(backend):
     """What a rendering may do and make grows with its conversation."""
-    backend.chat_template = LLAMA_3_1
+    backend.chat_template = TEMPLATES["llama_3_1"]
     for chat in ([{"role": "user", "content": "hi"}] * 20_000, [{"role": "user", "content": "x" * 8_000_000}]):
         expected = backend.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         assert ours(backend, chat, True) == expected
@@ -266,7 +173,7 @@ def test_templates_that_do_not_end(template, complaint):
         ChatTemplate(template, "some/model").render(VALUES)
     assert time.thread_time() - begin < 1
     assert str(caught.value).startswith("the chat template of some/model refuses these messages: ")
-    assert len(str(caught.value)) < 700
+    assert len(str(caught.value)) < 1200
 
 
 @pytest.mark.parametrize("body", ["{{a}}", "{% if a %}{% endif %}", "{{ a|trim }}", "{# #}", "{%set a=1%}", "x{{1}}"])

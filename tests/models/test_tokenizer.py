@@ -204,10 +204,15 @@ def parts(**changes):
     return json.dumps({"version": "1.0", "added_tokens": [], "model": model, **changes})
 
 
+def replacement(old, new):
+    """A step of a tokenizer.json."""
+    return {"type": "Replace", "pattern": {"String": old}, "content": new}
+
+
 @pytest.mark.parametrize(
     ("file", "text", "complaint"),
     [
-        ("tokenizer.json", "[" * 100_000, "the tokenizer in .* cannot be read"),
+        ("tokenizer.json", "[" * 100_000, r"tokenizer\.json is not valid JSON: it nests deeper"),
         ("tokenizer.json", "{}", "cannot be read"),
         ("tokenizer.json", parts(model={"type": "BPE", "vocab": {"a": 2**40}, "merges": []}), "cannot be read"),
         ("tokenizer.json", parts(model={"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "a"]]}), "cannot be read"),
@@ -221,6 +226,29 @@ def parts(**changes):
             parts(model={"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "u"}),
             r"cannot be read: WordLevel error: Missing \[UNK\]",
         ),
+        (
+            "tokenizer.json",
+            parts(pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}] * 99}),
+            "tokenizer.json cannot be used: its pre_tokenizer has 100 steps; at most 32 are allowed",
+        ),
+        (
+            "tokenizer.json",
+            parts(normalizer={"type": "Sequence", "normalizers": [replacement("a", "aaaaaaaaaa")] * 9}),
+            "its normalizer makes texts 1,000,000,000 times as long; at most 1,000 is allowed",
+        ),
+        ("tokenizer.json", parts(normalizer=replacement("", "a" * 2000)), "its normalizer makes texts 2,001 times"),
+        (
+            "tokenizer.json",
+            parts(post_processor={"type": "TemplateProcessing", "single": ["$A"] * 99, "special_tokens": {}}),
+            "its post_processor adds 99 tokens at once; at most 32 are allowed",
+        ),
+        (
+            "tokenizer.json",
+            "[" + "1," * 5_000_000 + "1]",
+            "tokenizer.json has some 5,000,001 values; at most 4,000,000",
+        ),
+        ("tokenizer_config.json", '{"a": [' + "1," * 200_000 + "1]}", "tokenizer_config.json has some 200,002 values"),
+        ("tokenizer_config.json", '{"fast_tokenizer_files": ["../tokenizer.4.json"]}', "not names in the folder"),
         ("tokenizer_config.json", "[" * 100_000, "tokenizer_config.json is not valid JSON: it nests deeper"),
         (
             "tokenizer_config.json",
@@ -249,9 +277,7 @@ def test_files_of_gigabytes_are_not_read(stories, tmp_path):
     shutil.copytree(stories, folder)
     with (folder / "tokenizer.json").open("ab") as file:
         file.truncate(20 << 30)
-    with pytest.raises(
-        CheckpointError, match=r"tokenizer\.json has 21,474,836,480 bytes; at most 134,217,728 are read"
-    ):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json has 21,474,836,480 bytes; at most 67,108,864 are read"):
         Tokenizer.from_folder(folder)
 
 
