@@ -17,8 +17,6 @@ What the charts of `apex-jax timeline` understand. Names are kinds and get a col
     transfers  "to host", "to device", "evict", "fetch", "land"         layer, rows, cohort
     waits      "device waits", "host waits", "python waits"             layer, cohort
     python     "plan", "dispatch", "read tokens", "update"              iteration
-
-An iteration may also be an instant of that name, in any track; it then lasts until the next.
 """
 
 from __future__ import annotations
@@ -29,20 +27,20 @@ from collections import deque
 from itertools import count
 
 from ..machine.versions import installed_versions
-from .trace_file import TRACKS, Instant, Span, Trace, TraceError, Track, Value, load, save
+from .trace_file import TRACKS, Span, Trace, TraceError, Track, Value, load, save
 
-__all__ = ["ITERATION", "TRACKS", "Instant", "Recorder", "Span", "Trace", "TraceError", "Track", "Value", "load"]
+__all__ = ["ITERATION", "TRACKS", "Recorder", "Span", "Trace", "TraceError", "Track", "Value", "load"]
 
 ITERATION = "iteration"
-"""Name of the events that mark iterations."""
+"""Name of the spans that mark iterations."""
 
 DEFAULT_MAX_EVENTS = 200_000
 """Some 1,500 iterations of 32 layers, in about 80 MB of memory."""
 
 _PACKAGES = ("jax", "jaxlib", "numpy")
 
-_Event = tuple[int, Track, str, int, int | None, dict[str, Value]]
-"""Number, track, name, begin, end (None for an instant), args."""
+_Event = tuple[int, Track, str, int, int, dict[str, Value]]
+"""Number, track, name, begin, end, args."""
 
 
 class Recorder:
@@ -81,12 +79,6 @@ class Recorder:
             raise ValueError(_complaint(track, name, begin_ns, end_ns))
         self._events.append((next(self._number), track, name, begin_ns, end_ns, args))
 
-    def instant(self, track: Track, name: str, at_ns: int, **args: Value) -> None:
-        """Record a moment; arguments and errors as in `span`."""
-        if track not in TRACKS:
-            raise ValueError(_complaint(track, name, at_ns, at_ns))
-        self._events.append((next(self._number), track, name, at_ns, None, args))
-
     def trace(self) -> Trace:
         """Return what has been recorded so far; other threads may go on recording."""
         events = self._events.copy()
@@ -95,12 +87,6 @@ class Recorder:
             spans=tuple(
                 Span(track=track, name=name, begin_ns=begin, end_ns=end, args=args)
                 for _, track, name, begin, end, args in events
-                if end is not None
-            ),
-            instants=tuple(
-                Instant(track=track, name=name, at_ns=at, args=args)
-                for _, track, name, at, end, args in events
-                if end is None
             ),
             label=self._label,
             versions=_versions(),

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .recorder import ITERATION, TRACKS, Instant, Span, Trace, Track
+from .recorder import ITERATION, TRACKS, Span, Trace, Track
 
 DEFAULT_ITERATIONS = 3
 
@@ -83,27 +83,21 @@ def find_iterations(trace: Trace) -> tuple[Iteration, ...]:
     Raises:
         ValueError: nothing marks an iteration.
     """
-    events = (*trace.spans, *trace.instants)
-    marks = [mark for mark in events if mark.name == ITERATION and isinstance(mark.args.get(ITERATION), int)]
+    marks = [mark for mark in trace.spans if mark.name == ITERATION and isinstance(mark.args.get(ITERATION), int)]
     if not marks:
         raise ValueError(f"the trace marks no iterations: it has no event {ITERATION!r} with a number")
     track = min((mark.track for mark in marks), key=TRACKS.index)
-    marks = sorted((mark for mark in marks if mark.track == track), key=_begin)
-    latest = max((span.end_ns for span in trace.spans), default=0)
+    marks = sorted((mark for mark in marks if mark.track == track), key=lambda mark: mark.begin_ns)
     return tuple(
         Iteration(
             number=int(mark.args[ITERATION] or 0),
             strategy=str(mark.args.get("strategy") or ""),
-            begin_ns=_begin(mark),
+            begin_ns=mark.begin_ns,
             # At least a nanosecond: what lasts no time cannot be drawn or divided by.
-            end_ns=max(_begin(mark) + 1, mark.end_ns if isinstance(mark, Span) else after),
+            end_ns=max(mark.begin_ns + 1, mark.end_ns),
         )
-        for mark, after in zip(marks, [*map(_begin, marks[1:]), latest], strict=True)
+        for mark in marks
     )
-
-
-def _begin(event: Span | Instant) -> int:
-    return event.begin_ns if isinstance(event, Span) else event.at_ns
 
 
 def choose(trace: Trace, numbers: tuple[int, int] | None = None) -> Window:

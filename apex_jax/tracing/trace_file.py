@@ -1,7 +1,7 @@
 """A trace as data and as a file: the JSON that https://ui.perfetto.dev and chrome://tracing open.
 
-The file is Chrome's trace format in its object form: complete events ("X") and instants ("i") in microseconds from the
-first event, one thread for each track, and `otherData` with what is needed to read the file back exactly.
+The file is Chrome's trace format in its object form: complete events ("X") in microseconds from the first event,
+one thread for each track, and `otherData` with what is needed to read the file back exactly.
 """
 
 from __future__ import annotations
@@ -51,28 +51,17 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Instant:
-    """Something that happened at one moment; attributes as in `Span`."""
-
-    track: Track
-    name: str
-    at_ns: int
-    args: Mapping[str, Value] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
     """What a recorder has seen.
 
     Attributes:
-        spans, instants: in the order in which they were recorded.
+        spans: in the order in which they were recorded.
         label: where the times come from, such as "measured", "emulated" or "simulated".
         versions: of what ran, by package.
         dropped: events that were forgotten since there were too many; the oldest ones.
     """
 
     spans: tuple[Span, ...]
-    instants: tuple[Instant, ...] = ()
     label: str = "measured"
     versions: Mapping[str, str] = field(default_factory=dict)
     dropped: int = 0
@@ -104,8 +93,7 @@ def save(trace: Trace, path: str | os.PathLike[str]) -> None:
         OSError: the file cannot be written.
         ValueError: an argument of an event is nothing that JSON has.
     """
-    beginnings = [span.begin_ns for span in trace.spans] + [instant.at_ns for instant in trace.instants]
-    origin = min(beginnings, default=0)
+    origin = min((span.begin_ns for span in trace.spans), default=0)
     other = {
         "format": FORMAT,
         "label": trace.label,
@@ -144,11 +132,16 @@ def _events(trace: Trace, origin: int) -> Iterator[dict[str, Any]]:
             yield _metadata("thread_sort_index", thread, {"sort_index": thread})
     for track, spans in placed.items():
         for span, row, _ in spans:
-            duration = (span.end_ns - span.begin_ns) / 1000
-            yield _event("X", span, _thread(track, row), span.begin_ns - origin) | {"dur": duration}
-    for instant in trace.instants:
-        # "s": "p" draws the mark across all tracks of the process.
-        yield _event("i", instant, _thread(instant.track, 0), instant.at_ns - origin) | {"s": "p"}
+            yield {
+                "ph": "X",
+                "name": span.name,
+                "cat": track,
+                "pid": _PROCESS_ID,
+                "tid": _thread(track, row),
+                "ts": (span.begin_ns - origin) / 1000,
+                "args": dict(span.args),
+                "dur": (span.end_ns - span.begin_ns) / 1000,
+            }
 
 
 def _thread(track: Track, row: int) -> int:
@@ -160,20 +153,8 @@ def _metadata(name: str, thread: int, args: dict[str, Any]) -> dict[str, Any]:
     return {"ph": "M", "name": name, "pid": _PROCESS_ID, "tid": thread, "args": args}
 
 
-def _event(phase: str, event: Span | Instant, thread: int, nanoseconds: int) -> dict[str, Any]:
-    return {
-        "ph": phase,
-        "name": event.name,
-        "cat": event.track,
-        "pid": _PROCESS_ID,
-        "tid": thread,
-        "ts": nanoseconds / 1000,
-        "args": dict(event.args),
-    }
-
-
 def load(path: str | os.PathLike[str]) -> Trace:
-    """Read a trace back, times to the nanosecond; spans and instants come in the order of the file.
+    """Read a trace back, times to the nanosecond; spans come in the order of the file.
 
     Raises:
         OSError: the file cannot be read.
@@ -215,7 +196,7 @@ class _Damaged(Exception):
 def _decode(content: dict[str, Any]) -> Trace:
     other = content["otherData"]
     origin = _field(other, "origin_ns", int, "otherData")
-    spans, instants = [], []
+    spans = []
     for number, event in enumerate(_field(content, "traceEvents", list, "the file")):
         where = f"event {number}"
         if not isinstance(event, dict):
@@ -226,27 +207,24 @@ def _decode(content: dict[str, Any]) -> Trace:
             duration = _nanoseconds(event, "dur", where)
             if duration < 0:
                 raise _Damaged(f"{where} has a `dur` of {event['dur']!r}; it cannot be negative")
-            spans.append(Span(begin_ns=begin, end_ns=begin + duration, **_common(event, where)))
-        elif phase == "i":
-            instants.append(Instant(at_ns=origin + _nanoseconds(event, "ts", where), **_common(event, where)))
+            spans.append(_span(event, begin, begin + duration, where))
         elif phase != "M":
-            raise _Damaged(f"{where} has `ph` {shown(phase)}; 'X', 'i' and 'M' are understood")
+            raise _Damaged(f"{where} has `ph` {shown(phase)}; 'X' and 'M' are understood")
     return Trace(
         spans=tuple(spans),
-        instants=tuple(instants),
         label=_field(other, "label", str, "otherData"),
         versions=_field(other, "versions", dict, "otherData"),
         dropped=_field(other, "dropped_events", int, "otherData"),
     )
 
 
-def _common(event: dict[str, Any], where: str) -> dict[str, Any]:
+def _span(event: dict[str, Any], begin_ns: int, end_ns: int, where: str) -> Span:
     track = event.get("cat")
     if track not in TRACKS:
         raise _Damaged(f"{where} has the track {shown(track)}; the tracks are {', '.join(TRACKS)}")
     # Names recur thousands of times.
     name = sys.intern(_field(event, "name", str, where))
-    return {"track": track, "name": name, "args": _field(event, "args", dict, where)}
+    return Span(track=track, name=name, begin_ns=begin_ns, end_ns=end_ns, args=_field(event, "args", dict, where))
 
 
 def _nanoseconds(event: dict[str, Any], key: str, where: str) -> int:

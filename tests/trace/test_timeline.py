@@ -33,16 +33,11 @@ class TestIterations:
             (11, "layer_sync", 200, 310),
         ]
 
-    def test_instants_last_until_the_next(self):
+    def test_one_of_no_time_and_no_strategy(self):
         recorder = Recorder()
-        recorder.instant("python", "iteration", 100, iteration=0, strategy="device_only")
-        recorder.instant("python", "iteration", 250, iteration=1)
-        recorder.span("device", "layer", 120, 300)
-        found = find_iterations(recorder.trace())
-        assert [(i.number, i.strategy, i.begin_ns, i.end_ns) for i in found] == [
-            (0, "device_only", 100, 250),
-            (1, "", 250, 300),
-        ]
+        recorder.span("python", "iteration", 250, 250, iteration=1)
+        (found,) = find_iterations(recorder.trace())
+        assert (found.number, found.strategy, found.begin_ns, found.end_ns) == (1, "", 250, 251)
 
     def test_those_of_the_device_count(self):
         recorder = Recorder()
@@ -108,7 +103,7 @@ class TestChoice:
 def test_busy_by_hand():
     """Overlapping spans count once, and only what lies in the window."""
     recorder = Recorder(label="emulated", max_events=6)
-    recorder.instant("device", "dropped", 0)
+    recorder.span("device", "dropped", 0, 0)
     recorder.span("device", "iteration", 1_000_000, 2_000_000, iteration=3, strategy="async_overlap")
     recorder.span("host", "attention", 500_000, 1_200_000)  # 200 in the window
     recorder.span("host", "attention", 1_100_000, 1_300_000)  # 100 more

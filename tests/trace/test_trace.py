@@ -6,7 +6,7 @@ import threading
 import pytest
 
 import apex_jax
-from apex_jax.tracing.recorder import TRACKS, Instant, Recorder, Span, Trace, TraceError, load
+from apex_jax.tracing.recorder import TRACKS, Recorder, Span, Trace, TraceError, load
 from apex_jax.tracing.trace_file import nest, save
 
 
@@ -18,12 +18,13 @@ class TestRecorder:
     def test_keeps_what_it_is_given(self):
         recorder = Recorder(label="emulated")
         recorder.span("device", "layer", 10, 30, layer=2, rows=5)
-        recorder.instant("python", "iteration", 12, iteration=7, strategy="async_overlap")
+        recorder.span("python", "iteration", 12, 40, iteration=7, strategy="async_overlap")
         recorder.span("waits", "device waits", 30, 30)
         trace = recorder.trace()
-        assert trace.spans == (span(10, 30, "device", "layer", layer=2, rows=5), span(30, 30, "waits", "device waits"))
-        assert trace.instants == (
-            Instant(track="python", name="iteration", at_ns=12, args={"iteration": 7, "strategy": "async_overlap"}),
+        assert trace.spans == (
+            span(10, 30, "device", "layer", layer=2, rows=5),
+            span(12, 40, "python", "iteration", iteration=7, strategy="async_overlap"),
+            span(30, 30, "waits", "device waits"),
         )
         assert (trace.label, trace.dropped) == ("emulated", 0)
         assert trace.versions["apex_jax"] == apex_jax.__version__
@@ -64,8 +65,6 @@ class TestRecorder:
         recorder = Recorder()
         with pytest.raises(ValueError, match="no track 'gpu'; the tracks are device, host, transfers, waits, python"):
             recorder.span("gpu", "layer", 0, 1)
-        with pytest.raises(ValueError, match="no track 'gpu'"):
-            recorder.instant("gpu", "layer", 0)
         with pytest.raises(ValueError, match="span 'layer' ends at 4 ns, before it begins at 5 ns"):
             recorder.span("device", "layer", 5, 4)
         assert recorder.trace().spans == ()
@@ -105,14 +104,14 @@ BY_HAND = {
         {"ph": "X", "name": "to host", "cat": "transfers", "pid": 1, "tid": 3000, "ts": 0.0, "dur": 2.0, "args": {}},
         {"ph": "X", "name": "evict", "cat": "transfers", "pid": 1, "tid": 3001, "ts": 1.0, "dur": 2.0, "args": {}},
         {
-            "ph": "i",
+            "ph": "X",
             "name": "iteration",
             "cat": "python",
             "pid": 1,
             "tid": 5000,
             "ts": 0.25,
+            "dur": 0.001,
             "args": {"iteration": 1, "strategy": "layer_sync"},
-            "s": "p",
         },
     ],
 }  # fmt: skip
@@ -121,8 +120,8 @@ TRACE = Trace(
         span(1500, 3750, "device", "head", n=3),
         span(1000, 3000, "transfers", "to host"),
         span(2000, 4000, "transfers", "evict"),
+        span(1250, 1251, "python", "iteration", iteration=1, strategy="layer_sync"),
     ),
-    instants=(Instant(track="python", name="iteration", at_ns=1250, args={"iteration": 1, "strategy": "layer_sync"}),),
     label="emulated",
     versions={"apex_jax": "9.9"},
     dropped=4,
@@ -144,11 +143,10 @@ class TestFile:
         for number in range(1, 2000):
             begin = start + 7_919_993 * number
             recorder.span(TRACKS[number % 5], "Wörter", begin, begin + number, layer=number, text="é", none=None, x=0.1)
-        recorder.instant("python", "iteration", start, iteration=0, strategy="device_only")
         recorder.save(tmp_path / "out.json")
         read, kept = load(tmp_path / "out.json"), recorder.trace()
         assert sorted(read.spans, key=lambda s: s.begin_ns) == list(kept.spans)
-        assert (read.instants, read.label, read.versions) == (kept.instants, "simulated", kept.versions)
+        assert (read.label, read.versions) == ("simulated", kept.versions)
 
     def test_nothing_recorded(self, tmp_path):
         Recorder().save(tmp_path / "out.json")
