@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files.whole_file import whole_file
 from .errors import UserError, as_user_errors
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ def write(figure: Figure, path: Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    with as_user_errors(OSError):
-        figure.savefig(path)
+    with as_user_errors(OSError), whole_file(path, binary=True) as file:
+        figure.savefig(file, format=path.suffix[1:])
     print(f"wrote {path}")
 
 

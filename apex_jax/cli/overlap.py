@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files.whole_file import check_writable
 from ..scheduler.strategies import STRATEGIES
 from .errors import UserError, as_user_errors
 from .memory_warning import warn_of_memory
@@ -119,8 +120,7 @@ def _run(args: argparse.Namespace) -> int:
             dtype=args.dtype,
         )
         if args.trace is not None:
-            with args.trace.open("a"):
-                pass
+            check_writable(args.trace)
         with Progress(sys.stderr).step(f"Taking {args.host_kv_gb:g} GB for KV"):
             steady_load = benchmark.steady_load()
     warn_of_memory(

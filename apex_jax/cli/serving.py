@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files.whole_file import check_writable
 from ..outputs import CompletionOutput, RequestOutput
 from .errors import as_user_errors
 from .inputs import Task
@@ -63,8 +64,8 @@ def recorded(llm: LLM, path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    with as_user_errors(OSError), path.open("a"):
-        pass
+    with as_user_errors(OSError):
+        check_writable(path)
     with ExitStack() as after:
         recording = llm.recording()
         # Saved once the recording is complete, and when an interrupt has cut the run short too.

@@ -1,1 +1,1 @@
-"""Files that others wrote: read within limits. Below everything else; needs the standard library only."""
+"""Files of others, read within limits, and of ours, written whole. Below all else; needs the standard library only."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files.whole_file import whole_file
 from ..scheduler.strategies import ASYMMETRIC_PIPELINING, ASYNC_OVERLAP, DEVICE_ONLY
 from .claims import Comparison
 from .runs import STRATEGIES, SWEEP, Run
@@ -63,7 +64,9 @@ def draw_all(
 def _save(stem: Path, figure: Figure) -> list[Path]:
     files = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
     for file in files:
-        figure.savefig(file, dpi=200, metadata={"Date": None} if file.suffix == ".svg" else None)
+        kind = file.suffix[1:]
+        with whole_file(file, binary=True) as opened:
+            figure.savefig(opened, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
     return files
 
 

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ..files.whole_file import whole_file
 from .claims import CLAIMS, Comparison, compare
 from .gains import OVER, Gain
 from .runs import Run
@@ -93,7 +94,7 @@ def _claim_rows(found: Sequence[Comparison]) -> Iterator[Mapping[str, object]]:
 
 def write_rows(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Write rows of the same columns as CSV."""
-    with file.open("w", encoding="utf-8", newline="") as opened:
+    with whole_file(file) as opened:
         writer = csv.DictWriter(opened, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

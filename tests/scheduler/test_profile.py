@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -162,6 +164,29 @@ class TestFile:
         assert load_profile(path, KEY) == original
         assert [file.name for file in path.parent.iterdir()] == ["profile.json"]
         assert '  "layer": [[1, 0.001], [128, 0.002], [129, 0.003]],\n' in path.read_text(encoding="utf-8")
+
+    def test_threads_that_save_one(self, tmp_path):
+        """1,800 times, while others read: no write fails, and no read is of a part."""
+        path, done = tmp_path / "p.json", threading.Event()
+        saved = [profile(num_layers=layers) for layers in range(1, 7)]
+        save_profile(saved[0], path)
+
+        def read():
+            count = 0
+            while not done.is_set():
+                assert load_profile(path, KEY) in saved
+                count += 1
+            return count
+
+        with ThreadPoolExecutor(8) as pool:
+            readers = [pool.submit(read) for _ in range(2)]
+            try:
+                for written in [pool.submit(save_profile, saved[number % 6], path) for number in range(1800)]:
+                    written.result()
+            finally:
+                done.set()
+            assert all(reader.result() for reader in readers)
+        assert [file.name for file in tmp_path.iterdir()] == ["p.json"]
 
     @pytest.mark.parametrize("part", ["device", "host", "model", "dtypes", "software"])
     def test_of_something_else(self, tmp_path, part):
