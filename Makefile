@@ -65,15 +65,15 @@ clean:
 	rm -rf build dist *.egg-info host_offload/_native*.so $(VENV)
 
 $(VENV)/.made:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	    || { echo "Python 3.11 or newer is needed, $$($(PYTHON) --version) was found; try: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
+	    || { echo "Python 3.11 to 3.14 is needed, $$($(PYTHON) --version) was found; try: make PYTHON=python3.12" >&2; exit 1; }
 	@echo "Making $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
 $(VENV)/.run: pyproject.toml scripts/requirements.py | $(VENV)/.made
 	@echo "Installing JAX and what else a run needs: some 250 MB, minutes on a slow line"
-	@$(BIN)/python -m pip install -r <($(BIN)/python scripts/requirements.py gguf plot) | $(DOWNLOADS)
+	@$(BIN)/python -m pip install -r <($(BIN)/python scripts/requirements.py plot) | $(DOWNLOADS)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
@@ -83,5 +83,7 @@ $(VENV)/.dev: $(VENV)/.run
 
 $(VENV)/.package: $(VENV)/.run setup.py pyproject.toml $(NATIVE)
 	@echo "Installing apex_jax (editable) and compiling its native attention kernel: about a minute"
+	@rm -f host_offload/_native*.so
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@test -e host_offload/_native.so || echo "    Without a C++17 compiler: attention on the host is in plain JAX, several times slower"
 	@touch $@

@@ -2,9 +2,10 @@
 
 import ctypes
 import functools
-import importlib.machinery
 import logging
+import re
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,34 @@ READ_STREAM = "apex_read_stream"
 READ_PAGES = "apex_read_pages"
 READ_PAGES_INTO = "apex_read_pages_into"
 WRITE_PAGES = "apex_write_pages"
+LIBRARY = Path(__file__).parent / "_native.so"
+AGAIN = "install apex_jax again, with pip's --force-reinstall --no-deps --no-cache-dir"
 
 _logger = logging.getLogger(__name__)
 
 
-def _library_path() -> Path | None:
-    folder = Path(__file__).parent
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = folder / f"_native{suffix}"
-        if path.is_file():
-            return path
-    return None
+def jaxlib_ffi_version() -> tuple[int, int] | None:
+    """Return the version (major, minor) of the running jaxlib's XLA FFI, or None where its header does not say."""
+    header = Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
+    if not header.is_file():
+        return None
+    found = dict(re.findall(r"^#define XLA_FFI_API_(MAJOR|MINOR) (\d+)$", header.read_text("utf-8"), re.MULTILINE))
+    return (int(found["MAJOR"]), int(found["MINOR"])) if found.keys() == {"MAJOR", "MINOR"} else None
+
+
+def _mismatch(library: ctypes.CDLL) -> str:
+    """Return why the running jaxlib does not take the library's handlers, or an empty string where it does.
+
+    Registering handlers of a newer interface would end JAX's CPU backend.
+    """
+    built = divmod(library.ApexFfiVersion(), 1 << 16)
+    running = jaxlib_ffi_version()
+    if running is None:
+        return f"jaxlib {version('jaxlib')} does not say which version of the XLA FFI it has, and {LIBRARY} needs one"
+    if built[0] == running[0] and built[1] <= running[1]:
+        return ""
+    ours, theirs = (".".join(map(str, each)) for each in (built, running))
+    return f"{LIBRARY} was built for XLA FFI {ours}, and jaxlib {version('jaxlib')} has {theirs}; {AGAIN}"
 
 
 def _handlers(library: ctypes.CDLL) -> dict[str, Any]:
@@ -46,18 +64,14 @@ def _handlers(library: ctypes.CDLL) -> dict[str, Any]:
 @functools.cache
 def open_library() -> tuple[ctypes.CDLL | None, dict[str, Any], str]:
     """Return the library, its handlers, and why there are none."""
-    path = _library_path()
-    if path is None:
-        others = sorted(file.name for file in Path(__file__).parent.glob("_native*") if file.suffix in (".so", ".pyd"))
-        if others:
-            expected = importlib.machinery.EXTENSION_SUFFIXES[0]
-            return None, {}, f"{', '.join(others)} was built for another Python than this one (_native{expected})"
-        return None, {}, "it could not be built when apex_jax was installed, which takes a C++17 compiler"
+    if not LIBRARY.is_file():
+        return None, {}, f"it was installed without a C++17 compiler, or with APEX_JAX_NATIVE=0. With one, {AGAIN}"
     try:
-        library = ctypes.CDLL(str(path))
-        return library, _handlers(library), ""
+        library = ctypes.CDLL(str(LIBRARY))
+        handlers, why = _handlers(library), _mismatch(library)
     except (OSError, AttributeError) as error:
-        return None, {}, f"{path} cannot be loaded ({error}); install apex_jax again"
+        return None, {}, f"{LIBRARY} cannot be loaded ({error}); {AGAIN}"
+    return (None, {}, why) if why else (library, handlers, "")
 
 
 @functools.cache

@@ -2,7 +2,8 @@
 
     python scripts/requirements.py [EXTRA ...]
 
-With these installed first, the package itself is built without isolation, against the jaxlib that it will run with.
+With these installed first, the package itself is built without isolation, against the jaxlib that it will run with: of
+what a build needs, that is left out which a run needs too, in another version perhaps.
 Needs nothing but the standard library.
 """
 
@@ -24,7 +25,14 @@ def requirements(project: dict, extras: list[str]) -> list[str]:
         for requirement in project["project"]["optional-dependencies"][extra]:
             own = re.fullmatch(rf"{re.escape(name)}\[(.*)\]", requirement)
             found += requirements(project, own[1].split(",")) if own else [requirement]
-    return [*project["build-system"]["requires"], *project["project"]["dependencies"], *found]
+    needed = project["project"]["dependencies"]
+    run = set(map(distribution, needed))
+    return [*(each for each in project["build-system"]["requires"] if distribution(each) not in run), *needed, *found]
+
+
+def distribution(requirement: str) -> str:
+    """Return the name that a requirement begins with."""
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
 
 
 if __name__ == "__main__":

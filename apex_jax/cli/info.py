@@ -76,9 +76,10 @@ def _devices() -> list[dict[str, Any]]:
 
 def _kernel() -> dict[str, Any]:
     from ..host_offload import machine_instructions
+    from ..host_offload.native_library import absence
 
     instructions = machine_instructions()
-    return {"native": instructions is not None, "instructions": instructions}
+    return {"native": instructions is not None, "instructions": instructions, "absent_because": absence() or None}
 
 
 def _models() -> dict[str, Any]:
@@ -137,7 +138,7 @@ def _host_lines(host: dict[str, Any], kernel: dict[str, Any]) -> list[str]:
     used = (
         f"native, {kernel['instructions']} instructions"
         if kernel["native"]
-        else "plain JAX: the native kernel was not built, which needs a C++17 compiler at install time"
+        else f"plain JAX, since the native kernel cannot be used: {kernel['absent_because']}"
     )
     return [
         f"processor  {host['name']}, {host['cores']} cores usable",

@@ -162,4 +162,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(ApexReadStream, apex::ReadStream);
 
 extern "C" int ApexMachineInstructions() { return static_cast<int>(apex::MachineInstructions()); }
 
+// The interface that all entry points were compiled for: major and minor number in 16 bits each.
+extern "C" int ApexFfiVersion() { return XLA_FFI_API_MAJOR << 16 | XLA_FFI_API_MINOR; }
+
 #pragma GCC visibility pop

@@ -224,14 +224,10 @@ def _open_folder(folder: Path) -> _Checkpoint:
 
 
 def _open_gguf(path: Path) -> _Checkpoint:
-    try:
-        from ..tokenization.gguf_tokenizer import tokenizer_from_gguf
-        from .gguf_file import open_gguf
-        from .gguf_source import GGUFSource, config_from_gguf
-    except ModuleNotFoundError as error:
-        if error.name != "gguf":
-            raise
-        raise ModuleNotFoundError("GGUF files need the gguf package: pip install 'apex-jax[gguf]'") from error
+    from ..tokenization.gguf_tokenizer import tokenizer_from_gguf
+    from .gguf_file import open_gguf
+    from .gguf_source import GGUFSource, config_from_gguf
+
     file = open_gguf(path)
     config = config_from_gguf(file)
     return _Checkpoint(

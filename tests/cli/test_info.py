@@ -6,7 +6,7 @@ import os
 import jax
 
 import apex_jax
-from apex_jax.host_offload import machine_instructions
+from apex_jax.host_offload import machine_instructions, native_library
 from apex_jax.models import PRESETS
 
 
@@ -21,7 +21,13 @@ def test_facts(command, monkeypatch, tmp_path):
     assert [device["default"] for device in facts["devices"]].count(True) == 1
     assert facts["host"]["cores"] <= (os.cpu_count() or 1)
     assert 0 < facts["host"]["available_bytes"] <= facts["host"]["memory_bytes"]
-    assert facts["kernel"] == {"native": machine_instructions() is not None, "instructions": machine_instructions()}
+    native = machine_instructions() is not None
+    kernel = {
+        "native": native,
+        "instructions": machine_instructions(),
+        "absent_because": native_library.absence() or None,
+    }
+    assert facts["kernel"] == kernel
     assert facts["models"]["cache"] == str(tmp_path)
     assert facts["models"]["registered"]["smollm2-135m-instruct"]["bytes"] is None
     assert facts["presets"].keys() == PRESETS.keys()
@@ -34,3 +40,18 @@ def test_text_shows_every_section(command):
     assert sections == ["Versions", "Devices", "Host", "Models", "Presets, for --load-format dummy"]
     assert f"jax {jax.__version__}" in out
     assert all(name in out for name in PRESETS)
+
+
+def test_why_the_native_kernel_is_not_used(command, monkeypatch, tmp_path):
+    monkeypatch.setattr(native_library, "LIBRARY", tmp_path / "_native.so")
+    for function in (native_library.load, native_library.open_library):
+        function.cache_clear()
+    try:
+        status, out, _ = command("info")
+    finally:
+        for function in (native_library.load, native_library.open_library):
+            function.cache_clear()
+    assert status == 0
+    assert (
+        "attention  plain JAX, since the native kernel cannot be used: it was installed without a C++17 compiler" in out
+    )

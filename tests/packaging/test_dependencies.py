@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import packages_distributions, requires, version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
@@ -120,40 +120,53 @@ def test_the_scheduler_runs_without_jax_and_without_who_decides():
     assert not [name for name in loaded if any(within(name, other) for other in above)]
 
 
-def test_only_what_an_installation_brings_is_imported():
-    """Of a run-time dependency's own dependencies only those count that it always has."""
-    extras = [requirement for extra in ("gguf", "plot") for requirement in optional(extra)]
-    brought = closure([*PROJECT["project"]["dependencies"], *extras])
+def test_what_is_imported_is_declared():
+    """By this package itself: what a dependency happens to bring may be gone with its next version."""
+    plotting = PROJECT["project"]["optional-dependencies"]["plot"]
+    declared = {distribution(text) for text in [*PROJECT["project"]["dependencies"], *plotting]}
     owners = packages_distributions()
+    used = set()
     for module, file in modules():
         for name in imports(module, file):
             top = name.partition(".")[0]
             if top not in sys.stdlib_module_names and top != "apex_jax":
-                distributions = {canonical(owner) for owner in owners.get(top, ())}
-                assert distributions & (brought | MEASURED_BESIDE), (
-                    f"{module} imports {name}, which no dependency brings"
-                )
+                found = {canonical(owner) for owner in owners.get(top, ())} or {canonical(top)}
+                assert found & (declared | MEASURED_BESIDE), f"{module} imports {name}, which is not declared"
+                used |= found
+    # jaxlib's version is asked for, and its headers are read.
+    assert declared - {"jaxlib"} <= used, "declared and never imported"
 
 
-def optional(extra):
-    return PROJECT["project"]["optional-dependencies"][extra]
+def test_what_is_installed_is_what_is_declared():
+    every = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["plot"]]
+    for requirement in map(Requirement, every):
+        assert requirement.specifier.contains(version(requirement.name)), requirement
+
+
+def test_builds_use_the_oldest_headers():
+    """A library built with newer ones would not run with the oldest JAX of the range."""
+    (build,) = [each for each in map(Requirement, PROJECT["build-system"]["requires"]) if each.name == "jaxlib"]
+    (run,) = [each for each in map(Requirement, PROJECT["project"]["dependencies"]) if each.name == "jaxlib"]
+    (pinned,) = build.specifier
+    assert pinned.operator == "=="
+    assert {(each.operator, each.version) for each in run.specifier} >= {(">=", pinned.version)}
+
+
+def test_the_requirements_that_make_installs_do_not_pin_what_a_run_has_freely():
+    script = [sys.executable, ROOT / "scripts" / "requirements.py", "dev"]
+    lines = subprocess.run(script, check=True, capture_output=True, text=True).stdout.splitlines()
+    names = [distribution(line) for line in lines]
+    assert len(names) == len(set(names)), "one distribution is asked for twice"
+    assert set(PROJECT["project"]["dependencies"]) <= set(lines)
+    assert {"setuptools", "matplotlib", "pytest"} <= set(names)
+
+
+def distribution(requirement):
+    return canonical(Requirement(requirement).name)
 
 
 def canonical(name):
     return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def closure(requirements):
-    """Return the names of all distributions that installing these brings on this machine."""
-    found, waiting = set(), [Requirement(text) for text in requirements]
-    while waiting:
-        requirement = waiting.pop()
-        name = canonical(requirement.name)
-        if name not in found:
-            found.add(name)
-            inner = [Requirement(text) for text in requires(name) or ()]
-            waiting += [r for r in inner if r.marker is None or r.marker.evaluate({"extra": ""})]
-    return found
 
 
 def test_public_names():
