@@ -9,9 +9,10 @@ from ...files.bounded_json import shown
 from ..errors import CheckpointError
 from ..loading.gguf_file import GGUFFile
 from .library_errors import as_checkpoint_errors
+from .tokenizer_file import LONGEST_TOKEN
 
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
-_MOST_CHARACTERS, _LONGEST_TOKEN = 1 << 23, 1024
+_MOST_CHARACTERS = 1 << 23
 
 _LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -122,10 +123,10 @@ def _merges(settings: dict[str, Any]) -> list[tuple[str, str]]:
     tokens, scores = settings["tokens"], settings["scores"]
     types = settings.get("token_type") or [_NORMAL] * len(tokens)
     longest, total = max(map(len, tokens)), sum(map(len, tokens))
-    if longest > _LONGEST_TOKEN or total > _MOST_CHARACTERS:
+    if longest > LONGEST_TOKEN or total > _MOST_CHARACTERS:
         raise ValueError(
             f"the longest of its tokens has {longest:,} characters, and all have {total:,}; at most "
-            f"{_LONGEST_TOKEN:,} and {_MOST_CHARACTERS:,} are read"
+            f"{LONGEST_TOKEN:,} and {_MOST_CHARACTERS:,} are read"
         )
     known = {token for token, kind in zip(tokens, types, strict=True) if kind == _NORMAL}
     found = [

@@ -59,10 +59,12 @@ class Tokenizer:
             if not isinstance(backend, PreTrainedTokenizerFast):
                 kind = type(backend).__name__
                 raise CheckpointError(f"{folder} has a tokenizer of type {kind}; a fast one is needed")
-            _check_chat_template(backend.chat_template)
+            tokenizer = cls(backend)
             # What does not fit together shows here, rather than with somebody's prompt.
-            backend.decode(backend.encode("Once upon a time, 1 2 3."))
-            return cls(backend)
+            ids = tokenizer.encode("Once upon a time, 1 2 3.")
+            tokenizer.decode(ids)
+            tokenizer.detokenizer(skip_special_tokens=False).push(ids)
+            return tokenizer
 
     @property
     def vocab_size(self) -> int:
@@ -133,14 +135,29 @@ class Tokenizer:
             ) from error
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Return the text of tokens."""
-        return self.backend.decode(tokens, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+        """Return the text of tokens.
+
+        Raises:
+            CheckpointError: as in `encode`.
+        """
+        with as_checkpoint_errors(f"the tokenizer of {self._name} cannot write these tokens"):
+            return self.backend.decode(
+                tokens, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+            )
 
     def detokenizer(self, *, skip_special_tokens: bool = True, context: Sequence[int] = ()) -> Detokenizer:
-        """Return a fresh incremental decoder; see `Detokenizer` for `context`."""
-        fast = self.backend.backend_tokenizer
+        """Return a fresh incremental decoder; see `Detokenizer` for `context`, and `decode` for errors."""
+        fast, errors = (
+            self.backend.backend_tokenizer,
+            as_checkpoint_errors(f"the tokenizer of {self._name} cannot decode"),
+        )
+
+        def decode(tokens: Sequence[int]) -> str:
+            with errors:
+                return fast.decode(tokens, skip_special_tokens=False)
+
         return Detokenizer(
-            lambda tokens: fast.decode(tokens, skip_special_tokens=False),
+            decode,
             skip=self._special if skip_special_tokens else frozenset(),
             context=context,
         )

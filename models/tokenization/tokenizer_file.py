@@ -5,7 +5,8 @@ killing the process.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,15 @@ from ..loading import checks
 MOST_BYTES = 64 << 20
 """Of any file: a vocabulary of 256,000 has some 33 million."""
 
+LONGEST_TOKEN = 1024
+"""Characters: eight times the longest of published vocabularies."""
+
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _MOST_VALUES, _MOST_SETTINGS = 4_000_000, 100_000
+_MOST_MODEL = 8 << 20
+_MOST_FIELDS = 400_000
+_PIECES = 1
+_LINES = re.compile(rb"(?:[A-Za-z0-9+/=]+ \d+\r?\n?)*")
 _MOST_STEPS = 32
 _MOST_GROWTH = 1000
 _MOST_PIECES = 32
@@ -37,25 +45,90 @@ def check_folder(folder: Path) -> None:
     """Check a folder in Hugging Face format.
 
     Raises:
-        CheckpointError: a file is too large, no JSON, names files elsewhere, or makes texts grow without measure.
+        CheckpointError: a file is too large, damaged, names files elsewhere, has tokens that are too long, or makes
+            texts grow without measure.
     """
     for file in folder.iterdir():
         size = file.stat().st_size if file.is_file() else 0
-        if file.suffix in (".json", ".model", ".jinja", ".txt") and size > MOST_BYTES:
-            raise CheckpointError(f"{file} has {size:,} bytes; at most {MOST_BYTES:,} are read")
+        most = _MOST_MODEL if file.suffix == ".model" else MOST_BYTES
+        if file.suffix in (".json", ".model", ".jinja", ".txt") and size > most:
+            raise CheckpointError(f"{file} has {size:,} bytes; at most {most:,} are read")
     settings = {name: _read(folder / name, _MOST_SETTINGS) for name in _SETTINGS if (folder / name).is_file()}
     others = settings.get(_SETTINGS[0], {}).get("fast_tokenizer_files", [])
     if not isinstance(others, list) or not all(isinstance(name, str) and Path(name).name == name for name in others):
         file = folder / _SETTINGS[0]
         raise CheckpointError(f"{file}: fast_tokenizer_files is {shown(others)}, not names in the folder")
-    for file in folder.glob("tokenizer*.json"):
+    for file in (*folder.glob("tokenizer*.json"), *folder.glob("vocab.json"), *folder.glob("tokenizer.model")):
         if file.name not in _SETTINGS:
-            content = _read(file, _MOST_VALUES)
-            for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
-                try:
-                    _check_part(part, list(_steps(content.get(part))))
-                except ValueError as error:
-                    raise CheckpointError(f"{file} cannot be used: {error}") from error
+            try:
+                _check_content(file)
+            except ValueError as error:
+                raise CheckpointError(f"{file} cannot be used: {error}") from error
+
+
+def _check_content(file: Path) -> None:
+    if file.suffix == ".model":
+        check_pieces(file.read_bytes())
+        return
+    content = _read(file, _MOST_VALUES)
+    if file.name == "vocab.json":
+        _check_tokens(content)
+        return
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        _check_part(part, list(_steps(content.get(part))))
+    model = content.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, dict):
+        _check_tokens(vocabulary)
+
+
+def _check_tokens(tokens: Iterable[str]) -> None:
+    """Refuse tokens whose every cut in two would be looked up for hours where merges are made of them."""
+    if (longest := max(map(len, tokens), default=0)) > LONGEST_TOKEN:
+        raise ValueError(f"a token has {longest:,} characters; at most {LONGEST_TOKEN:,} are read")
+
+
+def check_pieces(content: bytes) -> None:
+    """Check a `tokenizer.model`: a SentencePiece model, or lines of tokens in base 64 and their ranks.
+
+    Of the former (https://protobuf.dev/programming-guides/encoding) only the lengths of its fields are read here.
+
+    Raises:
+        ValueError: it is neither, or has tokens that are too long.
+    """
+    if _LINES.fullmatch(content):
+        _check_tokens(line.decode() for line in content.splitlines())
+        return
+    at = fields = 0
+    while at < len(content):
+        fields += 1
+        if fields > _MOST_FIELDS:
+            raise ValueError(f"it has more than {_MOST_FIELDS:,} tokens")
+        tag, at = _variable(content, at)
+        length = {0: 0, 1: 8, 2: 0, 5: 4}.get(tag & 7)
+        if length is None:
+            raise ValueError(f"it is no SentencePiece model: a field of kind {tag & 7} at byte {at}")
+        if tag & 7 in (0, 2):
+            value, at = _variable(content, at)
+            length = value if tag & 7 == 2 else 0
+        if tag >> 3 == _PIECES and length > LONGEST_TOKEN:
+            raise ValueError(f"a token has {length:,} bytes; at most {LONGEST_TOKEN:,} are read")
+        at += length
+    if at > len(content):
+        raise ValueError(f"it is no SentencePiece model: a field ends at byte {at:,} of {len(content):,}")
+
+
+def _variable(content: bytes, at: int) -> tuple[int, int]:
+    """Return a number of as many bytes as it needs, seven bits in each, and where it ends."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(content):
+            break
+        value |= (content[at] & 0x7F) << shift
+        at += 1
+        if content[at - 1] < 0x80:
+            return value, at
+    raise ValueError(f"it is no SentencePiece model: a number is cut at byte {at:,}")
 
 
 def _read(file: Path, most_values: int) -> dict[str, Any]:

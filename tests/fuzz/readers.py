@@ -199,6 +199,9 @@ READERS = {
         cases=150,
         place=_place_tokenizer,
     ),
+    "tokenizer_model": Reader(
+        corpus=files("tokenizer_model"), mutate=_bytes, read=_read_tokenizer, errors=(CheckpointError,), cases=100
+    ),
     "chat_template": Reader(
         corpus=files("chat_template"), mutate=_template, read=_read_template, errors=(ChatTemplateError,), cases=400
     ),

@@ -13,6 +13,7 @@ from apex_jax.models import CheckpointError, Tokenizer
 from apex_jax.models.loading.gguf_file import GGUFFile, open_gguf
 from apex_jax.models.loading.registry import REGISTERED, cache_folder
 from apex_jax.models.tokenization.gguf_tokenizer import tokenizer_from_gguf
+from apex_jax.models.tokenization.tokenizer_file import check_pieces
 
 SMOLLM = cache_folder() / REGISTERED["smollm2-135m-instruct"].file
 
@@ -224,7 +225,7 @@ def replacement(old, new):
         (
             "tokenizer.json",
             parts(model={"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "u"}),
-            r"cannot be read: WordLevel error: Missing \[UNK\]",
+            r"cannot read this text: WordLevel error: Missing \[UNK\]",
         ),
         (
             "tokenizer.json",
@@ -248,6 +249,18 @@ def replacement(old, new):
             "tokenizer.json has some 5,000,001 values; at most 4,000,000",
         ),
         ("tokenizer_config.json", '{"a": [' + "1," * 200_000 + "1]}", "tokenizer_config.json has some 200,002 values"),
+        (
+            "tokenizer.json",
+            parts(model={"type": "BPE", "vocab": {"a" * 2000: 0}, "merges": []}),
+            "a token has 2,000 characters; at most 1,024 are read",
+        ),
+        ("vocab.json", json.dumps({"a" * 2000: 0}), "a token has 2,000 characters; at most 1,024 are read"),
+        ("tokenizer.model", "bG9uZw== 1\n" + "YQ" * 999 + " 2\n", "a token has 2,000 characters; at most 1,024"),
+        (
+            "tokenizer.json",
+            parts(decoder={"type": "Strip", "content": "a", "start": 0, "stop": 2**32}),
+            "cannot (write these tokens|decode): PanicException",
+        ),
         ("tokenizer_config.json", '{"fast_tokenizer_files": ["../tokenizer.4.json"]}', "not names in the folder"),
         ("tokenizer_config.json", "[" * 100_000, "tokenizer_config.json is not valid JSON: it nests deeper"),
         (
@@ -256,7 +269,7 @@ def replacement(old, new):
             "tokenizer_config.json is not valid JSON: a number of 400",
         ),
         ("tokenizer_config.json", "[]", "tokenizer_config.json must hold a JSON object, holds list"),
-        ("tokenizer_config.json", '{"model_max_length": "x"}', "cannot be read"),
+        ("tokenizer_config.json", '{"model_max_length": "x"}', "cannot read this text: TypeError"),
         ("tokenizer_config.json", '{"chat_template": 7}', "a chat template must be a text, or several by name, got 7"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {}}}', "cannot be read"),
         ("special_tokens_map.json", '{"eos_token": "\\ud800"}', "special_tokens_map.json is not valid JSON: half a"),
@@ -270,6 +283,37 @@ def test_damaged_files_of_a_folder(stories, tmp_path, file, text, complaint):
     (folder / file).write_text(text, encoding="utf-8")
     with pytest.raises(CheckpointError, match=complaint):
         Tokenizer.from_folder(folder)
+
+
+def field(number, kind, *content):
+    """A field of a SentencePiece model: a number, or bytes with their length."""
+    return b"".join([variable(number << 3 | kind), *(variable(len(part)) + part for part in content)])
+
+
+def variable(value):
+    return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + variable(value >> 7)
+
+
+@pytest.mark.parametrize(
+    ("begin", "complaint"),
+    [
+        (b"", None),
+        (field(1, 2, field(1, 2, b"a" * 1_000_000)), "a token has 1,000,004 bytes; at most 1,024 are read"),
+        (field(5, 2, b"b" * 5000) + field(1, 2, field(1, 2, b"a" * 2000)), "a token has 2,003 bytes"),
+        (field(9, 5) + b"1234" + field(9, 1) + b"12345678" + field(9, 0) + b"1", None),
+        (field(9, 3), "is no SentencePiece model: a field of kind 3 at byte 1"),
+        (field(1, 2, b"") * 400_001, "it has more than 400,000 tokens"),
+        (b"\xff" * 20, "is no SentencePiece model: a number is cut at byte 10"),
+        (field(9, 2) + variable(2**40), "is no SentencePiece model: a field ends at byte 1,099,5"),
+    ],
+)
+def test_pieces_of_a_sentence_piece_model(stories, begin, complaint):
+    content = begin + (stories / "tokenizer.model").read_bytes()
+    if complaint is None:
+        check_pieces(content)
+    else:
+        with pytest.raises(ValueError, match=complaint):
+            check_pieces(content)
 
 
 def test_files_of_gigabytes_are_not_read(stories, tmp_path):
