@@ -32,6 +32,7 @@ from apex_jax.engine.output_processor import OutputStream
 from apex_jax.execution.batch import Buckets
 from apex_jax.execution.executor import Executor
 from apex_jax.execution.jax_device import JaxDevice
+from apex_jax.execution.model_runner import ModelRunner
 from apex_jax.host_offload import HostKVConfig, HostWorker, allocate
 from apex_jax.models import LlamaConfig, llama, random_weights
 from apex_jax.scheduler import STRATEGIES, Capacity, FixedPolicy, Policy
@@ -99,14 +100,14 @@ def build(layers: int, device_rows: int, policy: Policy, *, host_rows: int) -> E
         max_host_seqs=host_rows,
         max_prefill_tokens=PAGE_SIZE,
     )
-    device = JaxDevice(
+    runner = ModelRunner(
         config,
         random_weights(config, 0, jnp.float32),
         attention=trivial_attention,
         device=jax.devices()[0],
         buckets=Buckets(capacity=capacity, table_width=16, ragged_attention=True),
-        eos_token_ids=(),
     )
+    device = JaxDevice(runner)
     if not host_rows:
         return Engine(Executor(device), policy)
     shape = HostKVConfig(num_layers=layers, num_kv_heads=1, head_width=16, page_size=PAGE_SIZE, dtype=jnp.float32)

@@ -143,11 +143,6 @@ class HostWorker:
         self.lost_to: Exception | None = None
 
     @property
-    def page_bytes(self) -> int:
-        """Bytes of one page in one layer."""
-        return int(np.prod(self._page)) * self.layers[0].dtype.itemsize
-
-    @property
     def is_idle(self) -> bool:
         """Whether no job is queued or under way, and no thread waits for one."""
         return not self._queue and (self.thread is None or not self.thread.is_alive())

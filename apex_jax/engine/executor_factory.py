@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from ..execution.attention_backend import DeviceAttention
 from ..execution.batch import Buckets
 from ..execution.jax_device import JaxDevice
+from ..execution.model_runner import ModelRunner
 from ..host_offload import HostKVConfig, HostWorker, allocate
 from ..models import LlamaConfig, Weights
 from ..scheduler import Capacity
@@ -24,14 +25,9 @@ def make_device(
 ) -> JaxDevice:
     """Return the device with a model's weights and an empty KV cache."""
     width = -(-max_model_len // capacity.page_size)
-    return JaxDevice(
-        config,
-        weights,
-        attention=attention.append_and_attend,
-        device=device,
-        buckets=Buckets(capacity=capacity, table_width=width, ragged_attention=attention.ragged),
-        eos_token_ids=config.eos_token_ids,
-    )
+    buckets = Buckets(capacity=capacity, table_width=width, ragged_attention=attention.ragged)
+    attend = attention.append_and_attend
+    return JaxDevice(ModelRunner(config, weights, attention=attend, device=device, buckets=buckets))
 
 
 def host_device(device: jax.Device) -> jax.Device:

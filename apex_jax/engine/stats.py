@@ -101,7 +101,7 @@ def engine_stats(totals: Counters, scheduler: Scheduler, host: HostCounters) -> 
         host_utilisation=min(1.0, totals.host_busy_ns / busy) if busy else None,
         wait_seconds=totals.wait_ns / 1e9,
         host_seconds=host.attend_ns / 1e9,
-        move_seconds=(host.store_ns + host.load_ns) / 1e9,
+        move_seconds=host.move_ns / 1e9,
         running=scheduler.num_running,
         waiting=scheduler.num_waiting,
         on_host=scheduler.num_on_host,

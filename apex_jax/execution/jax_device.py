@@ -16,14 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..models.config import LlamaConfig
 from ..models.llama import Weights
 from ..sampling_params import SamplingParams
 from ..scheduler import Cohort, Plan
 from ..tracing.device_clock import DeviceClock
 from ..tracing.recorder import Recorder
 from .batch import (
-    Buckets,
     PageTables,
     pack_cohort,
     pack_rows,
@@ -35,7 +33,7 @@ from .batch import (
 )
 from .device import FromDevice
 from .model_runner import Lane, ModelRunner
-from .programs import DecodeAttention, Riders
+from .programs import Riders
 from .sampler import Sampled, SamplingMode
 from .warmup import warm_up
 
@@ -59,38 +57,14 @@ class JaxDevice:
     """Runs plans on a model; see `Device` for what an executor asks of it.
 
     Args:
-        config: the model.
-        weights: its arrays; they are moved to `device` if they are elsewhere.
-        attention: append and decode attention of this device.
-        device: where everything runs.
-        buckets: the batch shapes to compile for, and the pages of the KV cache.
-        eos_token_ids: tokens that a request with `min_tokens` may not draw early.
-
-    Attributes:
         runner: holds the model, and its programs over packed batches.
     """
 
-    def __init__(
-        self,
-        config: LlamaConfig,
-        weights: Weights,
-        *,
-        attention: DecodeAttention,
-        device: jax.Device,
-        buckets: Buckets,
-        eos_token_ids: Sequence[int],
-    ) -> None:
-        self.buckets = buckets
-        self.num_layers = config.num_hidden_layers
-        self.runner = ModelRunner(
-            config,
-            weights,
-            attention=attention,
-            device=device,
-            buckets=buckets,
-            eos_token_ids=eos_token_ids,
-        )
-        self._device = device
+    def __init__(self, runner: ModelRunner) -> None:
+        self.runner = runner
+        self.buckets = runner.buckets
+        self.num_layers = runner.num_layers
+        self._device = runner.device
         self._clock: DeviceClock | None = None
         self._recorder: Recorder | None = None
         self._start_empty()

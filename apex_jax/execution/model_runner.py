@@ -27,26 +27,17 @@ class Slots:
         config: the model.
         buckets: batch shapes; the slot behind the last is that of padding rows.
         device: where tokens are sampled.
-        eos_token_ids: tokens that a request with `min_tokens` may not draw early.
 
     Attributes:
         last_token: int32 [slots + 1] on the device.
     """
 
-    def __init__(
-        self,
-        programs: Programs,
-        config: LlamaConfig,
-        buckets: Buckets,
-        *,
-        device: jax.Device,
-        eos_token_ids: Sequence[int],
-    ) -> None:
+    def __init__(self, programs: Programs, config: LlamaConfig, buckets: Buckets, device: jax.Device) -> None:
         self._programs = programs
         self._vocab_size = config.vocab_size
         self._count = buckets.slots + 1
         self._device = device
-        self._eos_token_ids = tuple(eos_token_ids)
+        self._eos_token_ids = config.eos_token_ids
         self.reset()
 
     def reset(self) -> None:
@@ -134,7 +125,6 @@ class ModelRunner:
         attention: append and decode attention of this device.
         device: where everything runs.
         buckets: the batch shapes to compile for, and the pages of the KV cache.
-        eos_token_ids: tokens that a request with `min_tokens` may not draw early.
 
     Attributes:
         programs: what runs.
@@ -150,14 +140,13 @@ class ModelRunner:
         attention: DecodeAttention,
         device: jax.Device,
         buckets: Buckets,
-        eos_token_ids: Sequence[int],
     ) -> None:
         self.config = config
         self.device = device
         self.num_layers = config.num_hidden_layers
         self.buckets = buckets
         self.programs = build_programs(config, attention, buckets.page_size)
-        self.slots = Slots(self.programs, config, buckets, device=device, eos_token_ids=eos_token_ids)
+        self.slots = Slots(self.programs, config, buckets, device)
         self._shapes: set[tuple[Any, ...]] = set()
         self._new_shapes = False
         self.set_weights(weights)

@@ -18,18 +18,15 @@ SPANS = {"attend": "attention", "store": "evict", "load": "fetch"}
 
 @dataclass(kw_only=True)
 class HostCounters:
-    """Times in nanoseconds; pages are counted in one layer each."""
+    """Nanoseconds of attention and of moved pages, and jobs that attended."""
 
     attend_ns: int = 0
     jobs: int = 0
-    store_ns: int = 0
-    stored_pages: int = 0
-    load_ns: int = 0
-    loaded_pages: int = 0
+    move_ns: int = 0
 
     @property
     def busy_ns(self) -> int:
-        return self.attend_ns + self.store_ns + self.load_ns
+        return self.attend_ns + self.move_ns
 
     def add(self, job: HostJob) -> None:
         """Count a job that has ended."""
@@ -37,12 +34,8 @@ class HostCounters:
         if job.kind == "attend":
             self.attend_ns += spent
             self.jobs += 1
-        elif job.kind == "store":
-            self.store_ns += spent
-            self.stored_pages += job.rows
         else:
-            self.load_ns += spent
-            self.loaded_pages += job.rows
+            self.move_ns += spent
 
 
 def record_job(recorder: Recorder, job: HostJob) -> None:

@@ -226,12 +226,12 @@ class Profiler:
         for pages in self.sizes.moved_pages:
             taken: list[float] = []
             while len(taken) < 2 or (len(taken) < 3 and sum(taken) < POINT_SECONDS):
-                before = counters.store_ns + counters.load_ns
+                before = counters.move_ns
                 executor.fetch(executor.submit(self.plans.evict(self._alone(1), pages)))
                 executor.fetch(executor.submit(self.plans.fetch(self._alone(1), pages)))
                 executor.wait_for_fetch()
                 executor.fetch(executor.submit(self.plans.land(self._alone(1), pages)))
-                taken.append((counters.store_ns + counters.load_ns - before) / 2e9)
+                taken.append((counters.move_ns - before) / 2e9)
             # The first one may have had to wait for a compilation.
             points.append((pages * page, min(taken[1:])))
             self.on_point()

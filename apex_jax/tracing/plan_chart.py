@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..scheduler.plan import Plan
@@ -174,39 +173,30 @@ class _Chart:
         from matplotlib.patches import Patch
 
         mark: dict[str, Any] = {"color": "white", "markeredgecolor": "#111111", "linestyle": "none", "markersize": 7}
-        entries: list[Any] = [Patch(facecolor=_LINEAR, label="pass over a boundary's weights")]
-        if self._plan.has_device_rows:
-            entries.append(Patch(facecolor=_ATTENTION, label="attention on the device"))
-        if self._plan.cohorts:
-            colour = self._colour(self._plan.cohorts[0].id)
-            entries += [
+        plan, found, hosted = self._plan, passes(self._plan), bool(self._plan.cohorts)
+        colour = self._colour(plan.cohorts[0].id) if hosted else "none"
+        entries: list[tuple[bool, Any]] = [
+            (plan.has_device_rows, Patch(facecolor=_LINEAR, label="pass over a boundary's weights")),
+            (plan.has_device_rows, Patch(facecolor=_ATTENTION, label="attention on the device")),
+            (
+                any(one.cohort is not None and one.device for one in found),
                 Patch(facecolor=colour, label="cohort in the device rows' pass"),
+            ),
+            (
+                not all(one.device for one in found),
                 Patch(facecolor=colour, edgecolor="#111111", label="cohort in a pass of its own"),
-                Patch(facecolor="white", edgecolor=colour, hatch="////", label="attention on the host"),
-                Line2D([], [], color=_WAIT, linewidth=2.2, label="device waits for the host, if it is late"),
-                Line2D([], [], marker="^", label="boards", **mark),
+            ),
+            (hosted, Patch(facecolor="white", edgecolor=colour, hatch="////", label="attention on the host")),
+            (hosted, Line2D([], [], color=_WAIT, linewidth=2.2, label="device waits for the host, if it is late")),
+            (hosted, Line2D([], [], marker="^", label="boards", **mark)),
+            (
+                any(cohort.last < plan.num_layers for cohort in plan.cohorts),
                 Line2D([], [], marker="s", label="is parked", **mark),
-                Line2D([], [], marker="*", label="gets its token", **mark),
-            ]
+            ),
+            (bool(plan.arriving), Line2D([], [], marker="*", label="gets its token", **mark)),
+        ]
         below = (0, -0.5 / self._height_inches)
         self._ax.legend(
-            handles=_kept(entries, self._plan), loc="upper left", bbox_to_anchor=below, ncols=5,
+            handles=[handle for present, handle in entries if present], loc="upper left", bbox_to_anchor=below, ncols=5,
             frameon=False, fontsize=8.5, borderaxespad=0.0, columnspacing=1.6,
         )  # fmt: skip
-
-
-def _kept(entries: Sequence[Any], plan: Plan) -> list[Any]:
-    """Leave out of a legend what a plan does not have."""
-    absent = set()
-    found = passes(plan)
-    if not any(one.cohort is not None and one.device for one in found):
-        absent.add("cohort in the device rows' pass")
-    if all(one.device for one in found):
-        absent.add("cohort in a pass of its own")
-    if not plan.has_device_rows:
-        absent.add("pass over a boundary's weights")
-    if not any(cohort.last < plan.num_layers for cohort in plan.cohorts):
-        absent.add("is parked")
-    if not plan.arriving:
-        absent.add("gets its token")
-    return [entry for entry in entries if entry.get_label() not in absent]

@@ -20,6 +20,7 @@ from apex_jax import LlamaConfig
 from apex_jax.engine.capacity import free_memory
 from apex_jax.execution.batch import Buckets
 from apex_jax.execution.jax_device import JaxDevice
+from apex_jax.execution.model_runner import ModelRunner
 from apex_jax.execution.model_shape import shape_of
 from apex_jax.execution.paged_attention import decode_attention, write_tokens
 from apex_jax.execution.programs import DecodeAttention
@@ -61,14 +62,14 @@ class Steps:
             max_num_seqs=rows,
             max_prefill_tokens=PAGE_SIZE,
         )
-        self.device = JaxDevice(
+        runner = ModelRunner(
             config,
             weights,
             attention=appending(attention),
             device=jax.devices()[0],
             buckets=Buckets(capacity=capacity, table_width=pages, ragged_attention=True),
-            eos_token_ids=(),
         )
+        self.device = JaxDevice(runner)
         order = np.random.default_rng(0).permutation(rows * pages).reshape(rows, pages)
         decode = tuple(DecodeRow(request_id=row, slot=row, length=context, step=1) for row in range(rows))
         self.plan = Plan(number=0, strategy="device_only", num_layers=self.layers, decode=decode)

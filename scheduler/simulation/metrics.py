@@ -91,7 +91,7 @@ class Measures:
         self._device = _TokenTimes()
         self._host = _TokenTimes()
         self._device_busy = self._host_busy = self._extrapolated = self._waited = 0.0
-        self._ended = self._prompts = self._outputs = self._sampled = self._peak = 0
+        self._ended = self._prompts = self._outputs = self._peak = 0
 
     def iterations(
         self,
@@ -116,7 +116,6 @@ class Measures:
 
     def first_token(self, request: SimRequest, now: float) -> None:
         """Record that a request's prompt has been computed; only the first time counts."""
-        self._sampled += 1
         if request.first_token_s < 0:
             request.first_token_s = now
             self._waited += now - request.arrival_s

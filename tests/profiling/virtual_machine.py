@@ -60,8 +60,8 @@ class VirtualMachine:
             for _ in range(cohort.first, min(cohort.last + 1, plan.num_layers)):
                 for observer in self.worker.observers:
                     observer(SimpleNamespace(kind="attend", fetched_ns=5, ended_ns=5 + taken))
-        self.host.store_ns += round(1e9 * self.model.costs.migration(load.evicted_tokens))
-        self.host.load_ns += round(1e9 * self.model.costs.migration(load.fetched_tokens))
+        self.host.move_ns += round(1e9 * self.model.costs.migration(load.evicted_tokens))
+        self.host.move_ns += round(1e9 * self.model.costs.migration(load.fetched_tokens))
         return self.end
 
     def fetch(self, submitted):
