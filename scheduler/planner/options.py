@@ -1,4 +1,4 @@
-"""What somebody may ask of the planner."""
+"""What somebody may ask of the planner, and what nobody has to."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ import math
 from dataclasses import dataclass
 
 from ..strategies import STRATEGIES
+
+MARGIN = 0.02
+"""Gain over device_only below which nothing leaves the device."""
+
+LOYALTY = 0.01
+"""Gain over the present strategy below which it stays."""
+
+PATIENCE = 8
+"""Tokens' worth of iterations after which a resting host request must be served."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,16 +25,10 @@ class PlannerOptions:
         max_time_per_token: seconds that no running request should wait longer for a token, in the mean, those included
             that rest on the host; plans that are predicted to break it are ruled out as long as another keeps it, and
             otherwise the least late is taken.
-        margin: gain over device_only below which nothing leaves the device.
-        loyalty: gain over the present strategy below which it stays.
-        patience: tokens' worth of iterations after which a resting host request must be served.
         strategies: those that may be chosen beside device_only, which always may.
     """
 
     max_time_per_token: float | None = None
-    margin: float = 0.02
-    loyalty: float = 0.01
-    patience: int = 8
     strategies: tuple[str, ...] = STRATEGIES
 
     def __post_init__(self) -> None:
@@ -35,9 +38,3 @@ class PlannerOptions:
         limit = self.max_time_per_token
         if limit is not None and not (math.isfinite(limit) and limit > 0):
             raise ValueError(f"max_time_per_token is {limit}; seconds above 0 are allowed")
-        for name in ("margin", "loyalty"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} is {value}; finite numbers of 0 and more are allowed")
-        if self.patience < 1:
-            raise ValueError(f"patience is {self.patience}; at least 1 is needed")

@@ -18,7 +18,7 @@ from .candidates import Candidate, Outlook, Valuation, best_within
 from .courses import Courses
 from .forecast import Prompts, next_load, outlooks, prompts_begin
 from .host_row_selection import ALONE, Course, riding
-from .options import PlannerOptions
+from .options import LOYALTY, MARGIN, PATIENCE, PlannerOptions
 from .paper_rule import PaperRule
 from .reasons import reason
 
@@ -81,7 +81,7 @@ class Planner:
         self._rated: Choice | None = None
         self._known: dict[tuple[str | None, bool, tuple[int, ...]], Choice] = {}
         self._factors = model.factors
-        self._courses = Courses(margin=options.margin)
+        self._courses = Courses(margin=MARGIN)
         self._basis: Choice | None = None
         self._weighed = False
         self._costs = model.costs
@@ -253,14 +253,14 @@ class Planner:
         """
         now, then = outlooks(self.model.costs, situation, self._prompts, self.capacity, self._limit_s)
         target = self._candidates(then) if then.host_rows else {}
-        goal = self._pick(target, self.options.margin) if target else None
+        goal = self._pick(target, MARGIN) if target else None
         admits = goal is not None and goal.strategy != DEVICE_ONLY.name
         candidates = self._candidates(now)
         starving = self._starving(situation)
         if starving:
             chosen = best_within((each for each in candidates.values() if each.riding), self._limit_s)
         else:
-            chosen = self._pick(candidates, 0.0 if admits else self.options.margin)
+            chosen = self._pick(candidates, 0.0 if admits else MARGIN)
             chosen = self._here(chosen, now, next_load(situation, begins=begins))
         return Choice(
             decision=Decision(
@@ -279,8 +279,7 @@ class Planner:
                 candidates,
                 target,
                 limit_s=self._limit_s,
-                margin=self.options.margin,
-                starving=self.options.patience if starving else None,
+                starving=starving,
                 fit=self._fits(situation),
             ),
         )
@@ -311,13 +310,12 @@ class Planner:
         if not best.keeps(limit):
             return best
         present = candidates.get(self.choices[-1].decision.strategy) if self.choices else None
-        if present is not None and present.keeps(limit) and best.rate <= present.rate * (1 + self.options.loyalty):
+        if present is not None and present.keeps(limit) and best.rate <= present.rate * (1 + LOYALTY):
             best = present
         return alone if alone.keeps(limit) and best.rate <= alone.rate * (1 + margin) else best
 
     def _starving(self, situation: Situation) -> bool:
-        wait = self.options.patience * (situation.num_layers + 1)
-        return situation.host_rows > 0 and situation.oldest_host_wait > wait
+        return situation.host_rows > 0 and situation.oldest_host_wait > PATIENCE * (situation.num_layers + 1)
 
     def _material(self, situation: Situation) -> tuple[int, ...]:
         """What a decision depends on: many rows in steps of about 4 %, the rest in steps of 9 %."""

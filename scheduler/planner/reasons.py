@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from ..strategies import DEVICE_ONLY
 from .candidates import Candidate
+from .options import MARGIN, PATIENCE
 
 
 def reason(
@@ -16,8 +17,7 @@ def reason(
     target: Mapping[str, Candidate],
     *,
     limit_s: float,
-    margin: float,
-    starving: int | None,
+    starving: bool,
     fit: bool,
 ) -> str:
     """Return why rates led to a decision.
@@ -26,12 +26,11 @@ def reason(
         chosen: the choice among `candidates`, those for the requests that exist.
         goal: the choice among `target`, those for as many host requests as could come to exist; None without any.
         limit_s: time per token that no request should exceed, infinity for none.
-        margin: gain below which nothing leaves the device.
-        starving: tokens' worth of iterations that a host request has rested for, if that decided.
+        starving: a host request has rested for `PATIENCE`, and that decided.
         fit: all requests fit on the device up to their ends.
     """
-    if starving is not None:
-        text = f"a host request has rested for {starving} tokens' worth of iterations, so they ride"
+    if starving:
+        text = f"a host request has rested for {PATIENCE} tokens' worth of iterations, so they ride"
     elif not chosen.keeps(limit_s):
         text = ""
     elif chosen.strategy != DEVICE_ONLY.name:
@@ -39,7 +38,7 @@ def reason(
     elif goal is not None and not goal.keeps(limit_s):
         text = ""
     else:
-        text = _alone(goal, margin, fit=fit, ruled_out=bool(_late(target.values(), limit_s)))
+        text = _alone(goal, fit=fit, ruled_out=bool(_late(target.values(), limit_s)))
     parts = [text, *_limit(chosen, goal, candidates, target, limit_s)]
     return "; ".join(part for part in parts if part)
 
@@ -57,13 +56,13 @@ def _gain(chosen: Candidate, alone: Candidate) -> str:
     return f"predicted best, {gain}"
 
 
-def _alone(goal: Candidate | None, margin: float, *, fit: bool, ruled_out: bool) -> str:
+def _alone(goal: Candidate | None, *, fit: bool, ruled_out: bool) -> str:
     if goal is None:
         return "all requests fit on the device" if fit else "no request has to go to the host, or none can"
     if goal.strategy != DEVICE_ONLY.name:
         return f"{goal.strategy} will pay once requests are on the host"
     within = " within the limit" if ruled_out else ""
-    return f"nothing gains more than {100 * margin:.0f} % over device_only{within}"
+    return f"nothing gains more than {100 * MARGIN:.0f} % over device_only{within}"
 
 
 def _limit(
