@@ -43,7 +43,7 @@ _PASSING = {
 _PASSING |= {"d", "batch", "slice", "items", "reverse", "random", "attr", Counting.SLICED, Counting.STEP}
 """Filters that do not look into the items of what they are given."""
 
-_MOST = {"center": 100_000, "batch": 100_000, "slice": 100_000, "round": 100, "tojson": 100}
+_MOST = {"center": 100_000, "indent": 100_000, "batch": 100_000, "slice": 100_000, "round": 100, "tojson": 100}
 """The largest number that a filter may be given."""
 
 
@@ -224,6 +224,8 @@ def _check_filter(budget: Budget, name: str, value: Any, given: tuple[Any, ...])
     """Check what a filter could make much of little with."""
     if isinstance(value, LoopContext) and name not in ("default", "d"):
         raise LimitError(f"it gives a loop to the filter {name}")
+    for number in given if name in _MOST else ():
+        limits.check_number(f"a number given to {name}", number, _MOST[name])
     if name == "join":
         limits.check_join(budget, "".join(map(str, given)), value)
     elif name == "format":
@@ -234,9 +236,6 @@ def _check_filter(budget: Budget, name: str, value: Any, given: tuple[Any, ...])
         limits.check_insertion(budget, str(value), *given[:2])
     elif name == Counting.JOINED:
         budget.check(budget.weight(value))
-    elif name in _MOST:
-        for number in given:
-            limits.check_number(f"a number given to {name}", number, _MOST[name])
 
 
 def _check_method(budget: Budget, name: str, owner: Any, given: tuple[Any, ...]) -> None:
