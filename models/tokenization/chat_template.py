@@ -3,6 +3,7 @@
 import datetime
 import functools
 import json
+import threading
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -60,6 +61,11 @@ class ChatTemplate:
 
     def __init__(self, source: str, name: str):
         self.source, self._name = source, name
+        # Renderings in one thread follow each other: an environment for each thread is one for each budget.
+        self._of_thread = threading.local()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ChatTemplate, (self.source, self._name)
 
     def render(self, values: Mapping[str, Any]) -> str:
         """Return the text of a conversation.
@@ -71,19 +77,20 @@ class ChatTemplate:
             ChatTemplateError: it is no template, refuses the messages, or goes beyond the limits of `template_limits`.
         """
         try:
-            budget = Budget(values)
-            environment = _Environment(budget)
-            return Template.from_code(environment, self._code, environment.make_globals(None)).render(values)
+            template = self._compiled()
+            template.environment.budget = Budget(values)  # type: ignore[attr-defined]
+            return template.render(values)
         except Exception as error:  # what a template does wrong raises whatever Python raises there
             raise ChatTemplateError(
                 f"the chat template of {self._name} refuses these messages: {_reason(error)}"
             ) from error
 
-    @functools.cached_property
-    def _code(self) -> types.CodeType:
-        if len(self.source) > LONGEST:
-            raise LimitError(f"it has {len(self.source):,} characters; at most {LONGEST:,} are read")
-        return _Environment(Budget({})).compile(self.source)
+    def _compiled(self) -> Template:
+        if not hasattr(self._of_thread, "template"):
+            if len(self.source) > LONGEST:
+                raise LimitError(f"it has {len(self.source):,} characters; at most {LONGEST:,} are read")
+            self._of_thread.template = _Environment().from_string(self.source)
+        return self._of_thread.template
 
 
 def _reason(error: Exception) -> str:
@@ -135,8 +142,8 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
 
-    def __init__(self, budget: Budget):
-        self.budget = budget
+    def __init__(self):
+        self.budget = Budget({})
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
@@ -170,11 +177,11 @@ class _Environment(ImmutableSandboxedEnvironment):
     def _counted(self, name: str, function: Callable[..., Any], *, is_test: bool = False) -> Callable[..., Any]:
         """Return a filter or test that checks what it is given, and counts that and what it returns."""
         skipped = 1 if hasattr(function, "jinja_pass_arg") else 0
-        budget, passing = self.budget, name in _PASSING
+        passing = name in _PASSING
 
         @functools.wraps(function)
         def counted(*args: Any, **kwargs: Any) -> Any:
-            given = (*args[skipped:], *kwargs.values())
+            budget, given = self.budget, (*args[skipped:], *kwargs.values())
             (budget.pass_over if passing else budget.touch)(*given)
             if not is_test:
                 _check_filter(budget, name, given[0] if given else None, given[1:])

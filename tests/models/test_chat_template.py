@@ -1,5 +1,6 @@
 """Chat templates: those of published models render as transformers renders them; those that do not end are refused."""
 
+import pickle
 import threading
 import time
 from pathlib import Path
@@ -206,6 +207,13 @@ def test_limits_hold_in_other_threads_and_renderings_do_not_share_them():
         thread.join()
     assert [found[n] for n in (10, 150, 151)] == ["done"] * 3
     assert all("does too much" in found[n] for n in (99_998, 99_999))
+
+
+def test_tokenizers_are_pickled_after_use(backend):
+    backend.chat_template = TEMPLATES["chatml"]
+    tokenizer = Tokenizer(backend)
+    ids = tokenizer.encode_chat(CHATS[1])
+    assert pickle.loads(pickle.dumps(tokenizer)).encode_chat(CHATS[1]) == ids
 
 
 def test_another_template_takes_effect(backend):
