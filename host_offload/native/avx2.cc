@@ -71,8 +71,4 @@ struct Avx2 {
 
 const Kernel* Avx2Kernel(Type type) { return FloatKernelTable<Avx2>(Instructions::kAvx2, type); }
 }  // namespace apex
-#else
-namespace apex {
-const Kernel* Avx2Kernel(Type) { return nullptr; }
-}  // namespace apex
 #endif

@@ -11,8 +11,4 @@
 namespace apex {
 const Kernel* Avx512Kernel(Type type) { return FloatKernelTable<Avx512>(Instructions::kAvx512, type); }
 }  // namespace apex
-#else
-namespace apex {
-const Kernel* Avx512Kernel(Type) { return nullptr; }
-}  // namespace apex
 #endif

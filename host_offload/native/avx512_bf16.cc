@@ -28,33 +28,9 @@ struct PairMath {
   static constexpr int kUnit = 32;
   static constexpr int kGrain = 32;
 
-  template <int kTokens, int kHeads, class Prefetch>
-  static inline void Dot(const BFloat16* key, int width, const BFloat16* query, Prefetch feed,
-                         F (&acc)[kTokens][kHeads]) {
-    if (kHeads == 1) {
-      for (int t = 0; t < kTokens; ++t) {
-        for (int c = 0; c < width; c += kUnit) {
-          feed.Unit();
-          const __m512bh k = AsPairs(_mm512_loadu_si512(key + c));
-          acc[t][0] = _mm512_dpbf16_ps(acc[t][0], k, AsPairs(_mm512_loadu_si512(query + c)));
-        }
-        key += width;
-        V::KeepOrder(acc[t][0], key);
-      }
-      return;
-    }
-    for (int c = 0; c < width; c += kUnit) {
-      __m512bh k[kTokens];
-      for (int t = 0; t < kTokens; ++t) {
-        feed.Unit();
-        k[t] = AsPairs(_mm512_loadu_si512(key + t * width + c));
-      }
-      for (int h = 0; h < kHeads; ++h) {
-        const __m512bh q = AsPairs(_mm512_loadu_si512(query + h * width + c));
-        for (int t = 0; t < kTokens; ++t) acc[t][h] = _mm512_dpbf16_ps(acc[t][h], k[t], q);
-      }
-    }
-  }
+  using Columns = __m512bh;
+  static inline Columns LoadUnit(const BFloat16* p) { return AsPairs(_mm512_loadu_si512(p)); }
+  static inline F Dot(F sum, Columns key, Columns query) { return _mm512_dpbf16_ps(sum, key, query); }
 
   // Tokens go in pairs (even, odd) whose values are interleaved column by column. `weights` holds pairs of bfloat16:
   // those of tokens t and t + 1 and head h at t / 2 * kSlots + h.
@@ -142,9 +118,5 @@ const Kernel* Avx512Bf16Kernel() {
   return &kernel;
 }
 
-}  // namespace apex
-#else
-namespace apex {
-const Kernel* Avx512Bf16Kernel() { return nullptr; }
 }  // namespace apex
 #endif

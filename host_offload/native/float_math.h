@@ -92,35 +92,18 @@ struct FloatMath {
     return kIsInterleaved<Q> ? (j < V::kLanes ? 2 * j : 2 * (j - V::kLanes) + 1) : j;
   }
 
-  // acc[t][h] += q[h] * k[t]. One head reads token by token, in the order of memory; several share a load of the query
-  // between tokens.
-  template <int kTokens, int kHeads, class Prefetch>
-  static inline void Dot(const T* key, int width, const float* query, Prefetch feed, F (&acc)[kTokens][kHeads]) {
-    if (kHeads == 1) {
-      for (int t = 0; t < kTokens; ++t) {
-        for (int c = 0; c < width; c += kUnit) {
-          feed.Unit();
-          F a, b;
-          Load2(key + c, a, b);
-          const F qa = V::Load(query + c), qb = V::Load(query + c + V::kLanes);
-          acc[t][0] = V::MulAdd(b, qb, V::MulAdd(a, qa, acc[t][0]));
-        }
-        key += width;
-        V::KeepOrder(acc[t][0], key);
-      }
-      return;
-    }
-    for (int c = 0; c < width; c += kUnit) {
-      F a[kTokens], b[kTokens];
-      for (int t = 0; t < kTokens; ++t) {
-        feed.Unit();
-        Load2(key + t * width + c, a[t], b[t]);
-      }
-      for (int h = 0; h < kHeads; ++h) {
-        const F qa = V::Load(query + h * width + c), qb = V::Load(query + h * width + c + V::kLanes);
-        for (int t = 0; t < kTokens; ++t) acc[t][h] = V::MulAdd(b[t], qb, V::MulAdd(a[t], qa, acc[t][h]));
-      }
-    }
+  // A unit of columns of a key or a query.
+  struct Columns {
+    F a, b;
+  };
+  template <class Q>
+  static inline Columns LoadUnit(const Q* p) {
+    Columns columns;
+    Load2(p, columns.a, columns.b);
+    return columns;
+  }
+  static inline F Dot(F sum, Columns key, Columns query) {
+    return V::MulAdd(key.b, query.b, V::MulAdd(key.a, query.a, sum));
   }
 
   // sum[h] += p[h] * v over tokens [begin, end) and kUnits units of columns starting at c. The weight of token t and

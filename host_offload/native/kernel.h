@@ -64,7 +64,7 @@ const Kernel* SelectKernel(Type type, int width, bool exact, Instructions limit)
 // The best instructions this machine has.
 Instructions MachineInstructions();
 
-// One table per instruction set, indexed by Type; empty (nullptr) on other architectures.
+// One table per instruction set, indexed by Type; but for the portable one they are there on x86-64 alone.
 const Kernel* PortableKernel(Type type);
 const Kernel* Avx2Kernel(Type type);
 const Kernel* Avx512Kernel(Type type);

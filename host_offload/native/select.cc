@@ -20,9 +20,11 @@ const Kernel* SelectKernel(Type type, int width, bool exact, Instructions limit)
   static const Instructions machine = MachineInstructions();
   const Instructions best = limit < machine ? limit : machine;
   const Kernel* candidates[] = {
+#if defined(__x86_64__)
       best >= Instructions::kAvx512Bf16 && type == Type::kBFloat16 && !exact ? Avx512Bf16Kernel() : nullptr,
       best >= Instructions::kAvx512 ? Avx512Kernel(type) : nullptr,
       best >= Instructions::kAvx2 ? Avx2Kernel(type) : nullptr,
+#endif
       PortableKernel(type),
   };
   for (const Kernel* kernel : candidates) {

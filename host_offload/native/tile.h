@@ -14,7 +14,7 @@ namespace {
 // places, a power of two, so that a vector holds those of whole tokens: sums over lanes, maxima, powers and sums of
 // weights are then shared by the heads.
 //
-// Math supplies Query, kUnit, kTokens, kGrain, Dot, Accumulate and Weigh; V supplies vectors of float32, on which
+// Math supplies Query, kUnit, kTokens, kGrain, LoadUnit, Dot, Accumulate and Weigh; V supplies vectors of float32, on which
 // the operators of GCC's and Clang's vector extensions work.
 template <class V, class T, class Math>
 struct TileKernel {
@@ -65,11 +65,39 @@ struct TileKernel {
         if (t + s < tile.end && t + s + S::kStep > tile.begin) {
           const T* rows = reinterpret_cast<const T*>(tile.key) + static_cast<ptrdiff_t>(t + s) * width;
           WithFeed<S, kFeed, 1>(
-              tile, rows, [&](auto feed) { Math::template Dot<S::kStep, kHeads>(rows, width, query, feed, acc); });
+              tile, rows, [&](auto feed) { Dot<S::kStep, kHeads>(rows, width, query, feed, acc); });
         }
         AddLanes<S, kHeads>(acc, quads + s * S::kSlots / 4);
       }
       V::Store(scores + t * S::kSlots, V::SumAcrossLanes(quads) * V::Set(scale));
+    }
+  }
+
+  // acc[t][h] += q[h] * k[t]. One head reads token by token, in the order of memory; several share a load of the query
+  // between tokens.
+  template <int kTokens, int kHeads, class Prefetch>
+  static inline void Dot(const T* key, int width, const Query* query, Prefetch feed, F (&acc)[kTokens][kHeads]) {
+    if (kHeads == 1) {
+      for (int t = 0; t < kTokens; ++t) {
+        for (int c = 0; c < width; c += Math::kUnit) {
+          feed.Unit();
+          acc[t][0] = Math::Dot(acc[t][0], Math::LoadUnit(key + c), Math::LoadUnit(query + c));
+        }
+        key += width;
+        V::KeepOrder(acc[t][0], key);
+      }
+      return;
+    }
+    for (int c = 0; c < width; c += Math::kUnit) {
+      typename Math::Columns k[kTokens];
+      for (int t = 0; t < kTokens; ++t) {
+        feed.Unit();
+        k[t] = Math::LoadUnit(key + t * width + c);
+      }
+      for (int h = 0; h < kHeads; ++h) {
+        const typename Math::Columns q = Math::LoadUnit(query + h * width + c);
+        for (int t = 0; t < kTokens; ++t) acc[t][h] = Math::Dot(acc[t][h], k[t], q);
+      }
     }
   }
 
