@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -17,23 +18,38 @@ if TYPE_CHECKING:
     from ..llm import LLM
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
-ENGINE_OPTIONS = (
-    "max_model_len",
-    "max_num_seqs",
-    "max_num_batched_tokens",
-    "device_kv_tokens",
-    "device_kv_bytes",
-    "memory_fraction",
-    "page_size",
-    "host_kv_bytes",
-    "max_host_seqs",
-    "strategy",
-    "num_cohorts",
-    "max_time_per_token",
-    "auto_profile",
-)
 _MODEL_OPTIONS = ("dtype", "load_format", "num_layers")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def byte_count(text: str) -> int:
+    """Read a number of bytes: `4096`, `512M`, `1.5GiB` (powers of 1,024)."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write bytes, or a number with K, M, G or T")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+ENGINE_OPTIONS: dict[str, tuple[Callable[[str], Any], str | None, str]] = {
+    "device_kv_tokens": (int, "N", "tokens that the device KV cache holds"),
+    "device_kv_bytes": (byte_count, "SIZE", "the same in bytes; 512M and 2G are understood"),
+    "memory_fraction": (float, "F", "share of free device memory for it where neither is given"),
+    "page_size": (int, "S", "tokens in a page of the cache: 16, 32, 64 or 128"),
+    "max_num_seqs": (int, "N", "requests that run at once"),
+    "max_model_len": (int, "N", "longest context, prompt and output, in tokens"),
+    "host_kv_bytes": (
+        byte_count,
+        "SIZE",
+        "size of a second KV cache in main memory, for requests that the device has no room for",
+    ),
+    "max_host_seqs": (int, "N", "requests that live there at once"),
+    "strategy": (str, None, "device_only, layer_sync, asymmetric_pipelining, async_overlap or auto (default: auto)"),
+    "num_cohorts": (int, "N", "groups in which host requests of async_overlap go"),
+    "max_time_per_token": (float, "S", "rules out strategies predicted to take longer (auto)"),
+    "auto_profile": (bool, None, "measure this machine first if no profile of it is kept (auto)"),
+    "max_num_batched_tokens": (int, "N", "prompt tokens computed in one iteration"),
+}
+"""Fields of `EngineOptions` with what reads them (a flag if that is `bool`), a letter and their help."""
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,37 +69,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `EngineOptions`."""
     group = parser.add_argument_group("engine", argument_default=argparse.SUPPRESS)
-    group.add_argument("--device-kv-tokens", type=int, metavar="N", help="tokens that the device KV cache holds")
-    group.add_argument(
-        "--device-kv-bytes", type=byte_count, metavar="SIZE", help="the same in bytes; 512M and 2G are understood"
-    )
-    group.add_argument(
-        "--memory-fraction", type=float, metavar="F", help="share of free device memory for it where neither is given"
-    )
-    group.add_argument("--page-size", type=int, metavar="S", help="tokens in a page of the cache: 16, 32, 64 or 128")
-    group.add_argument("--max-num-seqs", type=int, metavar="N", help="requests that run at once")
-    group.add_argument("--max-model-len", type=int, metavar="N", help="longest context, prompt and output, in tokens")
-    group.add_argument(
-        "--host-kv-bytes",
-        type=byte_count,
-        metavar="SIZE",
-        help="size of a second KV cache in main memory, for requests that the device has no room for",
-    )
-    group.add_argument("--max-host-seqs", type=int, metavar="N", help="requests that live there at once")
-    group.add_argument(
-        "--strategy",
-        help="device_only, layer_sync, asymmetric_pipelining, async_overlap or auto (default: auto)",
-    )
-    group.add_argument("--num-cohorts", type=int, metavar="N", help="groups in which host requests of async_overlap go")
-    group.add_argument(
-        "--max-time-per-token", type=float, metavar="S", help="rules out strategies predicted to take longer (auto)"
-    )
-    group.add_argument(
-        "--auto-profile", action="store_true", help="measure this machine first if no profile of it is kept (auto)"
-    )
-    group.add_argument(
-        "--max-num-batched-tokens", type=int, metavar="N", help="prompt tokens computed in one iteration"
-    )
+    for name, (kind, metavar, text) in ENGINE_OPTIONS.items():
+        reading: dict[str, Any] = {"action": "store_true"} if kind is bool else {"type": kind, "metavar": metavar}
+        group.add_argument(f"--{name.replace('_', '-')}", help=text, **reading)
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
@@ -124,9 +112,8 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
     Raises:
         UserError: a value is out of range.
     """
-    names = {field.name for field in fields(SamplingParams)}
     with as_user_errors(TypeError, ValueError):
-        return SamplingParams(**{name: value for name, value in vars(args).items() if name in names})
+        return SamplingParams(**_given(args, [field.name for field in fields(SamplingParams)]))
 
 
 def open_llm(args: argparse.Namespace) -> LLM:
@@ -141,16 +128,8 @@ def open_llm(args: argparse.Namespace) -> LLM:
         return LLM(args.model, **_given(args, (*_MODEL_OPTIONS, *ENGINE_OPTIONS)))
 
 
-def _given(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
     return {name: value for name, value in vars(args).items() if name in names}
-
-
-def byte_count(text: str) -> int:
-    """Read a number of bytes: `4096`, `512M`, `1.5GiB` (powers of 1,024)."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write bytes, or a number with K, M, G or T")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def _count_or_none(text: str) -> int | None:
