@@ -18,6 +18,7 @@ from .engine.policy_factory import assumed_profile, fixed_policy, follower_of, p
 from .engine.shared_engine import SharedEngine
 from .engine.stats import EngineStats
 from .execution.attention_backend import default_dtype, device_attention_for
+from .execution.compilation_cache import default_folder, keep_compiled
 from .execution.executor import Executor
 from .models import LlamaConfig, Tokenizer, Weights, open_model, params_dtype, weights_from_params
 from .options import EngineOptions
@@ -72,6 +73,7 @@ class LLM:
         **options: Any,
     ) -> None:
         checked = EngineOptions(**options)
+        keep_compiled(default_folder() if checked.compilation_cache == "default" else checked.compilation_cache)
         device = checked.device or jax.devices()[0]
         opened = open_model(
             os.fspath(model),
@@ -101,6 +103,7 @@ class LLM:
             ValueError: arrays are missing, unknown or misshapen, all of them by name; or as in `plan_memory`.
         """
         checked = EngineOptions(**options)
+        keep_compiled(default_folder() if checked.compilation_cache == "default" else checked.compilation_cache)
         device = checked.device or jax.devices()[0]
         if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
             tokenizer = Tokenizer(tokenizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -44,6 +45,9 @@ class EngineOptions:
             the device: that is what `max_num_seqs` is for.
         auto_profile: with "auto", measure this machine and model at the start if no profile of them is kept, which
             takes a minute; otherwise assumed rates are corrected as iterations run.
+        compilation_cache: folder in which JAX keeps compiled programs for the next start; "default" for one under
+            `$APEX_JAX_CACHE`, None for none. It is JAX's own cache, of the whole process; where a program has set
+            `jax_compilation_cache_dir`, that stays.
         device: where the model runs; JAX's default device if None.
         seed: requests without a seed of their own get one drawn from this.
 
@@ -64,6 +68,7 @@ class EngineOptions:
     num_cohorts: int | None = None
     max_time_per_token: float | None = None
     auto_profile: bool = False
+    compilation_cache: str | os.PathLike[str] | None = "default"
     device: jax.Device | None = None
     seed: int = 0
 
@@ -83,6 +88,8 @@ class EngineOptions:
                 f"got {self.device_kv_tokens} tokens and {self.device_kv_bytes} bytes"
             )
         self._check_host()
+        if not isinstance(self.compilation_cache, str | os.PathLike | None) or self.compilation_cache == "":
+            raise TypeError(f'compilation_cache must be a folder, "default" or None, got {self.compilation_cache!r}')
         fraction = self.memory_fraction
         if fraction is not None and (
             isinstance(fraction, bool) or not isinstance(fraction, Real) or not 0 < fraction <= 1

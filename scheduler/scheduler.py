@@ -24,6 +24,7 @@ from .policy import Decision, FixedPolicy, Policy
 from .request import Request
 from .scheduler_state import Situation, situation
 from .strategies import DEVICE_ONLY, named
+from .waiting_queue import WaitingQueue
 
 _arrival = attrgetter("id")
 _longest_rested = attrgetter("last_turn", "id")
@@ -51,7 +52,7 @@ class Scheduler:
         self.decision = Decision(strategy=DEVICE_ONLY.name)
         self._plans = 0
         self._requests: dict[int, Request] = {}
-        self._waiting: list[Request] = []
+        self._waiting = WaitingQueue()
         self._running: list[Request] = []
         self.cohorts = Cohorts(num_layers)
         self.free_slots = list(range(capacity.slots))[::-1]
@@ -102,7 +103,7 @@ class Scheduler:
         """
         self.check(request)
         self._requests[request.id] = request
-        insort(self._waiting, request, key=_arrival)
+        self._waiting.add(request)
 
     def finish(self, request_id: int) -> None:
         """Remove a request in whatever state it is and free what it holds; tokens still in flight will be ignored."""
@@ -274,10 +275,10 @@ class Scheduler:
 
     def _admit_next(self, draft: Draft) -> Request | None:
         """Give the first waiting request a slot and pages for all its tokens, if there is room for it."""
-        request = self._waiting[0] if self._waiting else None
+        request = self._waiting.first
         if request is None or request.in_flight or not self._device_tier().admits(self._need(request)):
             return None
-        del self._waiting[0]
+        self._waiting.remove(request)
         request.slot = self.free_slots.pop()
         request.prefill_target = request.length
         insort(self._running, request, key=_arrival)
@@ -377,7 +378,7 @@ class Scheduler:
         request.computed = request.prefill_target = 0
         request.preemptions += 1
         self.preemptions += 1
-        insort(self._waiting, request, key=_arrival)
+        self._waiting.add(request)
 
     def _release(self, request: Request) -> None:
         self.pages.free(request.pages)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from .page_allocator import PageAllocator
 from .request import Request
+from .waiting_queue import WaitingQueue
 
 Lengths = Sequence[tuple[int, int]]
 """(tokens of the context, output tokens still to come at most) of requests, in order of arrival."""
@@ -80,7 +81,7 @@ class Situation:
 
 def situation(
     running: Sequence[Request],
-    waiting: Sequence[Request],
+    waiting: WaitingQueue,
     *,
     num_layers: int,
     plan: int,
@@ -100,8 +101,8 @@ def situation(
     device = [r for r in running if r.side == "device" and r.wants_token]
     host = [r for r in running if r.side == "host" and not r.fetching]
     prefilling = [r for r in running if r.is_prefilling]
-    waiting_tokens = sum(r.length for r in waiting)
-    owed = sum(r.prefill_target - r.computed for r in prefilling) + waiting_tokens
+    owed = sum(r.prefill_target - r.computed for r in prefilling) + waiting.tokens
+    first = waiting.first
     host_tokens, host_remaining = _tokens(host)
     others_remaining = _tokens(r for r in running if r.side == "device" or r.fetching)[1]
     return Situation(
@@ -113,9 +114,9 @@ def situation(
         prefill_tokens=min(prefill_pages * pages.page_size, owed),
         prefill_context=prefilling[0].computed if prefilling else 0,
         waiting=len(waiting),
-        waiting_tokens=waiting_tokens,
-        waiting_first=waiting[0].length if waiting else 0,
-        waiting_output=sum(r.max_tokens - r.steps for r in waiting),
+        waiting_tokens=waiting.tokens,
+        waiting_first=first.length if first else 0,
+        waiting_output=waiting.output,
         remaining_tokens=host_remaining + others_remaining,
         host_remaining_tokens=host_remaining,
         free_device_tokens=pages.num_free * pages.page_size,

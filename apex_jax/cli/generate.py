@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     with progress.step(f"Loading {args.model}"):
         llm = open_llm(args)
     load_seconds = progress.seconds
+    progress.say(_room(llm))
     if args.warm_up:
         llm.warm_up(use_tqdm=sys.stderr.isatty())
     with recorded(llm, args.trace):
@@ -74,6 +75,14 @@ def run(args: argparse.Namespace) -> int:
     if args.explain:
         print(llm.explain(), file=sys.stderr)
     return status
+
+
+def _room(llm: LLM) -> str:
+    host = f", {llm.host_kv_tokens:,} in main memory" if llm.host_kv_tokens else ""
+    return (
+        f"KV cache of {llm.device_kv_tokens:,} tokens on {llm.device}{host}; programs are compiled as they are needed, "
+        "most of them at the first start"
+    )
 
 
 def _serve(args: argparse.Namespace, llm: LLM, tasks: Sequence[Task], progress: Progress, load_seconds: float) -> int:

@@ -32,6 +32,10 @@ class Progress:
         self.seconds = time.perf_counter() - start
         self._write(f"{self.seconds:.1f} s\n")
 
+    def say(self, text: str) -> None:
+        """Write a line."""
+        self._write(f"{text}\n")
+
     @contextmanager
     def counting(self, total: int, unit: str) -> Iterator[Callable[..., object]]:
         """Show a bar; the function it gives advances it by one, or by the number it is told."""

@@ -18,6 +18,10 @@ DEVICE_SHARE = 0.9
 HOST_SHARE = 0.125
 """The same of main memory, where other programs live too."""
 
+HOST_STEPS, DEVICE_STEPS = 4, 32
+"""Sizes of a cache between one power of two and the next, where free memory decides it. What is free differs from start
+to start, in main memory more than in an accelerator's; every size has programs of its own to compile."""
+
 SLOT_BYTES = 2048
 """Page table and sampling settings of a request, beside what grows with the vocabulary."""
 
@@ -139,7 +143,8 @@ def _pages(
     else:
         fraction = options.memory_fraction or (HOST_SHARE if _limit(device) is None else DEVICE_SHARE)
         share = int(free * fraction)
-        pages = min(share // page_bytes, -(-useful_tokens // options.page_size))
+        steps = HOST_STEPS if _limit(device) is None else DEVICE_STEPS
+        pages = min(coarse(share // page_bytes, steps), -(-useful_tokens // options.page_size))
         budget = f"the free memory of {device} ({share} bytes)"
     if pages < 1:
         raise ValueError(
@@ -151,6 +156,12 @@ def _pages(
             f"{device} has {free} bytes free, which hold {free // page_bytes * options.page_size} tokens"
         )
     return pages, budget
+
+
+def coarse(count: int, steps: int) -> int:
+    """Return the largest count of at most as many that is one of `steps` between two powers of two."""
+    unit = max(1, (1 << max(0, count.bit_length() - 1)) // steps)
+    return count // unit * unit
 
 
 def free_memory(device: jax.Device) -> int:

@@ -8,8 +8,15 @@ from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
+from ..execution.sampler import NO_TOKEN
 from ..outputs import FinishReason
 from ..sampling_params import SamplingParams
+
+NO_TOKEN_LEFT = (
+    "the sampling parameters leave no token to draw: repetition_penalty makes a logit infinite, or min_tokens rules "
+    "out all tokens that the model would give"
+)
+"""Why a completion ended of which the model's logits were as they should be."""
 
 
 class Detokenizer(Protocol):
@@ -145,7 +152,7 @@ class OutputStream:
     def push(self, token_ids: Iterable[int]) -> str:
         """Take tokens in; return the text that has become certain, to be shown after all that came before.
 
-        A negative token is the sampler's mark of logits without a distribution and aborts the completion.
+        A negative token is the sampler's mark that there is no distribution, and aborts the completion.
         """
         start = len(self._shown)
         for token in token_ids:
@@ -164,7 +171,7 @@ class OutputStream:
 
     def _accept(self, token: int) -> None:
         if token < 0:
-            self._end("abort", "the model's logits are not finite")
+            self._end("abort", NO_TOKEN_LEFT if token == NO_TOKEN else "the model's logits are not finite")
             return
         self.token_ids.append(token)
         eos = token in self._eos

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
@@ -34,6 +34,7 @@ class Generation:
     Attributes:
         host_error: what the host could not do for this one, if that ended it.
         engine_error: what emptied the engine of all requests, if that ended it.
+        listener: told whenever tokens, text or the end have come, perhaps more than once for the same.
     """
 
     request: Request
@@ -51,6 +52,7 @@ class Generation:
     pace: dict[Side, Pace] = field(default_factory=lambda: {"device": Pace(), "host": Pace()})
     host_error: BaseException | None = None
     engine_error: BaseException | None = None
+    listener: Callable[[Generation], object] = lambda generation: None
     _news: list[str] = field(default_factory=list)
     _tokens_told: int = 0
     _end_told: bool = False
@@ -101,6 +103,7 @@ class Generation:
             self._news.append(text)
         if self.finished and self.ended is None:
             self.ended = now
+        self.listener(self)
 
 
 def _logprobs(sampled: Sampled, row: int, wanted: int) -> dict[int, Logprob]:
@@ -135,12 +138,6 @@ class RequestGroup:
     def told(self) -> bool:
         """Whether all completions have ended and their news has been taken."""
         return all(generation.finished and not generation.has_news for generation in self.generations)
-
-    @property
-    def engine_error(self) -> BaseException | None:
-        """What emptied the engine while the group was under way, if anything did."""
-        errors = (generation.engine_error for generation in self.generations)
-        return next((error for error in errors if error is not None), None)
 
 
 def result(group: RequestGroup, tokenizer: Tokenizer | None) -> RequestOutput:

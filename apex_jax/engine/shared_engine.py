@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from _thread import RLock
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 
 import numpy as np
 
@@ -16,35 +17,81 @@ from ..sampling_params import SamplingParams
 from .engine import Engine
 from .input_processor import TokenizedPrompt
 from .output_processor import OutputStream
-from .request_group import RequestGroup, delta, result
+from .request_group import Generation, RequestGroup, delta, result
 
 
-class FairLock:
+class FairLock(RLock):  # pyright: ignore[reportGeneralTypeIssues]
     """A lock that a thread does not get again before those that were waiting for it.
 
     A plain lock goes back to a thread that releases and takes it in a loop, as a thread that generates does; others
     then wait for dozens of iterations. Re-entrant, so that an interrupt that falls between taking the lock and the
-    body of the `with` (well under a microsecond) cannot shut out the thread that it came to.
+    body of the `with` (well under a microsecond) cannot shut out the thread that it came to. It is left in C, where
+    no interrupt comes in between.
     """
 
     def __init__(self) -> None:
+        self._process = os.getpid()
         self._turn = threading.RLock()
-        self._lock = threading.RLock()
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> bool:
+        if os.getpid() != self._process:
+            # Neither JAX's threads nor the host worker's have come along, and nobody may ever release this lock.
+            raise RuntimeError(
+                f"this LLM was made in process {self._process}, and a forked child (process {os.getpid()}) cannot use "
+                'it: make one in the child, and start children with multiprocessing\'s "spawn" method'
+            )
         taken = False
         try:
             with self._turn:
-                taken = self._lock.acquire()
+                taken = self.acquire()
         except BaseException:
             if taken:
-                self._lock.release()
+                self.release()
             raise
+        return taken
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._lock.release()
+
+class Call:
+    """The requests of one call, and what has become of them: an iteration looks at those alone that it concerns.
+
+    Attributes:
+        groups: all of them, in order.
+        open: completions that have not ended, each with its group.
+        ended: groups of which all completions have.
+        news: completions of which something is to be told.
+        error: what emptied the engine while they were under way, if anything did.
+    """
+
+    def __init__(self) -> None:
+        self.groups: list[RequestGroup] = []
+        self.open: dict[Generation, RequestGroup] = {}
+        self.ended: set[RequestGroup] = set()
+        self.news: dict[Generation, RequestGroup] = {}
+        self.error: BaseException | None = None
+        self._group: dict[Generation, RequestGroup] = {}
+
+    def follow(self, group: RequestGroup, generation: Generation) -> None:
+        """Take in a completion before the engine knows of it."""
+        self.open[generation] = self._group[generation] = group
+        group.generations.append(generation)
+        generation.listener = self._hear
+
+    def take_news(self) -> list[tuple[RequestGroup, Generation]]:
+        """Return the completions of which there is news, in order, and their groups; they have none then."""
+        news, self.news = self.news, {}
+        found = sorted(news, key=lambda generation: generation.request.id)
+        return [(news[generation], generation) for generation in found if generation.has_news]
+
+    def _hear(self, generation: Generation) -> None:
+        # An interrupt may come in between; then the engine ends everybody, which is heard again.
+        group = self._group[generation]
+        self.news[generation] = group
+        if not generation.finished:
+            return
+        self.error = self.error or generation.engine_error
+        if all(each.finished for each in group.generations):
+            self.ended.add(group)
+        self.open.pop(generation, None)
 
 
 class SharedEngine:
@@ -67,7 +114,7 @@ class SharedEngine:
         self._max_model_len = max_model_len
         self._seeds = np.random.default_rng(seed)
         self._lock = FairLock()
-        self._dropped: deque[list[RequestGroup]] = deque()
+        self._dropped: deque[Call] = deque()
         self._num_groups = 0
 
     @contextmanager
@@ -93,57 +140,48 @@ class SharedEngine:
         self, checked: Sequence[tuple[TokenizedPrompt, SamplingParams]], progress: Callable[[int], object]
     ) -> list[RequestOutput]:
         """Run requests to their ends; `progress` is told how many more have ended. See `LLM.generate`."""
-        groups: list[RequestGroup] = []
+        call = Call()
         try:
-            self.begin(groups, checked)
-            finished = 0
-            while finished < len(groups):
+            self.begin(call, checked)
+            told = 0
+            while told < len(call.groups):
                 with self._lock:
-                    self._step(groups)
-                before, finished = finished, sum(group.finished for group in groups)
-                progress(finished - before)
-            return [result(group, self._tokenizer) for group in groups]
+                    self._step(call)
+                before, told = told, len(call.ended)
+                progress(told - before)
+            return [result(group, self._tokenizer) for group in call.groups]
         finally:
-            self._dropped.append(groups)
+            self._dropped.append(call)
 
     def stream(self, checked: Sequence[tuple[TokenizedPrompt, SamplingParams]]) -> Iterator[RequestOutput]:
         """Run requests and yield what is new as it comes; see `LLM.stream`."""
-        groups: list[RequestGroup] = []
+        call = Call()
         try:
-            self.begin(groups, checked)
-            unfinished = groups
-            while unfinished:
+            self.begin(call, checked)
+            while call.open or call.news:
                 with self._lock:
-                    self._step(unfinished)
-                    news = [
-                        delta(group, generation, self._tokenizer)
-                        for group in unfinished
-                        for generation in group.generations
-                        if generation.has_news
-                    ]
-                    # Under the lock still: a group that another caller's step ends later has news to tell.
-                    unfinished = [group for group in unfinished if not group.finished]
+                    self._step(call)
+                    news = [delta(group, generation, self._tokenizer) for group, generation in call.take_news()]
                 yield from news
         finally:
-            self._dropped.append(groups)
+            self._dropped.append(call)
 
-    def begin(self, groups: list[RequestGroup], checked: Sequence[tuple[TokenizedPrompt, SamplingParams]]) -> None:
-        """Queue requests, noting each in `groups` before the engine knows of it."""
+    def begin(self, call: Call, checked: Sequence[tuple[TokenizedPrompt, SamplingParams]]) -> None:
+        """Queue requests, noting each in `call` before the engine knows of it."""
         with self._lock:
             self._abort_dropped()
             for prompt, params in checked:
-                groups.append(RequestGroup(request_id=str(self._num_groups), prompt=prompt, params=params))
+                call.groups.append(RequestGroup(request_id=str(self._num_groups), prompt=prompt, params=params))
                 self._num_groups += 1
-                self._add_generations(groups[-1])
+                self._add_generations(call)
 
-    def _step(self, groups: Sequence[RequestGroup]) -> None:
-        """Run one iteration, unless another thread's iterations have ended all these groups meanwhile."""
+    def _step(self, call: Call) -> None:
+        """Run one iteration, unless another thread's iterations have ended all that was called for meanwhile."""
         self._abort_dropped()
-        if not all(group.finished for group in groups):
+        if call.open:
             self._engine.step()
-        for group in groups:
-            if group.engine_error is not None:
-                raise RuntimeError("the engine failed while this request was under way") from group.engine_error
+        if call.error is not None:
+            raise RuntimeError("the engine failed while this request was under way") from call.error
 
     def _abort_dropped(self) -> None:
         """Abort what callers have left behind.
@@ -152,12 +190,12 @@ class SharedEngine:
         garbage collector in the middle of an iteration of the engine.
         """
         while self._dropped:
-            for group in self._dropped[0]:
-                for generation in group.generations:
-                    self._engine.abort(generation)
+            for generation in list(self._dropped[0].open):
+                self._engine.abort(generation)
             self._dropped.popleft()
 
-    def _add_generations(self, group: RequestGroup) -> None:
+    def _add_generations(self, call: Call) -> None:
+        group = call.groups[-1]
         params, ids = group.params, group.prompt.ids
         seed = int(self._seeds.integers(2**63)) if params.seed is None else params.seed
         room = self._max_model_len - len(ids)
@@ -166,5 +204,6 @@ class SharedEngine:
             if self._tokenizer is not None:
                 detokenizer = self._tokenizer.detokenizer(skip_special_tokens=params.skip_special_tokens, context=ids)
             stream = OutputStream(params, detokenizer, eos_token_ids=self._config.eos_token_ids, max_tokens=room)
-            group.generations.append(self._engine.prepare(ids, params, stream, seed=seed, index=index))
-            self._engine.add(group.generations[-1])
+            generation = self._engine.prepare(ids, params, stream, seed=seed, index=index)
+            call.follow(group, generation)
+            self._engine.add(generation)

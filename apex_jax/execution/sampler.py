@@ -39,6 +39,9 @@ from ..sampling_params import GREEDY_BELOW, MAX_LOGPROBS, SamplingParams
 INVALID_TOKEN = -1
 """Drawn where a row has no distribution: its greatest logit is NaN or infinite. The host must end that request."""
 
+NO_TOKEN = -2
+"""The same where the model's logits are as they should be, and what the request asks for leaves none."""
+
 MAX_BANNED = 64
 """The most tokens (EOS and stop tokens) a row can be forbidden until its `min_tokens`."""
 
@@ -126,7 +129,7 @@ class Sampled:
     """What `sample` chose. All but `tokens` is None unless the mode has logprobs; T is min(MAX_LOGPROBS, V).
 
     Attributes:
-        tokens: int32 [B]; INVALID_TOKEN where a row has no distribution.
+        tokens: int32 [B]; INVALID_TOKEN or NO_TOKEN where a row has no distribution.
         logprob: float32 [B], of the chosen token in the model's own distribution; NaN where there is none.
         rank: int32 [B]; one more than the tokens with a greater logit than the chosen one.
         top_ids: int32 [B, T], most probable first.
@@ -241,14 +244,17 @@ def _greedy(logits: Array) -> Array:
 
 
 def _draw(logits: Array, rows: SamplingRows, mode: SamplingMode) -> Array:
-    """Return int32 [B], a token of each row's `token_weights`, or INVALID_TOKEN."""
+    """Return int32 [B], a token of each row's `token_weights`, INVALID_TOKEN or NO_TOKEN."""
     adjusted = _adjust(logits, rows) if mode.penalties else logits
     peak = _peak(adjusted)
     # The barrier makes both levels of the draw see the same rounding of the weights.
     weight = lax.optimization_barrier(_weights(adjusted, peak, rows, mode))
     greedy = (rows.temperature < GREEDY_BELOW)[:, None]
     tokens = _inverse_cdf(weight, jnp.where(greedy, 0.0, _uniforms(rows.seed, rows.step)))
-    return jnp.where(jnp.isfinite(peak), tokens, INVALID_TOKEN)
+    if not mode.penalties:
+        return jnp.where(jnp.isfinite(peak), tokens, INVALID_TOKEN)
+    none = jnp.where(jnp.isfinite(_peak(logits)), NO_TOKEN, INVALID_TOKEN)
+    return jnp.where(jnp.isfinite(peak), tokens, none)
 
 
 def _first(mask: Array) -> Array:

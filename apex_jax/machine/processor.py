@@ -24,6 +24,16 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def instructions() -> str:
+    """Return the words that say what this processor can do; its architecture where the system has none."""
+    described = Path("/proc/cpuinfo")
+    if described.is_file():
+        for line in described.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith(("flags", "Features")):
+                return line.partition(":")[2].strip()
+    return f"{platform.machine()} {platform.processor()}"
+
+
 def processor_and_cores() -> str:
     """Return both in words: what a measurement of the host is valid for."""
     return f"{processor_name()}, {usable_cores()} cores"

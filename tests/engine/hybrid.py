@@ -10,7 +10,7 @@ import numpy as np
 
 from apex_jax import SamplingParams
 from apex_jax.engine.input_processor import check_requests
-from apex_jax.engine.shared_engine import SharedEngine
+from apex_jax.engine.shared_engine import Call, SharedEngine
 from apex_jax.execution.sampler import SamplingMode, pack_rows, sample, seed_words
 from apex_jax.scheduler import STRATEGIES, Decision, FixedPolicy
 
@@ -91,7 +91,13 @@ def beginner(llm):
     """Return (groups, prompts, params) -> None that queues requests and notes them, but runs nothing."""
     limits = {"tokenizer": llm.tokenizer, "max_model_len": llm.max_model_len}
     shared = SharedEngine(llm.engine, llm.config, seed=0, **limits)
-    return lambda groups, prompts, params: shared.begin(groups, check_requests(prompts, params, llm.config, **limits))
+
+    def begin(groups, prompts, params):
+        call = Call()
+        call.groups = groups
+        shared.begin(call, check_requests(prompts, params, llm.config, **limits))
+
+    return begin
 
 
 def run(llm, load, rng, *, arrive=0.4, cancel=0.02, most=5000):

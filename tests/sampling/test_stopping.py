@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apex_jax.engine.output_processor import OutputStream, StopMatcher
-from apex_jax.execution.sampler import INVALID_TOKEN
+from apex_jax.execution.sampler import INVALID_TOKEN, NO_TOKEN
 from apex_jax.sampling_params import SamplingParams
 
 EOS = 0
@@ -209,6 +209,10 @@ def test_invalid_token_aborts_and_says_why():
     assert stream.push([1, 2, INVALID_TOKEN, 3]) == "ab"
     assert (stream.finish_reason, stream.token_ids) == ("abort", [1, 2])
     assert stream.stop_reason == "the model's logits are not finite"
+    stream = stream_of(SamplingParams(min_tokens=9, repetition_penalty=1e-30))
+    stream.push([1, NO_TOKEN])
+    assert (stream.finish_reason, stream.token_ids) == ("abort", [1])
+    assert stream.stop_reason.startswith("the sampling parameters leave no token to draw: repetition_penalty")
 
 
 def test_without_a_tokenizer_there_are_ids_only():

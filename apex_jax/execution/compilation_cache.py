@@ -1,0 +1,52 @@
+"""Compiled programs on disk: what was compiled once for this machine is read the next time."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+
+from ..machine.processor import instructions
+from ..models.loading.registry import cache_folder
+
+MOST_BYTES = 2 << 30
+"""What the folder may take; programs that have not been used for longest go first."""
+
+_logger = logging.getLogger(__name__)
+
+
+def default_folder() -> Path:
+    """Return where programs for this machine are kept: what was compiled for one processor may not run on another."""
+    made_for = f"{version('apex-jax')}, {version('jaxlib')}, {instructions()}"
+    return cache_folder() / "compiled" / hashlib.sha256(made_for.encode()).hexdigest()[:16]
+
+
+def keep_compiled(folder: str | os.PathLike[str] | None) -> None:
+    """Let JAX keep compiled programs in a folder, for the whole process; with None, or where a program has set a cache
+    of its own, everything stays as it is.
+
+    A folder that cannot be written is done without.
+    """
+    if folder is None or jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        usable = os.access(path, os.W_OK | os.X_OK)
+    except OSError as error:
+        usable, reason = False, str(error)
+    else:
+        reason = f"{path} cannot be written"
+    if not usable:
+        _logger.info("Compiled programs are not kept: %s", reason)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    # An engine has many programs that take less than the second from which on JAX keeps one.
+    if jax.config.values["jax_persistent_cache_min_compile_time_secs"] == 1.0:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if jax.config.values["jax_compilation_cache_max_size"] == -1:
+        jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)

@@ -1,0 +1,73 @@
+"""What an iteration costs in Python does not depend on how many requests wait."""
+
+import sys
+
+import pytest
+
+from apex_jax import LLM, LlamaConfig, SamplingParams
+from apex_jax.models import random_weights
+
+CONFIG = LlamaConfig(
+    vocab_size=97,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    max_position_embeddings=256,
+    eos_token_ids=(11,),
+)
+FIRST, LAST = 60, 120
+
+
+class Enough(Exception):
+    pass
+
+
+def calls(llm, requests, serve):
+    """Return how many Python functions are called from one iteration to another, while most requests wait."""
+    prompts = [{"prompt_token_ids": [5] * 8}] * requests
+    step, taken, called = llm.engine.step, 0, 0
+
+    def count(frame, event, argument):
+        nonlocal called
+        called += event in ("call", "c_call")
+
+    def counted():
+        nonlocal taken
+        taken += 1
+        if taken == FIRST:
+            sys.setprofile(count)
+        elif taken == LAST:
+            sys.setprofile(None)
+            raise Enough
+        step()
+
+    llm.engine.step = counted
+    try:
+        with pytest.raises(Enough):
+            serve(prompts, SamplingParams(temperature=0, max_tokens=10, ignore_eos=True))
+    finally:
+        sys.setprofile(None)
+        llm.engine.step = step
+    return called
+
+
+@pytest.mark.parametrize("strategy", ["device_only", "async_overlap"])
+def test_thousands_wait(strategy):
+    sizes = {"device_kv_tokens": 512, "max_num_seqs": 8, "max_num_batched_tokens": 32, "host_kv_bytes": 1 << 20}
+    llm = LLM.from_params(CONFIG, random_weights(CONFIG, 3, "float32"), strategy=strategy, **sizes)
+
+    def generate(prompts, params):
+        llm.generate(prompts, params, use_tqdm=False)
+
+    def stream(prompts, params):
+        for _ in llm.stream(prompts, params):
+            pass
+
+    calls(llm, 150, generate)
+    for serve in (generate, stream):
+        few, many = calls(llm, 150, serve), calls(llm, 6000, serve)
+        assert many < 1.1 * few
+    llm.close()
