@@ -5,7 +5,6 @@ import logging
 import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -31,6 +30,8 @@ def toy(monkeypatch):
         sha256=hashlib.sha256(CONTENT).hexdigest(),
     )
     monkeypatch.setitem(registry.REGISTERED, "toy", model)
+    # Whether this Python has pip is nothing that a test depends on.
+    monkeypatch.setattr(registry, "find_spec", lambda name: True)
     return model
 
 
@@ -141,7 +142,7 @@ class TestWithoutPip:
         """(modules...): this Python has none of them."""
 
         def remove(*modules):
-            monkeypatch.setattr(registry, "find_spec", lambda name: None if name in modules else find_spec(name))
+            monkeypatch.setattr(registry, "find_spec", lambda name: name not in modules)
 
         return remove
 
