@@ -9,12 +9,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 import jax
+from filelock import FileLock, Timeout
 
 from ..machine.processor import instructions
 from ..models.loading.registry import cache_folder
 
 MOST_BYTES = 2 << 30
 """What the folder may take; programs that have not been used for longest go first."""
+
+LONGEST_WAIT_S = 5
+"""For other processes that write there."""
 
 _logger = logging.getLogger(__name__)
 
@@ -50,3 +54,18 @@ def keep_compiled(folder: str | os.PathLike[str] | None) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if jax.config.values["jax_compilation_cache_max_size"] == -1:
         jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
+    _drop_cut_entries(path)
+
+
+def _drop_cut_entries(folder: Path) -> None:
+    """Remove what a process was killed over: JAX would neither read nor replace it, and warn each time.
+
+    It writes an entry, and then when it was last used, holding the folder's lock.
+    """
+    try:
+        with FileLock(folder / ".lockfile", timeout=LONGEST_WAIT_S):
+            for entry in folder.glob("*-cache"):
+                if not entry.with_name(f"{entry.name.removesuffix('-cache')}-atime").exists():
+                    entry.unlink()
+    except (OSError, Timeout) as error:
+        _logger.info("%s may have programs that were cut short: %s", folder, error)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +70,20 @@ def test_a_folder_that_cannot_be_made_is_done_without(tmp_path):
     assert len(tokens) == 4
     assert folder is None
     assert "Compiled programs are not kept" in logged
+
+
+def test_programs_that_were_cut_short_are_compiled_again(tmp_path):
+    """What a process is killed over has no time of its last use; JAX would warn of it at every start."""
+    tokens, folder, _, _ = start(tmp_path)
+    entries = sorted(Path(folder).glob("*-cache"))
+    for entry in entries[::2]:
+        entry.write_bytes(entry.read_bytes()[:20])
+        Path(str(entry).removesuffix("-cache") + "-atime").unlink()
+    again, _, found, logged = start(tmp_path)
+    assert again == tokens
+    assert found == len(entries) // 2
+    assert "compilation cache" not in logged
+    assert all(entry.stat().st_size > 20 for entry in entries)
 
 
 @pytest.mark.parametrize("value", [3, True, "", b"folder"])
