@@ -21,6 +21,7 @@ from .execution.attention_backend import default_dtype, device_attention_for
 from .execution.compilation_cache import default_folder, keep_compiled
 from .execution.executor import Executor
 from .models import LlamaConfig, Tokenizer, Weights, open_model, params_dtype, weights_from_params
+from .option_names import engine_options
 from .options import EngineOptions
 from .outputs import RequestOutput
 from .profiling.store import ProfileStore
@@ -72,7 +73,7 @@ class LLM:
         num_layers: int | None = None,
         **options: Any,
     ) -> None:
-        checked = EngineOptions(**options)
+        checked = engine_options(options, caller="LLM", others=("dtype", "load_format", "num_layers"))
         keep_compiled(default_folder() if checked.compilation_cache == "default" else checked.compilation_cache)
         device = checked.device or jax.devices()[0]
         opened = open_model(
@@ -102,7 +103,7 @@ class LLM:
             TypeError: `config` or `params` is something else.
             ValueError: arrays are missing, unknown or misshapen, all of them by name; or as in `plan_memory`.
         """
-        checked = EngineOptions(**options)
+        checked = engine_options(options, caller="LLM.from_params", others=("tokenizer", "dtype"))
         keep_compiled(default_folder() if checked.compilation_cache == "default" else checked.compilation_cache)
         device = checked.device or jax.devices()[0]
         if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
