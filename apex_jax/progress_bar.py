@@ -12,6 +12,8 @@ import jax
 from tqdm.asyncio import tqdm_asyncio
 from tqdm.auto import tqdm
 
+from .machine.streams import is_terminal
+
 COMPILATION = "/jax/core/compile/backend_compile_duration"
 """JAX's event for a program that XLA has compiled."""
 
@@ -29,7 +31,10 @@ class Bar(tqdm):
     def __init__(self, *, file: TextIO | None = None, **options: Any) -> None:
         # tqdm's class for terminals is the one that `tqdm.auto` gives outside of notebooks.
         drawn_as_text = tqdm is tqdm_asyncio
-        last_line_only = drawn_as_text and not (file or sys.stderr).isatty()
+        if file is None and sys.stderr is None:
+            # A program without a console.
+            options["disable"] = True
+        last_line_only = drawn_as_text and not is_terminal(file or sys.stderr)
         if last_line_only:
             options |= {"mininterval": math.inf, "delay": math.inf}
         super().__init__(file=file, **options)

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from .. import __version__
+from ..machine.streams import show_all
 from . import bench, demo, explain, generate, info, interrupts, plan, profile, reproduce, simulate, timeline
 from .errors import USER_ERROR_STATUS, Parser, UserError
 
@@ -62,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def process() -> NoReturn:
     """Run the command line of this process and end it: the entry point of `apex-jax`."""
+    show_all(sys.stdout, sys.stderr)
     status = main()
     if status == INTERRUPTED_STATUS:
         # Libraries that were interrupted in their start leave threads for which the interpreter would wait a minute.

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..machine.streams import is_terminal, takes_all_text
 from .arguments import add_engine_arguments, add_model_arguments, add_sampling_arguments, open_llm, sampling_params
 from .inputs import Task, add_prompt_arguments, read_tasks
 from .printing import Printer
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     load_seconds = progress.seconds
     progress.say(_room(llm))
     if args.warm_up:
-        llm.warm_up(use_tqdm=sys.stderr.isatty())
+        llm.warm_up(use_tqdm=is_terminal(sys.stderr))
     with recorded(llm, args.trace):
         status = _serve(args, llm, tasks, progress, load_seconds)
     if args.explain:
@@ -86,7 +87,7 @@ def _room(llm: LLM) -> str:
 
 
 def _serve(args: argparse.Namespace, llm: LLM, tasks: Sequence[Task], progress: Progress, load_seconds: float) -> int:
-    streams = not args.json and (sys.stdout.isatty() if args.stream is None else args.stream)
+    streams = not args.json and (is_terminal(sys.stdout) if args.stream is None else args.stream)
     if streams:
         served = serve(llm, tasks, Printer(tasks, sys.stdout).add)
     else:
@@ -94,7 +95,8 @@ def _serve(args: argparse.Namespace, llm: LLM, tasks: Sequence[Task], progress: 
             served = serve(llm, tasks, lambda _, news: advance() if news.finished else None)
     summary = summarise(llm, served, load_seconds=load_seconds)
     if args.json:
-        print(as_json(args.model, tasks, served.outputs, summary))
+        ascii_only = not takes_all_text(sys.stdout)
+        print(as_json(args.model, tasks, served.outputs, summary, ascii_only=ascii_only))
     else:
         if not streams:
             printer = Printer(tasks, sys.stdout)
@@ -117,9 +119,11 @@ def failed(outputs: Sequence[RequestOutput]) -> list[str]:
     ]
 
 
-def as_json(model: str, tasks: Sequence[Task], outputs: Sequence[RequestOutput], summary: RunSummary) -> str:
+def as_json(
+    model: str, tasks: Sequence[Task], outputs: Sequence[RequestOutput], summary: RunSummary, *, ascii_only: bool
+) -> str:
     """Return everything about a run as one JSON object."""
     requests = [
         {**asdict(output), "sampling_params": asdict(task.params)} for task, output in zip(tasks, outputs, strict=True)
     ]
-    return json.dumps({"model": model, "requests": requests, "summary": summary.as_dict()}, ensure_ascii=False)
+    return json.dumps({"model": model, "requests": requests, "summary": summary.as_dict()}, ensure_ascii=ascii_only)

@@ -11,6 +11,7 @@ from types import UnionType
 from typing import Any
 
 from ..files.bounded_json import brief, parse_json
+from ..machine.streams import is_terminal
 from ..sampling_params import SamplingParams
 from .errors import UserError, as_user_errors
 
@@ -52,7 +53,7 @@ def read_tasks(args: argparse.Namespace, params: SamplingParams) -> list[Task]:
     """
     file = args.file
     if file is None and not args.prompts:
-        if sys.stdin.isatty():
+        if is_terminal(sys.stdin):
             raise UserError("no prompt: give one as an argument, with --file, or through standard input")
         file = "-"
     tasks = [Task(prompt=text, params=params) for text in args.prompts]

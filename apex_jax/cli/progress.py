@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
+from ..machine.streams import is_terminal
+
 
 class Progress:
     """Progress for a person who waits.
@@ -20,7 +22,7 @@ class Progress:
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
-        self._shown = out.isatty()
+        self._shown = is_terminal(out)
         self.seconds = 0.0
 
     @contextmanager

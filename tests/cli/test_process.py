@@ -1,5 +1,6 @@
 """The command as a process: start-up, Ctrl-C, closed pipes."""
 
+import json
 import os
 import signal
 import subprocess
@@ -81,3 +82,17 @@ def test_a_reader_that_goes_away(stories):
     assert process.returncode == 1
     assert "Traceback" not in err
     assert "BrokenPipe" not in err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_output_that_has_not_every_character(stories, encoding):
+    """Headings with a prompt's own text are shown as far as the encoding goes, and JSON says all in any."""
+    prompts = ("Café 猫", "Tom")
+    arguments = [*COMMAND, "generate", "--model", str(stories), "--max-tokens=3", "--temperature=0"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    shown = subprocess.run([*arguments, *prompts], check=True, capture_output=True, env=environment).stdout
+    expected = prompts[0].encode(encoding, errors="backslashreplace")
+    assert expected in shown
+    told = subprocess.run([*arguments, "--json", *prompts], check=True, capture_output=True, env=environment).stdout
+    requests = json.loads(told.decode(encoding))["requests"]
+    assert [request["prompt"] for request in requests] == list(prompts)
