@@ -30,6 +30,10 @@ def byte_count(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
+def _folder_or_none(text: str) -> str | None:
+    return None if text == "none" else text
+
+
 ENGINE_OPTIONS: dict[str, tuple[Callable[[str], Any], str | None, str]] = {
     "device_kv_tokens": (int, "N", "tokens that the device KV cache holds"),
     "device_kv_bytes": (byte_count, "SIZE", "the same in bytes; 512M and 2G are understood"),
@@ -48,6 +52,11 @@ ENGINE_OPTIONS: dict[str, tuple[Callable[[str], Any], str | None, str]] = {
     "max_time_per_token": (float, "S", "rules out strategies predicted to take longer (auto)"),
     "auto_profile": (bool, None, "measure this machine first if no profile of it is kept (auto)"),
     "max_num_batched_tokens": (int, "N", "prompt tokens computed in one iteration"),
+    "compilation_cache": (
+        _folder_or_none,
+        "DIR",
+        "where compiled programs are kept for the next start, or `none` (default: below $APEX_JAX_CACHE)",
+    ),
 }
 """Fields of `EngineOptions` with what reads them (a flag if that is `bool`), a letter and their help."""
 

@@ -56,6 +56,7 @@ def test_every_engine_option_can_be_given():
     assert all(given[name] is True for name in flags)
     assert all(float(given[name]) == 1 for name in set(ENGINE_OPTIONS) - flags)
     assert not set(ENGINE_OPTIONS) & set(vars(parse()))
+    assert vars(parse("--compilation-cache=none"))["compilation_cache"] is None
 
 
 @pytest.mark.parametrize(

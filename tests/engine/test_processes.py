@@ -1,7 +1,8 @@
 """Children of a process that has an LLM: a forked one is told that it cannot use it, a spawned one makes its own."""
 
-import multiprocessing
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -32,10 +33,6 @@ def tokens(llm):
     return llm.generate(PROMPTS, GREEDY, use_tqdm=False)[0].outputs[0].token_ids
 
 
-def answer(pipe):
-    pipe.send(tokens(make()))
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*")
 @pytest.mark.parametrize("use", ["generate", "stream", "stats", "close", "warm_up", "explain"])
@@ -60,14 +57,36 @@ def test_a_forked_child_is_told(use, capfd):
     llm.close()
 
 
-def test_a_spawned_child_makes_its_own():
-    spawn = multiprocessing.get_context("spawn")
-    here, there = spawn.Pipe()
-    llm = make()
-    child = spawn.Process(target=answer, args=(there,))
-    child.start()
-    assert here.poll(300)
-    assert here.recv() == tokens(llm)
-    child.join(60)
-    assert child.exitcode == 0
+SPAWNING = """
+import multiprocessing
+from apex_jax import LLM, LlamaConfig, SamplingParams
+from apex_jax.models import random_weights
+
+CONFIG = LlamaConfig(
+    vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=16, max_position_embeddings=128, eos_token_ids=(11,),
+)
+
+
+def tokens(_=None):
+    weights = random_weights(CONFIG, 3, "float32")
+    llm = LLM.from_params(CONFIG, weights, device_kv_tokens=128, host_kv_bytes=1 << 20, strategy="async_overlap")
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    found = llm.generate([{"prompt_token_ids": [5, 6, 7]}], params, use_tqdm=False)[0].outputs[0].token_ids
     llm.close()
+    return found
+
+
+if __name__ == "__main__":
+    here = tokens()
+    with multiprocessing.get_context("spawn").Pool(1) as children:
+        assert children.map(tokens, [None]) == [here], here
+    print("alike")
+"""
+
+
+def test_a_spawned_child_makes_its_own(tmp_path):
+    script = tmp_path / "spawning.py"
+    script.write_text(SPAWNING)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout == "alike\n"

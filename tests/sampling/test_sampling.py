@@ -235,7 +235,6 @@ def test_greedy_takes_the_first_of_equal_logits_in_every_mode():
 
 def test_what_leaves_no_token_is_told_from_logits_without_a_distribution():
     """A penalty so small that a seen token's logit overflows, and a ban of all tokens that the model gives."""
-    mode = SamplingMode(sampled=True, penalties=True)
     logits = np.random.default_rng(1).normal(0, 3, (4, 400))
     logits[2] = np.where(np.arange(400) < 2, 1.0, -np.inf)
     logits[3] = np.nan
@@ -245,10 +244,9 @@ def test_what_leaves_no_token_is_told_from_logits_without_a_distribution():
         (SamplingParams(min_tokens=5, stop_token_ids=[0, 1]), seed_words(2, 0), 0),
         (SamplingParams(min_tokens=5, stop_token_ids=[0, 1]), seed_words(2, 0), 0),
     ]
-    rows = pack_rows(requests, eos_token_ids=())
     seen = np.zeros((4, 400), bool)
     seen[1, logits[1].argmax()] = True
-    tokens = sample(logits.astype(np.float32), dataclasses.replace(rows, seen=seen), mode=mode).tokens.tolist()
+    tokens = run(sample, EVERYTHING, logits, requests, seen).tokens.tolist()
     assert tokens[0] >= 0
     assert tokens[1:] == [NO_TOKEN, NO_TOKEN, INVALID_TOKEN]
 
