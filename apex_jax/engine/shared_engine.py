@@ -89,7 +89,7 @@ class Call:
         if not generation.finished:
             return
         self.error = self.error or generation.engine_error
-        if all(each.finished for each in group.generations):
+        if group.finished:
             self.ended.add(group)
         self.open.pop(generation, None)
 

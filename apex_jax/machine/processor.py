@@ -14,24 +14,24 @@ def usable_cores() -> int:
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
-def processor_name() -> str:
-    """Return the processor's own name."""
+def _described(*fields: str) -> str:
+    """Return what the system says of its processors under the first of these fields, or an empty string."""
     described = Path("/proc/cpuinfo")
     if described.is_file():
         for line in described.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
+            if line.startswith(fields):
                 return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return ""
+
+
+def processor_name() -> str:
+    """Return the processor's own name."""
+    return _described("model name") or platform.processor() or platform.machine()
 
 
 def instructions() -> str:
     """Return the words that say what this processor can do; its architecture where the system has none."""
-    described = Path("/proc/cpuinfo")
-    if described.is_file():
-        for line in described.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith(("flags", "Features")):
-                return line.partition(":")[2].strip()
-    return f"{platform.machine()} {platform.processor()}"
+    return _described("flags", "Features") or f"{platform.machine()} {platform.processor()}"
 
 
 def processor_and_cores() -> str:

@@ -4,20 +4,8 @@ import sys
 
 import pytest
 
-from apex_jax import LLM, LlamaConfig, SamplingParams
-from apex_jax.models import random_weights
+from apex_jax import LLM, SamplingParams
 
-CONFIG = LlamaConfig(
-    vocab_size=97,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    max_position_embeddings=256,
-    eos_token_ids=(11,),
-)
 FIRST, LAST = 60, 120
 
 
@@ -55,9 +43,9 @@ def calls(llm, requests, serve):
 
 
 @pytest.mark.parametrize("strategy", ["device_only", "async_overlap"])
-def test_thousands_wait(strategy):
+def test_thousands_wait(strategy, config, weights):
     sizes = {"device_kv_tokens": 512, "max_num_seqs": 8, "max_num_batched_tokens": 32, "host_kv_bytes": 1 << 20}
-    llm = LLM.from_params(CONFIG, random_weights(CONFIG, 3, "float32"), strategy=strategy, **sizes)
+    llm = LLM.from_params(config, weights, strategy=strategy, **sizes)
 
     def generate(prompts, params):
         llm.generate(prompts, params, use_tqdm=False)

@@ -6,27 +6,10 @@ import sys
 
 import pytest
 
-from apex_jax import LLM, LlamaConfig, SamplingParams
-from apex_jax.models import random_weights
+from apex_jax import LLM, SamplingParams
 
-CONFIG = LlamaConfig(
-    vocab_size=97,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    max_position_embeddings=128,
-    eos_token_ids=(11,),
-)
 PROMPTS = [{"prompt_token_ids": [5, 6, 7]}]
 GREEDY = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
-
-
-def make():
-    sizes = {"device_kv_tokens": 128, "host_kv_bytes": 1 << 20, "strategy": "async_overlap"}
-    return LLM.from_params(CONFIG, random_weights(CONFIG, 3, "float32"), **sizes)
 
 
 def tokens(llm):
@@ -36,8 +19,9 @@ def tokens(llm):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*")
 @pytest.mark.parametrize("use", ["generate", "stream", "stats", "close", "warm_up", "explain"])
-def test_a_forked_child_is_told(use, capfd):
-    llm = make()
+def test_a_forked_child_is_told(use, config, weights, capfd):
+    sizes = {"device_kv_tokens": 128, "host_kv_bytes": 1 << 20, "strategy": "async_overlap"}
+    llm = LLM.from_params(config, weights, **sizes)
     first = tokens(llm)
     child = os.fork()
     if not child:
