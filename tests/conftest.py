@@ -5,20 +5,14 @@ import hashlib
 import io
 import json
 import os
-import platform
 from pathlib import Path
 
 import jax
 import pytest
 
+from apex_jax.machine.processor import instructions
+
 ROOT = Path(__file__).parents[1]
-
-
-def instructions():
-    """Return the words that say what this machine's processor can do."""
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text(encoding="utf-8").splitlines() if described.exists() else []
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
 # Engines of the same shapes are made again and again, in processes of their own too. What was compiled for one
