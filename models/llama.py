@@ -54,9 +54,19 @@ def _dot(x: jax.Array, w: jax.Array, contract: int) -> jax.Array:
     Float32 weights ask for full float32 products: accelerators would otherwise round the factors to fewer bits.
     """
     precision = jax.lax.Precision.HIGHEST if w.dtype == jnp.float32 else None
-    return jax.lax.dot_general(
-        x.astype(w.dtype), w, (((1,), (contract,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
-    )
+
+    def dot(x: jax.Array, w: jax.Array) -> jax.Array:
+        dimensions = (((1,), (contract,)), ((), ()))
+        return jax.lax.dot_general(x, w, dimensions, precision=precision, preferred_element_type=jnp.float32)
+
+    def padded(x: jax.Array, w: jax.Array) -> jax.Array:
+        return dot(jnp.concatenate([x, jnp.zeros_like(x)]), w)[:1]
+
+    x = x.astype(w.dtype)
+    if x.shape[0] > 1 or w.dtype == jnp.float32:
+        return dot(x, w)
+    # For one row alone XLA's GPU compiler would write a float32 copy of the matrix where it has no Triton.
+    return jax.lax.platform_dependent(x, w, cpu=dot, default=padded)
 
 
 class RMSNorm(nnx.Module):

@@ -32,7 +32,13 @@ TOGETHER_TOKENS = 2048
 """The same on an accelerator, which wants more work at once."""
 
 GATHERED_BYTES = 2**28
-"""KV that decode attention copies at a time at most; more rows or longer ones are taken in rounds."""
+"""KV that decode attention copies at a time at most on a CPU; more rows or longer ones are taken in rounds."""
+
+SCORE_BYTES = 2**25
+"""Scores that it holds at a time on an accelerator, which copies no KV."""
+
+SUMMED_TOKENS = 128
+"""Tokens whose values an accelerator adds up in one piece of a row; the pieces' sums are added afterwards."""
 
 MASKED = -1e30
 """Score of a key that a query may not see; finite, so that a row without any key gives zeros and not NaN."""
@@ -95,39 +101,102 @@ def decode_attention(q: Array, kv: Array, table: Array, lengths: Array) -> Array
     Returns:
         [B, N, H] in the dtype of q.
     """
+    return lax.platform_dependent(q, kv, table, lengths, cpu=decode_by_products, default=decode_in_place)
+
+
+def decode_by_products(q: Array, kv: Array, table: Array, lengths: Array) -> Array:
+    """Return what `decode_attention` does, by matrix products of copied pages: what a CPU is quickest at."""
+    block = GATHERED_BYTES // (q.shape[0] * math.prod(kv.shape[1:]) * kv.dtype.itemsize)
+    return _in_rounds(q, kv, table, lengths, attend=_attend_copied, block=max(1, block))
+
+
+def decode_in_place(q: Array, kv: Array, table: Array, lengths: Array) -> Array:
+    """Return what `decode_attention` does, in a form from which XLA's GPU compiler copies no KV."""
+    block = SCORE_BYTES // (q.shape[0] * q.shape[1] * kv.shape[3] * 4)
+    return _in_rounds(q, kv, table, lengths, attend=_attend_in_place, block=max(2, block))
+
+
+def _in_rounds(
+    q: Array,
+    kv: Array,
+    table: Array,
+    lengths: Array,
+    *,
+    attend: Callable[[Array, Array, Array, Array], _Softmax],
+    block: int,
+) -> Array:
+    """Attend to so many pages of each row at a time."""
     rows, heads, width = q.shape
-    kv_heads = kv.shape[1]
-    grouped = q.reshape(rows, kv_heads, heads // kv_heads, width)
-    block = max(1, GATHERED_BYTES // (rows * math.prod(kv.shape[1:]) * kv.dtype.itemsize))
+    grouped = q.reshape(rows, kv.shape[1], heads // kv.shape[1], width)
     if table.shape[1] <= block:
-        _, total, out = _attend_rows(grouped, kv, table, lengths)
+        _, total, out = attend(grouped, kv, table, lengths)
     else:
         table = jnp.pad(table, ((0, 0), (0, -table.shape[1] % block)))
 
-        def attend(index: Array, state: _Softmax) -> _Softmax:
+        def more(index: Array, state: _Softmax) -> _Softmax:
             ids = lax.dynamic_slice_in_dim(table, index * block, block, axis=1)
-            return _merge(state, _attend_rows(grouped, kv, ids, lengths - index * block * kv.shape[3]))
+            return _merge(state, attend(grouped, kv, ids, lengths - index * block * kv.shape[3]))
 
         shape = grouped.shape[:3]
         state = (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros(grouped.shape))
-        _, total, out = lax.fori_loop(0, table.shape[1] // block, attend, state)
+        _, total, out = lax.fori_loop(0, table.shape[1] // block, more, state)
     total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
     return (out / total[..., None]).reshape(rows, heads, width).astype(q.dtype)
 
 
-def _attend_rows(grouped: Array, kv: Array, table: Array, lengths: Array) -> _Softmax:
-    """Attend from [B, K, G, H] to the first `lengths` tokens of table rows [B, W]; none where a length is 0 or less."""
-    page_size = kv.shape[3]
+def _attend_copied(grouped: Array, kv: Array, table: Array, lengths: Array) -> _Softmax:
+    """Attend from [B, K, G, H] to the first `lengths` tokens of table rows [B, W]; none where a length is 0 or less.
+
+    By matrix products of gathered pages.
+    """
     pages = _read_pages(kv, table)
     scores = _scores("BKGH,BWKSH->BKGWS", grouped, pages[:, :, :, 0]) * grouped.shape[-1] ** -0.5
-    position = jnp.arange(table.shape[1] * page_size).reshape(table.shape[1], page_size)
-    visible = position[None] < lengths[:, None, None]
-    scores = jnp.where(visible[:, None, None], scores, MASKED)
-    peak = scores.max(axis=(3, 4))
-    weights = jnp.where(visible[:, None, None], jnp.exp(scores - peak[..., None, None]), 0.0)
+    visible = _visible(table.shape[1], kv.shape[3], lengths)
+    peak, weights = _weigh(scores, visible)
     # What other requests left there may be NaN, which a weight of zero does not silence.
     values = jnp.where(visible[:, :, None, :, None], pages[:, :, :, 1], jnp.zeros((), kv.dtype))
     return peak, weights.sum(axis=(3, 4)), _weighted_sum("BKGWS,BWKSH->BKGH", weights, values)
+
+
+def _attend_in_place(grouped: Array, kv: Array, table: Array, lengths: Array) -> _Softmax:
+    """Do what `_attend_copied` does, by sums of products of single heads.
+
+    XLA's GPU compiler fuses the gather of pages into a sum of products and reads each page once, if keys and values are
+    gathered by themselves and head by head, so that no axis changes its place; and if values are added up in pieces of
+    a row, which the barrier keeps it from putting together again. Matrix products, or one sum over a row, would make it
+    write a transposed copy of all rows' KV first.
+    """
+    rows, kv_heads, group, width = grouped.shape
+    page_size = kv.shape[3]
+    piece = min(max(1, SUMMED_TOKENS // page_size), max(1, table.shape[1] // 2))
+    table = jnp.pad(table, ((0, 0), (0, max(2 * piece - table.shape[1], -table.shape[1] % piece))))
+    pages = table.shape[1]
+    halves = kv.reshape(-1, page_size, width)
+    places = 2 * (table[:, None, :] * kv_heads + jnp.arange(kv_heads)[None, :, None])
+    keys, values = halves[places].astype(jnp.float32), halves[places + 1].astype(jnp.float32)
+    queries = grouped.astype(jnp.float32)[:, :, :, None, None, :]
+    scores = (keys[:, :, None] * queries).sum(axis=-1) * width**-0.5
+    visible = _visible(pages, page_size, lengths)
+    peak, weights = _weigh(scores, visible)
+    weights = weights.reshape(rows, kv_heads, group, pages // piece, piece, page_size)
+    values = values.reshape(rows, kv_heads, 1, pages // piece, piece, page_size, width)
+    seen = visible.reshape(rows, 1, 1, pages // piece, piece, page_size, 1)
+    # What other requests left there may be NaN, which a weight of zero does not silence.
+    parts = jnp.where(seen, weights[..., None] * values, 0.0).sum(axis=(4, 5))
+    return peak, weights.sum(axis=(3, 4, 5)), lax.optimization_barrier(parts).sum(axis=3)
+
+
+def _visible(pages: int, page_size: int, lengths: Array) -> Array:
+    """Return which tokens of a table row are among the first `lengths`; bool [B, W, S]."""
+    position = jnp.arange(pages * page_size).reshape(pages, page_size)
+    return position[None] < lengths[:, None, None]
+
+
+def _weigh(scores: Array, visible: Array) -> tuple[Array, Array]:
+    """Return the largest visible score [B, K, G] and the softmax weights [B, K, G, W, S], not yet divided."""
+    scores = jnp.where(visible[:, None, None], scores, MASKED)
+    peak = scores.max(axis=(3, 4))
+    return peak, jnp.where(visible[:, None, None], jnp.exp(scores - peak[..., None, None]), 0.0)
 
 
 def _merge(before: _Softmax, more: _Softmax) -> _Softmax:

@@ -15,7 +15,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from apex_jax.execution.paged_attention import MASKED, decode_attention
+from apex_jax.execution.paged_attention import MASKED, decode_attention, decode_by_products
 
 Attention = Callable[[Array, Array, Array, Array], Array]
 
@@ -34,17 +34,6 @@ def by_head(q: Array, kv: Array, table: Array, lengths: Array) -> Array:
     weights, total = _softmax(scores, visible, q.shape[-1])
     values = jnp.where(visible[:, None, :, :, None], values, jnp.zeros((), kv.dtype))
     out = jnp.einsum("BKGWS,BKWSH->BKGH", weights.astype(kv.dtype), values, preferred_element_type=jnp.float32)
-    return (out / total[..., None]).reshape(q.shape).astype(q.dtype)
-
-
-def fused(q: Array, kv: Array, table: Array, lengths: Array) -> Array:
-    """Products as multiplications and sums, which XLA can fuse with the gather: no copy of the pages is written."""
-    grouped, visible = _grouped(q, kv).astype(jnp.float32), _visible(kv, table, lengths)
-    keys, values = (_tiles(kv, table, part).astype(jnp.float32) for part in (0, 1))
-    scores = (grouped[:, :, :, None, None, :] * keys[:, :, None]).sum(-1)
-    weights, total = _softmax(scores, visible, q.shape[-1])
-    values = jnp.where(visible[:, None, :, :, None], values, 0.0)
-    out = (weights[..., None] * values[:, :, None]).sum((3, 4))
     return (out / total[..., None]).reshape(q.shape).astype(q.dtype)
 
 
@@ -156,9 +145,9 @@ def _softmax(scores: Array, visible: Array, width: int) -> tuple[Array, Array]:
 
 
 CANDIDATES: dict[str, Attention] = {
-    "xla, pages gathered as they lie (in use)": decode_attention,
+    "xla, no copy (in use)": decode_attention,
+    "xla, pages gathered as they lie": decode_by_products,
     "xla, gathered head by head": by_head,
-    "xla, gather fused with products": fused,
     "gathered + dot_product_attention, xla": functools.partial(library, implementation="xla"),
     "gathered + dot_product_attention, cudnn": functools.partial(library, implementation="cudnn"),
     "pallas triton kernel over pages": kernel,

@@ -8,7 +8,7 @@ import pytest
 import apex_jax.execution.programs
 from apex_jax import SamplingParams
 from apex_jax.execution.batch import Buckets, PageTables, pack_rows, pack_tiles, table_width
-from apex_jax.execution.paged_attention import prefill_over_the_table
+from apex_jax.execution.paged_attention import decode_in_place, prefill_over_the_table
 from apex_jax.scheduler import Capacity, DecodeRow, NewPages, PrefillChunk
 
 PAGE_SIZE = 16
@@ -53,3 +53,14 @@ def test_prefill_over_the_table_gives_the_tokens_of_the_plain_model(batched, mak
     params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
     found = [result.outputs[0].token_ids for result in llm.generate(prompts, params, use_tqdm=False)]
     assert found == [greedy(prompt, 12) for prompt in prompts]
+
+
+def test_decode_in_place_gives_the_tokens_of_the_plain_model(make, config, greedy, monkeypatch):
+    """Rows of several lengths, alone and beside a prefill."""
+    monkeypatch.setattr("apex_jax.execution.paged_attention.decode_attention", decode_in_place)
+    llm = make("xla", config=dataclasses.replace(config, max_position_embeddings=247), max_num_batched_tokens=32)
+    rng = np.random.default_rng(7)
+    prompts = [rng.integers(0, config.vocab_size, length).tolist() for length in (90, 3, 17)]
+    params = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
+    found = [result.outputs[0].token_ids for result in llm.generate(prompts, params, use_tqdm=False)]
+    assert found == [greedy(prompt, 10) for prompt in prompts]

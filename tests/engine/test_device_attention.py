@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from apex_jax.execution.paged_attention import (
-    decode_attention,
+    decode_by_products,
+    decode_in_place,
     prefill_attention,
     prefill_over_the_table,
     prefill_to_the_end,
@@ -23,7 +24,8 @@ HEADS = {"mha": (4, 4), "gqa": (6, 2), "mqa": (4, 1)}
 TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2, "float16": 2e-3}
 WIDTH = 16
 
-decode = jax.jit(decode_attention)
+DECODES = {"by_products": decode_by_products, "in_place": decode_in_place}
+decodes = pytest.mark.parametrize("decode", DECODES)
 WALKS = {
     name: jax.jit(walk, static_argnames="one_request")
     for name, walk in (("to_the_end", prefill_to_the_end), ("over_the_table", prefill_over_the_table))
@@ -79,25 +81,35 @@ class Cache:
         ("mqa", "float16", 128),
     ],
 )
-def test_decode(heads, dtype, page_size):
+@decodes
+def test_decode(decode, heads, dtype, page_size):
     check_decode(decode, *HEADS[heads], dtype, page_size)
+
+
+@decodes
+def test_decode_of_rows_of_one_page_and_of_many_pieces(decode):
+    check_decode(decode, 6, 2, "float32", 16, lengths=(3, 16))
+    check_decode(decode, 6, 2, "float32", 16, lengths=(700, 5, 0, 255))
 
 
 @pytest.mark.parametrize("pages", [1, 2, 3])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_decode_in_rounds(pages, dtype, monkeypatch):
+@decodes
+def test_decode_in_rounds(decode, pages, dtype, monkeypatch):
     """Only so many pages of each row at a time; the last round may be short, and rows may end before it."""
-    row_pages = 5 * 2 * 2 * 16 * WIDTH * jnp.dtype(dtype).itemsize
-    monkeypatch.setattr("apex_jax.execution.paged_attention.GATHERED_BYTES", (pages + 1) * row_pages - 1)
-    in_rounds = jax.jit(lambda *operands: decode_attention(*operands))
-    check_decode(in_rounds, 6, 2, dtype, 16)
+    copied, scores = 5 * 2 * 2 * 16 * WIDTH * jnp.dtype(dtype).itemsize, 5 * 6 * 16 * 4
+    monkeypatch.setattr("apex_jax.execution.paged_attention.GATHERED_BYTES", (pages + 1) * copied - 1)
+    monkeypatch.setattr("apex_jax.execution.paged_attention.SCORE_BYTES", (pages + 1) * scores - 1)
+    check_decode(decode, 6, 2, dtype, 16)
 
 
-def check_decode(decode, heads, kv_heads, dtype, page_size):
-    lengths = (1, page_size, page_size + 1, 3 * page_size - 5, 0)
+def check_decode(decode, heads, kv_heads, dtype, page_size, lengths=None):
+    lengths = lengths or (1, page_size, page_size + 1, 3 * page_size - 5, 0)
     cache = Cache(lengths, page_size=page_size, kv_heads=kv_heads, dtype=dtype)
     q = cache.random(len(lengths), heads)
-    found = np.asarray(decode(q, cache.kv, cache.table, np.array(lengths, np.int32)))
+    # A function of its own, since what a test has changed is no part of what compiled programs are found by.
+    compiled = jax.jit(lambda *operands: DECODES[decode](*operands))
+    found = np.asarray(compiled(q, cache.kv, cache.table, np.array(lengths, np.int32)))
     assert found.dtype == cache.dtype
     for row, length in enumerate(lengths):
         expected = attention(q[row], cache.k[row], cache.v[row]) if length else np.zeros((heads, WIDTH))
