@@ -37,7 +37,7 @@ GATHERED_BYTES = 2**28
 SCORE_BYTES = 2**25
 """Scores that it holds at a time on an accelerator, which copies no KV."""
 
-SUMMED_TOKENS = 128
+SUMMED_TOKENS = 256
 """Tokens whose values an accelerator adds up in one piece of a row; the pieces' sums are added afterwards."""
 
 MASKED = -1e30
@@ -162,9 +162,9 @@ def _attend_in_place(grouped: Array, kv: Array, table: Array, lengths: Array) ->
     """Do what `_attend_copied` does, by sums of products of single heads.
 
     XLA's GPU compiler fuses the gather of pages into a sum of products and reads each page once, if keys and values are
-    gathered by themselves and head by head, so that no axis changes its place; and if values are added up in pieces of
-    a row, which the barrier keeps it from putting together again. Matrix products, or one sum over a row, would make it
-    write a transposed copy of all rows' KV first.
+    gathered by themselves and head by head, so that no axis changes its place. Of a sum over tokens it would first put
+    the tokens last, by a transposed copy of all rows' values, as it does before matrix products; it does not for two
+    sums in one reduction. The barrier keeps the pieces of a row apart: a long one is work for several processors.
     """
     rows, kv_heads, group, width = grouped.shape
     page_size = kv.shape[3]
@@ -182,8 +182,12 @@ def _attend_in_place(grouped: Array, kv: Array, table: Array, lengths: Array) ->
     values = values.reshape(rows, kv_heads, 1, pages // piece, piece, page_size, width)
     seen = visible.reshape(rows, 1, 1, pages // piece, piece, page_size, 1)
     # What other requests left there may be NaN, which a weight of zero does not silence.
-    parts = jnp.where(seen, weights[..., None] * values, 0.0).sum(axis=(4, 5))
-    return peak, weights.sum(axis=(3, 4, 5)), lax.optimization_barrier(parts).sum(axis=3)
+    products = jnp.where(seen, weights[..., None] * values, 0.0)
+    shares = jnp.broadcast_to(weights[..., None], products.shape)
+    none = jnp.zeros((), jnp.float32)
+    parts, totals = lax.reduce((products, shares), (none, none), lambda a, b: (a[0] + b[0], a[1] + b[1]), (4, 5))
+    parts = lax.optimization_barrier(parts)
+    return peak, totals[..., 0].sum(axis=3), parts.sum(axis=3)
 
 
 def _visible(pages: int, page_size: int, lengths: Array) -> Array:
