@@ -13,7 +13,7 @@ from .errors import UserError, as_user_errors
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_SUFFIXES = (".png", ".svg")
+_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def add_output_argument(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -24,7 +24,7 @@ def add_output_argument(parser: argparse.ArgumentParser, *, required: bool) -> N
         type=picture,
         required=required,
         metavar="FILE",
-        help="picture to write; .png or .svg says which kind",
+        help="picture to write; .png, .svg or .pdf says which kind",
     )
 
 
@@ -53,7 +53,7 @@ def picture(text: str) -> Path:
     """Read the name of a picture to write; its folder has to be there, since drawing may come after long work."""
     path = Path(text)
     if path.suffix not in _SUFFIXES:
-        raise argparse.ArgumentTypeError(f"{text!r} ends neither in {' nor in '.join(_SUFFIXES)}")
+        raise argparse.ArgumentTypeError(f"{text!r} ends neither in {', '.join(_SUFFIXES[:-1])} nor in {_SUFFIXES[-1]}")
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r} to write {path.name!r} into")
     return path

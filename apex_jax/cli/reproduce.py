@@ -22,8 +22,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "reproduce",
         help="the paper's claims beside simulations, as tables and figures",
-        description="Simulate the paper's machines and workloads, and write tables (CSV) and figures (PNG, SVG) of its "
-        "claims beside what comes out. Takes minutes. What is not known of its set-ups is varied.",
+        description="Simulate the paper's machines and workloads, and write tables (CSV) and figures (PNG, SVG, PDF) "
+        "of its claims beside what comes out. Takes minutes. What is not known of its set-ups is varied.",
     )
     parser.add_argument("--out", type=Path, default=Path("results"), metavar="FOLDER", help="(default: %(default)s)")
     add_number(parser, "--requests", "N", "of each simulation", default=400)

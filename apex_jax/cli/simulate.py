@@ -44,7 +44,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def _add_machine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("machine")
     group.add_argument("--device", default="t4", help="accelerator (default: %(default)s)")
-    group.add_argument("--host", default="g4dn.4xlarge", help="host (default: %(default)s)")
+    group.add_argument("--host", help="host (default: the one that goes with the device; it is named)")
     group.add_argument("--model", default="llama-2-7b", help="model (default: %(default)s)")
     group.add_argument(
         "--hardware", type=Path, metavar="FILE", help="JSON file with devices, hosts, models of your own"
@@ -87,14 +87,21 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_workload(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("workload", "a trace, or requests of one size")
-    group.add_argument("--trace", type=Path, metavar="FILE", help="CSV in the Azure traces' form, or JSON")
+    group = parser.add_argument_group("workload", "recorded requests, or requests of one size")
+    group.add_argument("--recorded", type=Path, metavar="FILE", help="CSV in the Azure traces' form, or JSON")
+    group.add_argument("--trace", type=_renamed, help=argparse.SUPPRESS)
     add_number(group, "--input", "N", "prompt tokens of each request")
     add_number(group, "--output", "N", "output tokens of each request")
-    add_number(group, "--requests", "N", "how many (of a trace, the first; default: all)")
+    add_number(group, "--requests", "N", "how many (of a file, the first; default: all)")
     add_number(group, "--rate", "R", "random arrivals, R requests a second (default: all at once)", kind=positive)
-    group.add_argument("--timed", action="store_true", help="arrivals as the trace has them")
+    group.add_argument("--timed", action="store_true", help="arrivals as the file has them")
     group.add_argument("--seed", type=int, default=0, help="of random arrivals (default: 0)")
+
+
+def _renamed(file: str) -> Path:
+    raise argparse.ArgumentTypeError(
+        f"requests to serve are given with --recorded {file}; --trace is what other commands write"
+    )
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -123,21 +130,21 @@ def _jobs(args: argparse.Namespace) -> tuple[list[Job], int]:
     from ..scheduler.simulation.workload import arriving, at_once, equal
 
     without_output = 0
-    if args.trace is not None:
+    if args.recorded is not None:
         if args.input is not None or args.output is not None:
-            raise UserError("--trace brings its own lengths; leave --input and --output out")
+            raise UserError("--recorded brings its own lengths; leave --input and --output out")
         if args.timed and args.rate is not None:
-            raise UserError("--timed keeps the trace's arrivals; leave --rate out")
-        trace = read_trace(args.trace)
+            raise UserError("--timed keeps the file's arrivals; leave --rate out")
+        trace = read_trace(args.recorded)
         if args.timed and not trace.has_arrivals:
-            raise UserError(f"--timed: {args.trace} has requests without arrival_s")
+            raise UserError(f"--timed: {args.recorded} has requests without arrival_s")
         jobs, without_output = list(trace.jobs[: args.requests]), trace.without_output
         jobs = jobs if args.timed else at_once(jobs)
     else:
         if args.input is None or args.output is None:
-            raise UserError("give a workload: --trace FILE, or --input N --output N [--requests N]")
+            raise UserError("give a workload: --recorded FILE, or --input N --output N [--requests N]")
         if args.timed:
-            raise UserError("--timed is for a --trace")
+            raise UserError("--timed is for --recorded")
         jobs = equal(prompt=args.input, output=args.output, requests=args.requests or 1000)
     jobs = jobs if args.rate is None else arriving(jobs, rate=args.rate, seed=args.seed)
     return jobs, without_output
@@ -147,9 +154,11 @@ def _simulate(args: argparse.Namespace, catalogue: Catalogue, jobs: list[Job]) -
     from ..scheduler.experiment import Experiment
     from ..scheduler.simulation.workload import fitting
 
+    device = catalogue.device(args.device)
+    host = catalogue.host_beside(device) if args.host is None else catalogue.host(args.host)
     experiment = Experiment(
-        device=catalogue.device(args.device),
-        host=catalogue.host(args.host),
+        device=device,
+        host=host,
         model=catalogue.model(args.model),
         strategy=args.strategy,
         device_kv_tokens=args.device_kv_tokens,
@@ -163,9 +172,9 @@ def _simulate(args: argparse.Namespace, catalogue: Catalogue, jobs: list[Job]) -
     )
     if args.pad_batches:
         experiment = replace(experiment, padding=_padding(experiment.capacity))
-    served = fitting(jobs, tokens=experiment.longest) if args.trace is not None else jobs
+    served = fitting(jobs, tokens=experiment.longest) if args.recorded is not None else jobs
     if not served:
-        raise UserError(f"no request of the trace fits into the {experiment.longest} tokens of the device's KV")
+        raise UserError(f"no request of the file fits into the {experiment.longest} tokens of the device's KV")
     warn_of_memory(
         sys.stderr,
         device=experiment.device,
@@ -179,6 +188,7 @@ def _simulate(args: argparse.Namespace, catalogue: Catalogue, jobs: list[Job]) -
     return {
         "kind": "simulated",
         **experiment.described(),
+        "host_assumed": args.host is None,
         "requests_too_long": len(jobs) - len(served),
         **asdict(result),
     }
@@ -193,7 +203,8 @@ def _padding(capacity: Capacity) -> Padding:
 
 
 def _print_row(row: dict[str, Any]) -> None:
-    where = f"{row['model']} on {row['device']} with {row['host']}"
+    assumed = " (assumed, see --host)" if row["host_assumed"] else ""
+    where = f"{row['model']} on {row['device']} with {row['host']}{assumed}"
     limit = row["max_time_per_token"]
     within = "" if limit is None else f", at most {1e3 * limit:.4g} ms a token"
     print(f"{where}, strategy {row['strategy']}{within} (simulated)")

@@ -122,16 +122,18 @@ class Comparison:
         gains: all that it speaks of.
         inside: those of them in the claim's range.
         nominal: (least, most) gain over workloads in the nominal set-up.
+        at_papers_ratio: (least, most) over workloads at the paper's own ratios of host and device, None without any.
         band: (least, most) over workloads and all set-ups.
-        verdict: of a range of gains, `reproduced` if every nominal gain lies in it, `partly` if any gain of any set-up
-            does. Of an "up to", `reproduced` if the largest nominal gain is that, but for `NEAR` of it; `partly` if
-            the largest gain of any set-up is at least half of it. Else `not reproduced`.
+        verdict: of a range of gains, `reproduced` if every nominal gain lies in it; of an "up to" if the largest
+            nominal gain is that, but for `NEAR` of it. Else `partly` if any gain of any set-up lies in the range,
+            and `not reproduced` if none does.
     """
 
     claim: Claim
     gains: tuple[Gain, ...]
     inside: tuple[Gain, ...]
     nominal: tuple[float, float]
+    at_papers_ratio: tuple[float, float] | None
     band: tuple[float, float]
     verdict: Verdict
 
@@ -148,17 +150,15 @@ def compare(claim: Claim, gains: Sequence[Gain]) -> Comparison:
     everything = [gain.percent for gain in gains]
     low, high = claim.range
     inside = tuple(gain for gain in gains if low <= gain.percent <= high)
-    if claim.low is None:
-        agrees = low <= max(nominal) <= high
-        partly = max(everything) >= claim.high / 2
-    else:
-        agrees = all(low <= percent <= high for percent in nominal)
-        partly = bool(inside)
+    decisive = [max(nominal)] if claim.low is None else nominal
+    agrees = all(low <= percent <= high for percent in decisive)
+    papers = [gain.percent for gain in gains if gain.is_at_papers_ratio]
     return Comparison(
         claim=claim,
         gains=tuple(gains),
         inside=inside,
         nominal=(min(nominal), max(nominal)),
+        at_papers_ratio=(min(papers), max(papers)) if papers else None,
         band=(min(everything), max(everything)),
-        verdict="reproduced" if agrees else "partly" if partly else "not reproduced",
+        verdict="reproduced" if agrees else "partly" if inside else "not reproduced",
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..scheduler.strategies import DEVICE_ONLY
 from .runs import Run
-from .setups import NOMINAL
+from .setups import NOMINAL, PAPERS_RATIOS
 
 OVER = {
     DEVICE_ONLY.name: ("apex", DEVICE_ONLY.name),
@@ -39,6 +39,10 @@ class Gain:
     @property
     def is_nominal(self) -> bool:
         return self.setup == NOMINAL
+
+    @property
+    def is_at_papers_ratio(self) -> bool:
+        return self.setup in PAPERS_RATIOS
 
     def __str__(self) -> str:
         return f"{self.workload} on {self.machine}, {self.setup}: {self.percent:.1f}"

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from ...files.bounded_json import brief, read_json, shown
 from .hardware import DeviceSpec, HostSpec, ModelShape
-from .known_hardware import DEVICES, HOSTS, MODELS
+from .known_hardware import DEVICES, HOSTS, MODELS, USUAL_HOST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,18 @@ class Catalogue:
             ValueError: there is none.
         """
         return _look_up("device", self.devices, name)
+
+    def host_beside(self, device: DeviceSpec) -> HostSpec:
+        """Return the host that is assumed beside a device where none is named.
+
+        Raises:
+            ValueError: none is known to go with it.
+        """
+        if device.name not in USUAL_HOST:
+            raise ValueError(
+                f"no host is known to go with device {device.name!r}; name one, known are {', '.join(self.hosts)}"
+            )
+        return self.host(USUAL_HOST[device.name])
 
     def host(self, name: str) -> HostSpec:
         """Return the host of that name; see `device`."""

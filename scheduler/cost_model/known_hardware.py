@@ -164,6 +164,16 @@ HOSTS = (
     ),
 )
 
+USUAL_HOST = {
+    "t4": "g4dn.4xlarge",
+    "a10": "2x-xeon-gold-6342",
+    "a10g": "g5.4xlarge",
+    "l4": "g6.4xlarge",
+    "rtx-4090": "desktop-ddr5",
+    "h100": "2x-xeon-8480",
+}
+"""The host beside each device where none is named: the cloud instance of that card, else the paper's or a usual one."""
+
 
 def _llama_2(name: str, d: int, f: int, layers: int, heads: int) -> ModelShape:
     return _model(name, d, f, layers, heads, heads, 128, 32_000, tied=False)

@@ -5,6 +5,8 @@ import json
 
 import pytest
 
+from apex_jax.scheduler.cost_model.catalogue import Catalogue
+
 SMALL = ("--model", "llama-3.2-1b", "--device-kv-tokens", "2000", "--host-kv-gb", "1")
 SIZES = ("--input", "100", "--output", "40", "--requests", "50")
 KEYS = {
@@ -43,17 +45,37 @@ def test_text(command):
     assert "50 requests, 5,000 prompt and 2,000 output tokens" in out
 
 
+@pytest.mark.parametrize(("device", "host"), [("t4", "g4dn.4xlarge"), ("A10", "2x-xeon-gold-6342")])
+def test_the_host_that_goes_with_a_device_is_named(command, device, host):
+    status, out, err = command("simulate", *SMALL, *SIZES, "--device", device)
+    assert status == 0, err
+    assert f"with {host} (assumed, see --host)" in out
+    _, out, _ = command("simulate", *SMALL, *SIZES, "--device", device, "--host", "g5.4xlarge", "--json")
+    assert (json.loads(out)["host"], json.loads(out)["host_assumed"]) == ("g5.4xlarge", False)
+
+
+def test_every_device_has_a_host_and_a_device_of_ones_own_needs_one(command, tmp_path):
+    known = Catalogue.built_in()
+    assert all(known.host_beside(device) for device in known.devices.values())
+    entry = {"name": "mine", "memory_gb": 24, "weights_gb_per_s": 600, "attention_gb_per_s": 600, "tflops": 90}
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"devices": [{**entry, "link_gb_per_s": 20}]}))
+    status, _, err = command("simulate", *SMALL, *SIZES, "--hardware", file, "--device", "mine")
+    assert status == 2
+    assert "no host is known to go with device 'mine'; name one, known are g4dn.4xlarge" in err
+
+
 def test_trace(command, tmp_path):
     """The second request comes 100 s later; the third is too long for the device."""
     file = tmp_path / "trace.json"
     lengths = [(100, 20, 0), (100, 20, 100), (5000, 20, 0)]
     file.write_text(json.dumps([{"prompt": p, "max_tokens": o, "arrival_s": s} for p, o, s in lengths]))
-    status, out, err = command("simulate", *SMALL, "--trace", file, "--timed", "--json")
+    status, out, err = command("simulate", *SMALL, "--recorded", file, "--timed", "--json")
     assert status == 0, err
     row = json.loads(out)
     assert (row["requests"], row["requests_too_long"]) == (2, 1)
     assert 100 < row["seconds"] < 110
-    status, out, _ = command("simulate", *SMALL, "--trace", file, "--json")
+    status, out, _ = command("simulate", *SMALL, "--recorded", file, "--json")
     assert json.loads(out)["seconds"] < 10
 
 
@@ -184,7 +206,7 @@ def test_no_number_that_ships_is_without_a_source(command):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give a workload: --trace FILE, or --input N --output N"),
+        ([], "give a workload: --recorded FILE, or --input N --output N"),
         (["--input", "5"], "give a workload"),
         ([*SIZES, "--device", "abacus"], "unknown device 'abacus'; known are a10, a10g, h100, l4, rtx-4090, t4"),
         ([*SIZES, "--host", "abacus"], "unknown host 'abacus'; known are 2x-xeon"),
@@ -202,9 +224,13 @@ def test_no_number_that_ships_is_without_a_source(command):
         ([*SIZES, "--rate", "often"], "'often' is not a number above 0"),
         ([*SIZES, "--iteration-overhead-ms", "-1"], "'-1' is not a number of at least 0"),
         ([*SIZES, "--device-kv-tokens", "many"], "'many' is not a whole number"),
-        ([*SIZES, "--timed"], "--timed is for a --trace"),
-        (["--trace", "none.csv"], "none.csv: No such file or directory"),
-        (["--trace", "none.csv", *SIZES], "--trace brings its own lengths"),
+        (
+            ["--trace", "t.csv"],
+            "requests to serve are given with --recorded t.csv; --trace is what other commands write",
+        ),
+        ([*SIZES, "--timed"], "--timed is for --recorded"),
+        (["--recorded", "none.csv"], "none.csv: No such file or directory"),
+        (["--recorded", "none.csv", *SIZES], "--recorded brings its own lengths"),
         ([*SIZES, "--hardware", "none.json"], "none.json: No such file or directory"),
         ([*SIZES, "--device-kv-tokens", "100"], "exceeds the device KV of 96 tokens"),
         ([*SIZES, "--model", "llama-3.1-70b"], "leave no room for KV"),
@@ -220,27 +246,27 @@ def test_mistakes(command, arguments, message):
 def test_arrivals_that_are_not_there(command, tmp_path):
     file = tmp_path / "trace.json"
     file.write_text(json.dumps([{"prompt": 10, "max_tokens": 5, "arrival_s": 3}, {"prompt": 10, "max_tokens": 5}]))
-    status, out, err = command("simulate", *SMALL, "--trace", file, "--timed")
+    status, out, err = command("simulate", *SMALL, "--recorded", file, "--timed")
     assert (status, out) == (2, "")
     assert "--timed: " in err
     assert "trace.json has requests without arrival_s" in err
-    assert command("simulate", *SMALL, "--trace", file)[0] == 0
+    assert command("simulate", *SMALL, "--recorded", file)[0] == 0
 
 
 def test_requests_without_output_are_counted(command, tmp_path):
     file = tmp_path / "trace.json"
     file.write_text(json.dumps([{"prompt": 10, "max_tokens": output} for output in (5, 0, 0)]))
-    _, out, _ = command("simulate", *SMALL, "--trace", file, "--json")
+    _, out, _ = command("simulate", *SMALL, "--recorded", file, "--json")
     row = json.loads(out)
     assert (row["requests"], row["requests_without_output"], row["requests_too_long"]) == (1, 2, 0)
-    _, out, _ = command("simulate", *SMALL, "--trace", file)
+    _, out, _ = command("simulate", *SMALL, "--recorded", file)
     assert "left out       2 requests of the file, which have no output" in out
 
 
 def test_a_malformed_trace(command, tmp_path):
     file = tmp_path / "trace.csv"
     file.write_text("a,b\n1,2\n")
-    status, _, err = command("simulate", "--trace", file)
+    status, _, err = command("simulate", "--recorded", file)
     assert status == 2
     assert "has no column TIMESTAMP" in err
 
@@ -256,7 +282,16 @@ def test_reproduce(command, tmp_path):
     assert all(tables.values())
     assert {row["verdict"] for row in tables["claims"]} <= {"reproduced", "partly", "not reproduced"}
     assert len(tables["claims"]) == 12
-    for name in ("throughput", "gain_over_output", "steady_decode", "time_per_token", "claims"):
+    drawn = (
+        "throughput",
+        "throughput_at_papers_ratio",
+        "gain_over_output",
+        "steady_decode",
+        "time_per_token",
+        "claims",
+    )
+    for name in drawn:
+        assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (folder / f"{name}.svg").read_text()
 

@@ -9,7 +9,7 @@ from apex_jax.reproduce import figures
 from apex_jax.reproduce.claims import CLAIMS, compare
 from apex_jax.reproduce.gains import Gain
 from apex_jax.reproduce.runs import STRATEGIES, SWEEP, SWEPT, Task
-from apex_jax.reproduce.setups import NOMINAL, setups
+from apex_jax.reproduce.setups import NOMINAL, PAPERS_RATIOS, setups
 from apex_jax.reproduce.steady import Steady
 from apex_jax.scheduler.simulation.workload import equal
 from apex_jax.scheduler.strategies import STRATEGIES as RATED
@@ -43,7 +43,7 @@ def workload_runs(run):
                 result={"tpot_host_ms": tpot_ms, "tokens_per_s": rate if name == "apex" else 1.0},
             )
             for machine in MACHINES
-            for setup in (NOMINAL, "other")
+            for setup in (NOMINAL, *PAPERS_RATIOS)
             for group in figures.GROUPS
             for name in STRATEGIES
         ]
@@ -73,10 +73,12 @@ def test_times_per_token(workload_runs, ms):
 
 
 @pytest.mark.parametrize("ratio", [0.1, 1.0, 40.0])
-def test_throughput(workload_runs, ratio):
-    figure = figures.throughput(workload_runs(1.0, ratio))
+@pytest.mark.parametrize("draw", [figures.throughput, figures.throughput_at_papers_ratio])
+def test_throughput(workload_runs, ratio, draw):
+    figure = draw(workload_runs(1.0, ratio))
     for axis in figure.axes:
         low, high = axis.get_ylim()
+        assert (low, axis.get_yscale()) == (0, "linear")
         tops = [bar.get_height() for bar in axis.patches if bar.get_label() == "_nolegend_" and bar.get_width() < 1]
         assert max(1.0, ratio) == max(tops) < high
         assert low < min(1.0, ratio) == min(tops)

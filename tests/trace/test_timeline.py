@@ -254,7 +254,7 @@ class TestCommand:
         ("arguments", "message"),
         [
             (["{trace}"], "required: -o/--output"),
-            (["{trace}", "-o", "out.pdf"], "'out.pdf' ends neither in .png nor in .svg"),
+            (["{trace}", "-o", "out.gif"], "'out.gif' ends neither in .png, .svg nor in .pdf"),
             (["{trace}", "-o", "out.png", "--iterations", "4"], "'4' is no range; 20:23 means"),
             (["{trace}", "-o", "out.png", "--iterations", "4:4"], "'4:4' is no range"),
             (["{trace}", "-o", "out.png", "--iterations", "7:9"], "iterations 7:9 are not in the trace, which has 0:8"),
