@@ -212,7 +212,7 @@ class TestCommand:
                 ["--strategy", "device_only", "-o", "no/such/plan.png"],
                 "there is no folder 'no/such' to write 'plan.png' into",
             ),
-            (["--strategy", "device_only", "-o", "plan.jpg"], "'plan.jpg' ends neither in .png nor in .svg"),
+            (["--strategy", "device_only", "-o", "plan.jpg"], "'plan.jpg' ends neither in .png, .svg nor in .pdf"),
         ],
     )
     def test_mistakes(self, command, arguments, message):
