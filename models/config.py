@@ -1,7 +1,7 @@
 """What a LLaMA model is: its sizes and settings, read from a Hugging Face `config.json` or given by hand."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..files.bounded_json import listed, shown
@@ -30,11 +30,9 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "is_decoder": (True, False),
     "chunk_size_feed_forward": (0,),
     "rope_interleaved": (False, None),
-    "quantization_config": (None,),
-    "sliding_window": (None,),
-    "auto_map": (None,),
-    "pruned_heads": ({}, None),
-    "per_layer_config": ({}, None),
+    "use_qk_norm": (False, None),
+    "qk_layernorm": (False, None),
+    "no_rope_layers": (None, []),
 }
 
 # Attributes that training, saving or other programs use; inference gives the same logits whatever they say.
@@ -50,8 +48,10 @@ _IRRELEVANT = frozenset(
     early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id
     forced_eos_token_id length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams
     num_return_sequences remove_invalid_values repetition_penalty temperature top_k top_p typical_p
-    tie_last_hidden_states
-    """.split()  # noqa: SIM905 a list of sixty quoted words would hide what is in it
+    tie_last_hidden_states max_window_layers gradient_checkpointing use_reentrant model_max_length neftune_noise_alpha
+    _attn_implementation_internal experts_implementation unsloth_tied_weights resid_pdrop embd_pdrop attn_pdrop
+    hidden_dropout embedding_dropout mlp_dropout classifier_dropout tokenizer_model_max_length tokenizer_padding_side
+    """.split()  # noqa: SIM905 a list of eighty quoted words would hide what is in it
 )
 
 
@@ -184,14 +184,50 @@ class LlamaConfig:
         return tables + self.hidden_size + self.num_hidden_layers * (attention + mlp + biases + 2 * self.hidden_size)
 
 
+def _attends_to_all(window: Any, config: Mapping[str, Any]) -> bool:
+    longest = config.get("max_position_embeddings")
+    both_known = isinstance(window, int) and not isinstance(window, bool) and isinstance(longest, int)
+    return config.get("use_sliding_window") is False or (both_known and window >= longest)
+
+
+def _is_plain_llama(classes: Any, config: Mapping[str, Any]) -> bool:
+    """Return whether the code that a folder brings goes by the names of transformers' own, and is not needed."""
+    if not isinstance(classes, Mapping):
+        return False
+    models = [name for auto, name in classes.items() if auto == "AutoConfig" or str(auto).startswith("AutoModel")]
+    return all(isinstance(name, str) and name.split(".")[-1] in _LLAMA_CLASSES for name in models)
+
+
+_LLAMA_CLASSES = ("LlamaConfig", "LlamaModel", "LlamaForCausalLM", "LlamaForSequenceClassification")
+
+# Attributes that change the computation unless they hold: (value, all attributes) to whether they ask for nothing.
+_ASK_FOR_NOTHING: dict[str, tuple[Callable[[Any, Mapping[str, Any]], bool], str]] = {
+    "quantization_config": (lambda value, config: False, "None"),
+    "pruned_heads": (lambda value, config: False, "none"),
+    "per_layer_config": (lambda value, config: False, "none"),
+    "use_sliding_window": (lambda value, config: value is False or config.get("sliding_window") is None, "False"),
+    "sliding_window": (_attends_to_all, "None, or a window of all positions"),
+    "layer_types": (
+        lambda value, config: isinstance(value, list) and set(map(str, value)) == {"full_attention"},
+        "'full_attention' in each layer",
+    ),
+    "auto_map": (_is_plain_llama, "that of Llama's own classes"),
+}
+
+
 def _refuse_unknown(config: Mapping[str, Any]) -> None:
     """Refuse what would change the computation without being implemented: silence would give wrong logits."""
     own = {field.name for field in dataclasses.fields(LlamaConfig)} - {"rope", "eos_token_ids"}
-    known = {*own, "eos_token_id", *_READ_BY_ROPE, *_FIXED, *_IRRELEVANT}
-    problems = [f"{name} = {shown(config[name])} is unknown" for name in sorted(set(config) - known)]
+    known = {*own, "eos_token_id", *_READ_BY_ROPE, *_FIXED, *_ASK_FOR_NOTHING, *_IRRELEVANT}
+    # What is null or empty asks for nothing, whatever it is.
+    asked = {name: value for name, value in config.items() if name in _FIXED or value not in (None, {}, [])}
+    problems = [f"{name} = {shown(asked[name])} is unknown" for name in sorted(set(asked) - known)]
     for name, allowed in _FIXED.items():
-        if name in config and config[name] not in allowed:
+        if name in asked and asked[name] not in allowed:
             options = " or ".join(repr(value) for value in allowed)
-            problems.append(f"{name} = {shown(config[name])}, only {options} is implemented")
+            problems.append(f"{name} = {shown(asked[name])}, only {options} is implemented")
+    for name, (asks_for_nothing, options) in _ASK_FOR_NOTHING.items():
+        if name in asked and not asks_for_nothing(asked[name], config):
+            problems.append(f"{name} = {shown(asked[name])}, only {options} is implemented")
     if problems:
         raise ValueError(f"model configuration not implemented: {listed(problems, '; ')}")

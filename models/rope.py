@@ -128,6 +128,8 @@ class RopeConfig:
         settings.pop("partial_rotary_factor", None)
         for label in _LABELS:
             settings.pop(label, None)
+        if rope_type == "default" and settings.get("factor") in (1, 1.0):
+            del settings["factor"]
         unknown = sorted(set(settings) - {name for names in _FIELDS_OF_TYPE.values() for name in names})
         if unknown:
             raise ValueError(f"RoPE settings not implemented: {listed(unknown)}")

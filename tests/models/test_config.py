@@ -55,7 +55,20 @@ def test_everything_transformers_writes_is_known():
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu', only 'silu'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"rope_interleaved": True}, "rope_interleaved = True"),
-        ({"sliding_window": 4096}, "sliding_window = 4096"),
+        ({"sliding_window": 1024}, "sliding_window = 1024, only None, or a window of all positions"),
+        (
+            {"sliding_window": 1024, "max_position_embeddings": 2048, "use_sliding_window": True},
+            "sliding_window = 1024",
+        ),
+        ({"layer_types": ["sliding_attention"]}, r"layer_types = \['sliding_attention'\], only 'full_attention'"),
+        ({"layer_types": [{}]}, "layer_types = "),
+        ({"layer_types": "full_attention"}, "layer_types = 'full_attention'"),
+        ({"auto_map": {"AutoModelForCausalLM": "modeling_mine.MineForCausalLM"}}, "auto_map = "),
+        ({"auto_map": ["modeling.LlamaForCausalLM"]}, "auto_map = "),
+        ({"auto_map": {"AutoModel": None}}, "auto_map = "),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads = "),
+        ({"use_qk_norm": True}, "use_qk_norm = True, only False"),
+        ({"rope_scaling": {"rope_type": "default", "factor": 2.0}}, "RoPE type 'default' has no setting factor"),
         ({"num_key_value_heads": 3}, "must divide num_attention_heads=4, got 3"),
         ({"num_key_value_heads": 0}, "num_key_value_heads must be a positive integer, got 0"),
         ({"num_key_value_heads": "2"}, "num_key_value_heads must be a positive integer, got '2'"),
@@ -98,6 +111,33 @@ def test_refusals_name_the_entry(entry, complaint):
 def test_a_configuration_is_a_mapping(config):
     with pytest.raises(ValueError, match="the model configuration must be a mapping, got"):
         LlamaConfig.from_hf(config)
+
+
+NOTHING = [
+    {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 28},
+    {"sliding_window": 2048, "max_position_embeddings": 2048},
+    {"use_sliding_window": True, "sliding_window": None},
+    {"layer_types": ["full_attention"]},
+    {"auto_map": {"AutoTokenizer": ["tokenization_mine.MineTokenizer", None]}},
+    {"quantization_config": {}, "quantization": None, "rope_scaling": {}, "rope_parameters": {}, "pruned_heads": {}},
+    {"rope_scaling": {"rope_type": "default", "factor": 1.0}},
+    {"rope_scaling": {"type": None}},
+    {"something_new": None, "compression_config": {}, "skipped_layers": []},
+    {"gradient_checkpointing": True, "neftune_noise_alpha": 5, "unsloth_version": "2025.1", "embd_pdrop": 0.1},
+]
+
+
+@pytest.mark.parametrize("entries", NOTHING, ids=str)
+def test_what_asks_for_nothing_changes_nothing(entries):
+    assert LlamaConfig.from_hf(SMALL | entries) == LlamaConfig.from_hf(SMALL)
+
+
+def test_code_of_a_plain_llama_is_ignored_and_its_yarn_is_read():
+    """As published beside contexts that were lengthened before transformers knew how."""
+    code = {"AutoConfig": "configuration_llama.LlamaConfig", "AutoModelForCausalLM": "modeling_yarn.LlamaForCausalLM"}
+    scaling = {"type": "yarn", "factor": 16.0, "original_max_position_embeddings": 4096, "finetuned": True}
+    config = LlamaConfig.from_hf(SMALL | {"auto_map": code, "rope_scaling": scaling})
+    assert (config.rope.rope_type, config.rope.factor) == ("yarn", 16.0)
 
 
 def test_null_is_absent():
