@@ -14,7 +14,8 @@ class Detokenizer:
 
     No piece ends inside a UTF-8 character, and each token is decoded in a window of its neighbours, so that spaces
     come out as they do when everything is decoded at once, at a cost that does not depend on how much came before.
-    The pieces together equal the decoded whole wherever the tokens' bytes are valid UTF-8.
+    The pieces together equal the decoded whole, whatever the tokens, if `decode` leaves a character as it is when
+    broken bytes follow it.
 
     Args:
         decode: from token ids to text; bytes that are not (yet) UTF-8 as U+FFFD.

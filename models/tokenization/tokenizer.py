@@ -7,6 +7,7 @@ from typing import Any
 
 from ...files.bounded_json import shown
 from ..errors import ChatTemplateError, CheckpointError
+from .byte_tokens import decoder_of
 from .chat_template import ChatTemplate
 from .detokenizer import Detokenizer
 from .library_errors import as_checkpoint_errors
@@ -135,26 +136,26 @@ class Tokenizer:
             ) from error
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Return the text of tokens.
+        """Return the text of tokens: what `detokenizer` gives piece by piece.
+
+        Where a vocabulary spells bytes, those that are no UTF-8 are U+FFFD each, and complete characters beside them
+        stay; transformers gives up the whole run.
 
         Raises:
             CheckpointError: as in `encode`.
         """
+        hidden = self._special if skip_special_tokens else frozenset()
         with as_checkpoint_errors(f"the tokenizer of {self._name} cannot write these tokens"):
-            return self.backend.decode(
-                tokens, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
-            )
+            return decoder_of(self.backend.backend_tokenizer)([token for token in tokens if token not in hidden])
 
     def detokenizer(self, *, skip_special_tokens: bool = True, context: Sequence[int] = ()) -> Detokenizer:
         """Return a fresh incremental decoder; see `Detokenizer` for `context`, and `decode` for errors."""
-        fast, errors = (
-            self.backend.backend_tokenizer,
-            as_checkpoint_errors(f"the tokenizer of {self._name} cannot decode"),
-        )
+        text_of = decoder_of(self.backend.backend_tokenizer)
+        errors = as_checkpoint_errors(f"the tokenizer of {self._name} cannot decode")
 
         def decode(tokens: Sequence[int]) -> str:
             with errors:
-                return fast.decode(tokens, skip_special_tokens=False)
+                return text_of(tokens)
 
         return Detokenizer(
             decode,

@@ -6,7 +6,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Fast
 from tokenizers import decoders, models, pre_tokenizers
 
+from apex_jax import SamplingParams
+from apex_jax.engine.output_processor import OutputStream
 from apex_jax.models import Detokenizer, Tokenizer
+from apex_jax.models.tokenization.byte_tokens import decoder_of
 from apex_jax.models.tokenization.detokenizer import _WINDOW
 
 characters = st.one_of(
@@ -66,6 +69,74 @@ def test_pieces_equal_the_text_and_end_between_characters(text, size):
 def test_any_tokens_equal_the_whole(ids, size):
     """Tokens of a sampling model may be no UTF-8 at all; byte-level vocabularies still stream what decoding gives."""
     assert "".join(stream(Detokenizer(decode), ids, size)) == decode(ids)
+
+
+def byte_fallback() -> Fast:
+    """Words with literal replacement characters and spaces in many places; all bytes from 0 on are ids from 3 on."""
+    words = ["\u2581", "\u2581\u2581", "\u2581a", "a", "é", "😀", "\ufffd", "\u2581\ufffd", "x\ufffd", "\ufffdy"]
+    spelled = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words]
+    vocab = {token: index for index, token in enumerate(spelled)}
+    tokenizer = Fast(models.BPE(vocab=vocab, merges=[], byte_fallback=True, unk_token="<unk>"))
+    steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    return tokenizer
+
+
+FALLBACK = byte_fallback()
+parts_of_characters = st.sampled_from([3 + byte for byte in "A😀\ufffd\u2581é\n".encode()])
+broken = st.lists(
+    st.one_of(parts_of_characters, st.integers(259, FALLBACK.get_vocab_size() - 1), st.integers(0, 258)), max_size=60
+)
+
+
+def bytes_of(token: int) -> bytes:
+    if 3 <= token < 259:
+        return bytes([token - 3])
+    return FALLBACK.id_to_token(token).replace("\u2581", " ").encode()
+
+
+@given(ids=broken, size=st.integers(1, 5))
+@settings(max_examples=500, deadline=None)
+def test_any_tokens_of_single_bytes_equal_the_whole(ids, size):
+    """Bytes between words are decoded by themselves; Python's own decoder marks each that belongs to no character."""
+    decode = decoder_of(FALLBACK)
+    whole = decode(ids)
+    assert "".join(stream(Detokenizer(decode), ids, size)) == whole
+    words, run = [], b""
+    for token in [*ids, 0]:
+        if 3 <= token < 259:
+            run += bytes_of(token)
+            continue
+        marked = run.decode("utf-8", "surrogateescape")
+        words += [
+            "".join("\ufffd" if "\udc80" <= char <= "\udcff" else char for char in marked),
+            bytes_of(token).decode(),
+        ]
+        run = b""
+    expected = "".join(words[:-1])
+    assert whole == expected.removeprefix(" ")
+
+
+@given(ids=broken, stop=st.sampled_from(["\ufffd", "\n", "A", "a\ufffd", "😀é", " a"]), include=st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_stop_strings_end_the_text_where_the_whole_has_them(ids, stop, include):
+    decode = decoder_of(FALLBACK)
+    params = SamplingParams(max_tokens=1000, stop=[stop], include_stop_str_in_output=include)
+    output = OutputStream(params, Detokenizer(decode), eos_token_ids=())
+    pieces = [output.push([token]) for token in ids]
+    pieces.append(output.abort())
+    whole = decode(ids)
+    found = whole.find(stop)
+    end = len(whole) if found < 0 else found + include * len(stop)
+    assert "".join(pieces) == output.text == whole[:end]
+    assert output.stop_reason == (stop if found >= 0 else None)
+
+
+def test_whole_texts_of_broken_bytes(tokenizer):
+    """A word's bytes stay beside a broken one; transformers would lose them."""
+    fast = tokenizer.backend.backend_tokenizer
+    ids = [fast.token_to_id(f"<0x{byte:02X}>") for byte in (0x41, 0xE9, 0x42)]
+    assert tokenizer.decode(ids) == "".join(stream(tokenizer.detokenizer(), ids, 1)) == "A\ufffdB"
 
 
 def test_tokens_that_straddle_characters_for_ever():
