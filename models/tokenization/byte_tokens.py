@@ -1,7 +1,8 @@
 """Text of vocabularies that spell rare characters in tokens of one byte each, such as `<0xE2>`.
 
 The tokenizers library turns a whole run of such tokens into U+FFFD where any of it is no UTF-8, also characters
-that were complete: what has been streamed would be taken back. Here complete characters stay, and each other byte is one U+FFFD.
+that were complete: what has been streamed would be taken back. Here complete characters stay, and each other byte is
+one U+FFFD.
 """
 
 import re
