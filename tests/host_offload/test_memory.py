@@ -60,6 +60,21 @@ def test_first_version_of_control_groups(tmp_path):
     assert available_memory(system(tmp_path, MACHINE | files)) == 2 * GIB
 
 
+def test_nested_groups_of_the_first_version_and_files_that_cannot_be_read(tmp_path):
+    """The outer group leaves least; one without a limit has a number beyond all memory, another no readable file."""
+    group = "sys/fs/cgroup/memory"
+    files = {"proc/self/cgroup": "2:memory:/outer/inner/leaf\n"}
+    for path, most in (("outer", 4 * GIB), ("outer/inner", 9223372036854771712)):
+        files |= {
+            f"{group}/{path}/memory.limit_in_bytes": f"{most}\n",
+            f"{group}/{path}/memory.usage_in_bytes": f"{3 * GIB}\n",
+        }
+    root = system(tmp_path, MACHINE | files)
+    for name in ("memory.limit_in_bytes", "memory.usage_in_bytes"):
+        (root / group / "outer/inner/leaf" / name).mkdir(parents=True)
+    assert available_memory(root) == GIB
+
+
 def test_systems_without_these_files(tmp_path, monkeypatch):
     assert 0 < available_memory(tmp_path) <= sys.maxsize
     monkeypatch.setattr(memory_module.os, "sysconf_names", {})

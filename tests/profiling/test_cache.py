@@ -156,6 +156,14 @@ def test_what_is_not_this_engines_is_refused_and_measured_anew_if_automatic(chan
     assert {name: getattr(found, name) for name in change} == {name: getattr(kept, name) for name in change}
 
 
+def test_a_profile_that_cannot_be_kept_is_used(monkeypatch, tmp_path, caplog):
+    """A file lies where the cache folder would be: what was measured is not lost."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("APEX_JAX_CACHE", str(tmp_path / "file"))
+    assert make().profile().layer.covers(2)
+    assert "The profile is used and not kept, since it cannot be written" in caplog.text
+
+
 def test_a_damaged_profile_is_refused(llm, kept):
     path = profile_path(kept.key)
     text = path.read_text(encoding="utf-8")
