@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 
 from .engine.capacity import plan_memory
 from .engine.engine import Engine
@@ -20,12 +19,16 @@ from .engine.stats import EngineStats
 from .execution.attention_backend import default_dtype, device_attention_for
 from .execution.compilation_cache import default_folder, keep_compiled
 from .execution.executor import Executor
-from .models import LlamaConfig, Tokenizer, Weights, open_model, params_dtype, weights_from_params
+from .execution.own_contexts import default_device, own_contexts, placed_on, refuse_traces
+from .models import LlamaConfig, Tokenizer, Weights, open_model
+from .models.loading.param_names import ParamMapping
+from .models.loading.params import open_params
 from .option_names import engine_options
 from .options import EngineOptions
 from .outputs import RequestOutput
 from .profiling.store import ProfileStore
 from .progress_bar import Bar, each_compilation
+from .recipe import FROM_PARAMS, Recipe
 from .sampling_params import SamplingParams
 from .scheduler import Capacity, Policy, Profile
 from .scheduler.planner.explain import explain
@@ -49,6 +52,8 @@ class LLM:
             float16 where the device has no bfloat16.
         load_format: "auto" or "dummy".
         num_layers: with "dummy", how many layers; the model's own number if None.
+        revision: branch, tag or commit of a hub model (and of no other); its main branch if None.
+        tokenizer: where another tokenizer is: a folder, a file of one (`tokenizer.json`, a GGUF file) or a hub name.
         options: see `EngineOptions`.
 
     Attributes:
@@ -71,50 +76,79 @@ class LLM:
         dtype: str = "auto",
         load_format: str = "auto",
         num_layers: int | None = None,
+        revision: str | None = None,
+        tokenizer: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> None:
-        checked = engine_options(options, caller="LLM", others=("dtype", "load_format", "num_layers"))
-        keep_compiled(default_folder() if checked.compilation_cache == "default" else checked.compilation_cache)
-        device = checked.device or jax.devices()[0]
-        opened = open_model(
-            os.fspath(model),
-            dtype=default_dtype(device) if dtype == "auto" else dtype,
-            load_format=load_format,
-            num_layers=num_layers,
-        )
-        capacity = plan_memory(opened.config, opened.dtype, checked, device=device)
-        loaded = opened.load(device=device)
-        self._start(loaded.config, loaded.weights, loaded.tokenizer, checked, capacity, device)
+        of_model = {"dtype": dtype, "load_format": load_format, "num_layers": num_layers}
+        of_model |= {"revision": revision, "tokenizer": tokenizer}
+        checked = engine_options(options, caller="LLM", others=tuple(of_model))
+        self._recipe = Recipe(model=os.fspath(model), arguments={**of_model, **options})
+        with self._making(checked) as device:
+            dtype = default_dtype(device) if dtype == "auto" else dtype
+            opened = open_model(os.fspath(model), **{**of_model, "dtype": dtype})
+            capacity = plan_memory(opened.config, opened.dtype, checked, device=device)
+            loaded = opened.load(device=device)
+            self._start(loaded.config, loaded.weights, loaded.tokenizer, checked, capacity, device)
 
     @classmethod
     def from_params(
-        cls, config: LlamaConfig, params: Any, *, tokenizer: Any = None, dtype: str = "auto", **options: Any
+        cls,
+        config: LlamaConfig,
+        params: Any,
+        *,
+        tokenizer: Any = None,
+        dtype: str = "auto",
+        mapping: ParamMapping | None = None,
+        **options: Any,
     ) -> Self:
         """Make an `LLM` of arrays that a program already holds.
 
         Args:
             config: the model.
-            params: `Weights`, or a mapping with Hugging Face's names, flat or nested.
+            params: `Weights`, a mapping with Hugging Face's names, flat or nested, an `nnx.Module` or `nnx.State`, or
+                linen's variables; see `apex_jax.models.weights_from_params`. On any devices and meshes; copied.
             tokenizer: a `Tokenizer`, or one of transformers; None allows token ids only.
             dtype: "float32", "bfloat16", "float16", or "auto": the type of the arrays.
+            mapping: what the arrays are if they have other names: "tunix", "maxtext", "maxtext-llama3.1", a table or a
+                function; see `apex_jax.models.weights_from_params`.
             options: see `EngineOptions`.
 
         Raises:
             TypeError: `config` or `params` is something else.
             ValueError: arrays are missing, unknown or misshapen, all of them by name; or as in `plan_memory`.
         """
-        checked = engine_options(options, caller="LLM.from_params", others=("tokenizer", "dtype"))
-        keep_compiled(default_folder() if checked.compilation_cache == "default" else checked.compilation_cache)
-        device = checked.device or jax.devices()[0]
-        if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
-            tokenizer = Tokenizer(tokenizer)
-        chosen = params_dtype(config, params, dtype=dtype)
-        capacity = plan_memory(config, chosen, checked, device=device)
+        checked = engine_options(options, caller="LLM.from_params", others=("tokenizer", "dtype", "mapping"))
+        # Before contexts change: a function of the caller's works in the caller's.
+        refuse_traces()
+        opened = open_params(config, params, mapping)
         llm = cls.__new__(cls)
-        # Copies: where type and shape fit as they are, the arrays would be the caller's, who may donate them.
-        weights = jax.tree.map(jnp.copy, weights_from_params(config, params, dtype=chosen))
-        llm._start(config, weights, tokenizer, checked, capacity, device)
+        llm._recipe = FROM_PARAMS
+        with llm._making(checked) as device:
+            if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+                tokenizer = Tokenizer(tokenizer)
+            chosen = opened.dtype(dtype)
+            capacity = plan_memory(config, chosen, checked, device=device)
+            weights = opened.weights(chosen, placed_on(device))
+            llm._start(config, weights, tokenizer, checked, capacity, device)
         return llm
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle how it was made: unpickling makes another, of the same model with the same options.
+
+        Raises:
+            TypeError: its weights were given as arrays; it says what to send instead.
+        """
+        return self._recipe.reduced(type(self))
+
+    @staticmethod
+    @contextmanager
+    def _making(options: EngineOptions) -> Iterator[jax.Device]:
+        """Yield the device of an engine that is being made, in JAX contexts of its own."""
+        device = options.device or default_device()
+        with own_contexts():
+            keep_compiled(default_folder() if options.compilation_cache == "default" else options.compilation_cache)
+            yield device
 
     def _start(
         self,
@@ -210,19 +244,23 @@ class LLM:
         """
         return self._requests.stream(self._checked(prompts, sampling_params))
 
-    def update_params(self, params: Any) -> None:
+    def update_params(self, params: Any, *, mapping: ParamMapping | None = None) -> None:
         """Go on with other weights of the same model; nothing is compiled again.
 
         Args:
-            params: as in `from_params`; converted to the dtype in use.
+            params: as in `from_params`; copied, and converted to the dtype in use.
+            mapping: as in `from_params`.
 
         Raises:
-            ValueError: arrays are missing, unknown or misshapen.
-            RuntimeError: requests are under way, whose KV cache holds keys and values of the old weights.
+            TypeError, ValueError: `params` do not fit; as in `from_params`.
+            RuntimeError: requests are under way, whose KV cache holds keys and values of the old weights; or JAX traces
+                a function.
         """
+        refuse_traces()
+        opened = open_params(self.config, params, mapping)
         with self._requests.idle("update_params"):
-            weights = weights_from_params(self.config, params, dtype=self.dtype)
-            self._jax_device.set_weights(jax.tree.map(jnp.copy, weights))
+            self._jax_device.set_weights(opened.weights(self.dtype, placed_on(self.device)))
+            self._recipe = FROM_PARAMS
 
     def warm_up(self, *, use_tqdm: bool = False) -> None:
         """Compile everything that requests can need, so that none of them waits for a compilation.
@@ -305,6 +343,7 @@ class LLM:
             return self.engine.stats()
 
     def _checked(self, prompts: Any, sampling_params: Any) -> list[tuple[TokenizedPrompt, SamplingParams]]:
-        return check_requests(
-            prompts, sampling_params, self.config, tokenizer=self.tokenizer, max_model_len=self.max_model_len
-        )
+        with own_contexts():
+            return check_requests(
+                prompts, sampling_params, self.config, tokenizer=self.tokenizer, max_model_len=self.max_model_len
+            )

@@ -48,7 +48,7 @@ class EngineOptions:
         compilation_cache: folder in which JAX keeps compiled programs for the next start; "default" for one under
             `$APEX_JAX_CACHE`, None for none. It is JAX's own cache, of the whole process; where a program has set
             `jax_compilation_cache_dir`, that stays.
-        device: where the model runs; JAX's default device if None.
+        device: where the model runs; `jax.default_device` where the `LLM` is made, or JAX's first, if None.
         seed: requests without a seed of their own get one drawn from this.
 
     Raises:

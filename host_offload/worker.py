@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -112,6 +113,7 @@ class HostWorker:
     Args:
         cache: the pages; the worker takes their arrays over.
         num_heads: query heads N.
+        contexts: what its thread is in while it runs jobs, such as JAX's settings, which are each thread's own.
 
     Attributes:
         layers: each layer's pages, replaced by every job that changes them.
@@ -123,11 +125,18 @@ class HostWorker:
         observers: called after each job, in their order, in the thread that ran it, before the next begins.
     """
 
-    def __init__(self, cache: HostKVCache, *, num_heads: int) -> None:
+    def __init__(
+        self,
+        cache: HostKVCache,
+        *,
+        num_heads: int,
+        contexts: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self.layers = list(cache.layers)
         self._page = cache.layers[0].shape[1:]
         self.num_pages = cache.num_pages
         self._num_heads = num_heads
+        self._contexts = contexts
         self.programs = build_programs()
         self.observers: list[Callable[[HostJob], None]] = []
         self._queue: deque[HostJob] = deque()
@@ -299,8 +308,9 @@ class HostWorker:
 
     def _serve(self) -> None:
         try:
-            while self._serve_next():
-                pass
+            with self._contexts():
+                while self._serve_next():
+                    pass
         except BaseException:
             self._thread_runs = False
             # Nobody is left whom those could wait for that count on this thread.

@@ -17,6 +17,7 @@ from .loading.loader import LoadedModel as LoadedModel
 from .loading.loader import OpenedModel as OpenedModel
 from .loading.loader import load_model as load_model
 from .loading.loader import open_model as open_model
+from .loading.param_tables import Target as Target
 from .loading.params import params_dtype as params_dtype
 from .loading.params import weights_from_params as weights_from_params
 from .presets import PRESETS as PRESETS

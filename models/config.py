@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..files.bounded_json import listed, shown
+from ..files.bounded_json import cut, listed, shown
 from .loading import checks
 from .rope import RopeConfig
 
@@ -125,13 +125,16 @@ class LlamaConfig:
                 raise ValueError(f"token id {token} lies outside of the vocabulary of {self.vocab_size}")
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> "LlamaConfig":
-        """Read the mapping of a Hugging Face `config.json`; absent optional entries take transformers' defaults.
+    def from_hf(cls, config: Any) -> "LlamaConfig":
+        """Read the mapping of a Hugging Face `config.json`, or transformers' object of it; absent optional entries take
+        transformers' defaults.
 
         Raises:
             ValueError: an entry this package does not implement, by name, a needed entry that is absent, or a value
                 outside of what is allowed.
         """
+        if not isinstance(config, Mapping) and callable(to_dict := getattr(config, "to_dict", None)):
+            config = to_dict()
         _refuse_unknown(checks.mapping("the model configuration", config))
         missing = [name for name in _REQUIRED if config.get(name) is None]
         if missing:
@@ -230,4 +233,4 @@ def _refuse_unknown(config: Mapping[str, Any]) -> None:
         if name in asked and not asks_for_nothing(asked[name], config):
             problems.append(f"{name} = {shown(asked[name])}, only {options} is implemented")
     if problems:
-        raise ValueError(f"model configuration not implemented: {listed(problems, '; ')}")
+        raise ValueError(cut(f"model configuration not implemented: {listed(problems, '; ')}", 1900))

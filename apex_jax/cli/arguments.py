@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..llm import LLM
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
-_MODEL_OPTIONS = ("dtype", "load_format", "num_layers")
+_MODEL_OPTIONS = ("dtype", "load_format", "num_layers", "revision", "tokenizer")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -73,6 +73,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", help="float32, bfloat16, float16 or auto (default: float32 on a CPU)")
     group.add_argument("--load-format", help="auto, or dummy for random weights of a preset's sizes")
     group.add_argument("--num-layers", type=int, metavar="L", help="layers of a dummy model")
+    group.add_argument("--revision", help="branch, tag or commit of a model on the hub (default: its main branch)")
+    group.add_argument("--tokenizer", help="folder, file or hub name of another tokenizer than the model's")
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from ..execution.attention_backend import DeviceAttention
 from ..execution.batch import Buckets
 from ..execution.jax_device import JaxDevice
 from ..execution.model_runner import ModelRunner
+from ..execution.own_contexts import own_contexts
 from ..host_offload import HostKVConfig, HostWorker, allocate
 from ..models import LlamaConfig, Weights
 from ..scheduler import Capacity
@@ -63,4 +64,4 @@ def make_worker(config: LlamaConfig, dtype: jnp.dtype, capacity: Capacity, *, de
         dtype=dtype,
     )
     cache = allocate(shape, capacity.host_pages * shape.page_bytes, host_device(device))
-    return HostWorker(cache, num_heads=config.num_attention_heads)
+    return HostWorker(cache, num_heads=config.num_attention_heads, contexts=own_contexts)

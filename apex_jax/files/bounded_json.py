@@ -80,19 +80,23 @@ def shown(value: Any, most: int = 200) -> str:
     if isinstance(value, int) and value.bit_length() > 4 * most:
         return f"a whole number of {value.bit_length():,} bits"
     text = repr(value[:most] if isinstance(value, str | bytes | list | tuple) else value)
-    return text if len(text) <= most else f"{text[:most]}..."
+    return cut(text, most)
 
 
 def brief(error: BaseException, most: int = 1000) -> str:
     """Return what an error says, cut where it is long: a value in it may be as large as the file it comes from."""
-    text = str(error)
+    return cut(str(error), most)
+
+
+def cut(text: str, most: int) -> str:
+    """Return a text, or the beginning of a long one."""
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def listed(items: Sequence[str], between: str = ", ", most: int = 30) -> str:
+def listed(items: Sequence[str], between: str = ", ", most: int = 30, longest: int = 400) -> str:
     """Return texts joined as an error message shows them: the first ones, and how many more there are."""
     more = [f"and {len(items) - most:,} more"] if len(items) > most else []
-    return between.join([*(item if len(item) <= 400 else f"{item[:400]}..." for item in items[:most]), *more])
+    return between.join([*(cut(item, longest) for item in items[:most]), *more])
 
 
 def _whole(digits: str) -> int:

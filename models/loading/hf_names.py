@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ...files.bounded_json import listed
+from ...files.bounded_json import cut, listed
 from ..config import LlamaConfig
 from ..llama import LayerWeights, Weights
 
@@ -59,18 +59,20 @@ def tensor_problems(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -
     """Compare names and shapes; return one line for the missing, one for the extra, and one a misshapen tensor."""
     problems = []
     if missing := [name for name in expected if name not in found]:
-        problems.append(f"missing: {listing(missing)}")
+        problems.append(f"missing: {listing(cut(name, 80) for name in sorted(missing))}")
     if extra := [name for name in found if name not in expected]:
-        problems.append(f"not part of this model: {listing(extra)}")
-    for name, shape in expected.items():
-        if name in found and tuple(found[name]) != shape:
-            problems.append(f"{name} has shape {list(found[name])}, needs {list(shape)}")
+        problems.append(f"not part of this model: {listing(cut(name, 80) for name in sorted(extra))}")
+    problems += [
+        f"{name} has shape {list(found[name])}, needs {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != shape
+    ]
     return problems
 
 
-def listing(names: Iterable[str]) -> str:
-    """Join names for an error message."""
-    return listed(sorted(names))
+def listing(items: Iterable[str], between: str = ", ") -> str:
+    """Join the first of names or problems for an error message, so that it stays below a screen."""
+    return listed(list(items), between, most=8, longest=800)
 
 
 def assemble(

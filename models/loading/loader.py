@@ -92,6 +92,8 @@ def load_model(
     dtype: str = "auto",
     load_format: str = "auto",
     num_layers: int | None = None,
+    revision: str | None = None,
+    tokenizer: str | Path | None = None,
     seed: int = 0,
     device: Any = None,
 ) -> LoadedModel:
@@ -105,6 +107,9 @@ def load_model(
             where it states nothing.
         load_format: "auto" reads the weights; "dummy" draws random ones and needs only the configuration.
         num_layers: another number of layers than the configuration's; random weights only.
+        revision: branch, tag or commit of a hub model, and of its tokenizer if that has no place of its own.
+        tokenizer: where another tokenizer is: a folder, a file in one such as its `tokenizer.json`, a GGUF file, or a
+            hub name; that of the model where None.
         seed: of random weights.
         device: the `jax.Device` that holds the weights; JAX's default where None.
 
@@ -113,11 +118,20 @@ def load_model(
         CheckpointError: the files are damaged, incomplete, or hold a model that is not implemented.
         ValueError: an argument outside of what is allowed.
     """
-    return open_model(model, dtype=dtype, load_format=load_format, num_layers=num_layers).load(seed=seed, device=device)
+    opened = open_model(
+        model, dtype=dtype, load_format=load_format, num_layers=num_layers, revision=revision, tokenizer=tokenizer
+    )
+    return opened.load(seed=seed, device=device)
 
 
 def open_model(
-    model: str | Path, *, dtype: str = "auto", load_format: str = "auto", num_layers: int | None = None
+    model: str | Path,
+    *,
+    dtype: str = "auto",
+    load_format: str = "auto",
+    num_layers: int | None = None,
+    revision: str | None = None,
+    tokenizer: str | Path | None = None,
 ) -> OpenedModel:
     """Find a model and read its configuration and tokenizer, so that its size can be judged before it is loaded.
 
@@ -125,21 +139,24 @@ def open_model(
     """
     _check_arguments(dtype, load_format, num_layers)
     name = str(model)
+    if revision is not None and not _is_hub_name(model):
+        raise ValueError(f"revision={revision!r} is one of a model on the hub (owner/name), got the model {name!r}")
     if load_format == "dummy" and name in PRESETS:
         checkpoint = _Checkpoint(config=PRESETS[name])
     else:
-        checkpoint = _open(resolve(model))
+        checkpoint = _open(resolve(model, revision=revision))
     config, chosen = checkpoint.config, jnp.dtype(dtype if dtype != "auto" else checkpoint.dtype)
     if num_layers is not None:
         config = config.replace(num_hidden_layers=num_layers)
     source = checkpoint.source
+    reader = checkpoint.tokenizer() if tokenizer is None else _other_tokenizer(tokenizer)
 
     def read(seed: int, device: Any) -> Weights:
         if load_format == "dummy" or source is None:
             return random_weights(config, seed, chosen, device=device)
         return read_weights(config, source(chosen), dtype=chosen, device=device)
 
-    return OpenedModel(name=name, config=config, tokenizer=checkpoint.tokenizer, dtype=chosen, read=read)
+    return OpenedModel(name=name, config=config, tokenizer=reader, dtype=chosen, read=read)
 
 
 def _check_arguments(dtype: str, load_format: str, num_layers: int | None) -> None:
@@ -151,8 +168,28 @@ def _check_arguments(dtype: str, load_format: str, num_layers: int | None) -> No
         raise ValueError("num_layers needs load_format='dummy': a checkpoint's own weights keep all of their layers")
 
 
-def resolve(model: str | Path) -> Path:
+def _other_tokenizer(place: str | Path) -> Tokenizer:
+    path = resolve(place, revision=None)
+    if path.is_file() and path.suffix != ".gguf":
+        path = path.parent
+    tokenizer = Tokenizer.from_folder(path) if path.is_dir() else _open_gguf(path).tokenizer()
+    if tokenizer is None:
+        raise CheckpointError(f"tokenizer={str(place)!r}: {path} has no tokenizer")
+    return tokenizer
+
+
+def _is_hub_name(model: str | Path) -> bool:
+    """Whether a name can only be one of the hub."""
+    there = Path(model).expanduser().exists()
+    return isinstance(model, str) and not there and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model) is not None
+
+
+def resolve(model: str | Path, *, revision: str | None = None) -> Path:
     """Return the folder or GGUF file of a model's name, fetching it if it is a registered or hub name.
+
+    Args:
+        model: see `load_model`.
+        revision: of a hub name.
 
     Raises:
         ModelNotFoundError: nothing answers to the name, or it cannot be fetched.
@@ -170,27 +207,30 @@ def resolve(model: str | Path) -> Path:
             f"{name!r} is a preset of sizes without weights: use load_format='dummy' for random ones, "
             "or give the checkpoint's folder or hub name"
         )
-    if isinstance(model, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
-        return _from_hub(name)
+    if _is_hub_name(model):
+        return _from_hub(name, revision)
     raise ModelNotFoundError(
         f"no model {name!r}: not a file or folder here, not a hub name (owner/name); names known: "
         f"{', '.join(REGISTERED)}; presets for load_format='dummy': {', '.join(PRESETS)}"
     )
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download, try_to_load_from_cache
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_DUPLICATES))
+        folder = snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_DUPLICATES)
     except (OSError, ValueError) as error:
         # Another tool may have kept fewer files, and all that are needed: what is not there is named when it is read.
-        kept = [try_to_load_from_cache(name, file) for file in ("config.json", INDEX, SINGLE)]
+        names = ("config.json", INDEX, SINGLE)
+        kept = [try_to_load_from_cache(name, file, revision=revision) for file in names]
         if isinstance(kept[0], str) and any(isinstance(file, str) for file in kept[1:]):
             return Path(kept[0]).parent
+        of = "" if revision is None else f", revision {revision!r},"
         raise ModelNotFoundError(
-            f"{name!r} is no folder here and could not be fetched from the Hugging Face hub: {error}"
+            f"{name!r}{of} is no folder here and could not be fetched from the Hugging Face hub: {error}"
         ) from error
+    return Path(folder)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,7 +238,7 @@ class _Checkpoint:
     """What stands in the files, the tensors not opened yet: random weights need none."""
 
     config: LlamaConfig
-    tokenizer: Tokenizer | None = None
+    tokenizer: Callable[[], Tokenizer | None] = lambda: None
     source: Callable[[np.dtype], TensorSource] | None = None
     dtype: str = "float32"
 
@@ -226,7 +266,7 @@ def _open_folder(folder: Path) -> _Checkpoint:
     stated = settings.get("dtype", settings.get("torch_dtype"))
     return _Checkpoint(
         config=config,
-        tokenizer=Tokenizer.from_folder(folder),
+        tokenizer=lambda: Tokenizer.from_folder(folder),
         source=lambda dtype: SafetensorsSource(folder),
         dtype=stated if stated in DTYPES else "float32",
     )
@@ -241,7 +281,7 @@ def _open_gguf(path: Path) -> _Checkpoint:
     config = config_from_gguf(file)
     return _Checkpoint(
         config=config,
-        tokenizer=Tokenizer(tokenizer_from_gguf(file)),
+        tokenizer=lambda: Tokenizer(tokenizer_from_gguf(file)),
         source=lambda dtype: GGUFSource(file, config, dtype),
     )
 

@@ -11,6 +11,7 @@ import numpy as np
 from apex_jax import SamplingParams
 from apex_jax.engine.input_processor import check_requests
 from apex_jax.engine.shared_engine import Call, SharedEngine
+from apex_jax.execution.own_contexts import own_contexts
 from apex_jax.execution.sampler import SamplingMode, pack_rows, sample, seed_words
 from apex_jax.scheduler import STRATEGIES, Decision, FixedPolicy
 
@@ -100,6 +101,7 @@ def beginner(llm):
     return begin
 
 
+@own_contexts()
 def run(llm, load, rng, *, arrive=0.4, cancel=0.02, most=5000):
     """Serve (prompt, params) pairs that arrive between the iterations; some are cancelled at random moments.
 
