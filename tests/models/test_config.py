@@ -180,3 +180,14 @@ def test_biases_are_counted():
     config = LlamaConfig.from_hf(SMALL | {"attention_bias": True, "mlp_bias": True})
     described = jax.tree.leaves(abstract_weights(config, "float32"))
     assert sum(leaf.size for leaf in described) == config.num_parameters
+
+
+def test_transformers_own_object():
+    from transformers import LlamaConfig as TheirConfig
+
+    sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    theirs = TheirConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-4, eos_token_id=[3, 4])
+    found = LlamaConfig.from_hf(theirs)
+    assert found == LlamaConfig.from_hf(theirs.to_dict())
+    assert (found.hidden_size, found.num_key_value_heads, found.head_dim) == (32, 2, 8)
+    assert (found.rms_norm_eps, found.eos_token_ids) == (1e-4, (3, 4))
