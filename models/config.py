@@ -189,8 +189,9 @@ class LlamaConfig:
 
 def _attends_to_all(window: Any, config: Mapping[str, Any]) -> bool:
     longest = config.get("max_position_embeddings")
-    both_known = isinstance(window, int) and not isinstance(window, bool) and isinstance(longest, int)
-    return config.get("use_sliding_window") is False or (both_known and window >= longest)
+    if config.get("use_sliding_window") is False:
+        return True
+    return type(window) is int and type(longest) is int and window >= longest
 
 
 def _is_plain_llama(classes: Any, config: Mapping[str, Any]) -> bool:

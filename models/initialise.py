@@ -30,7 +30,9 @@ def random_weights(config: LlamaConfig, seed: int, dtype: Any, *, device: Any = 
         for path, leaf in paths:
             name = jax.tree_util.keystr(path)
             start = zlib.crc32(f"{seed} {name}".encode())
-            leaves.append(_draw(jnp.uint32(start), _limit(path[-1].key, leaf.shape), leaf.shape, leaf.dtype))
+            drawn = _draw(jnp.uint32(start), _limit(path[-1].key, leaf.shape), leaf.shape, leaf.dtype)
+            # Whoever waits for all of them at once cannot be interrupted meanwhile.
+            leaves.append(jax.block_until_ready(drawn))
     return jax.tree.unflatten(structure, leaves)
 
 

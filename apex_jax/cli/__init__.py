@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from threading import Event
 from typing import NoReturn
 
 from .. import __version__
@@ -19,6 +20,8 @@ from .errors import USER_ERROR_STATUS, Parser, UserError
 
 INTERRUPTED_STATUS = 130
 """128 + SIGINT, which shells report for a command ended by Ctrl-C."""
+
+INTERRUPTED = "\napex-jax: interrupted"
 
 
 def build_parser() -> Parser:
@@ -35,17 +38,18 @@ def build_parser() -> Parser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, interrupted: Callable[[], object] = lambda: None) -> int:
     """Run a command line and return its exit status.
 
     Args:
         argv: arguments after the program's name; those of the process if None.
+        interrupted: called when Ctrl-C has become an exception.
     """
     # transformers would say that PyTorch is missing; only its tokenizers are used here.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         args = build_parser().parse_args(argv)
-        with interrupts.kept():
+        with interrupts.kept(interrupted):
             status = args.run(args)
         sys.stdout.flush()
         return status
@@ -53,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"apex-jax: error: {error}", file=sys.stderr)
         return USER_ERROR_STATUS
     except KeyboardInterrupt:
-        print("\napex-jax: interrupted", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return INTERRUPTED_STATUS
     except BrokenPipeError:
         # The reader of a pipe (`| head`) has gone; a second complaint at interpreter exit is avoided.
@@ -64,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def process() -> NoReturn:
     """Run the command line of this process and end it: the entry point of `apex-jax`."""
     show_all(sys.stdout, sys.stderr)
-    status = main()
+    raised = Event()
+    with interrupts.ended_if_ignored(raised, status=INTERRUPTED_STATUS, message=f"{INTERRUPTED}\n"):
+        status = main(interrupted=raised.set)
     if status == INTERRUPTED_STATUS:
         # Libraries that were interrupted in their start leave threads for which the interpreter would wait a minute.
         with suppress(BrokenPipeError):

@@ -3,6 +3,8 @@
 import gc
 import importlib
 import signal
+import subprocess
+import sys
 import time
 import weakref
 
@@ -22,7 +24,7 @@ def interrupted(work):
     """Run `work` and check that an interrupt comes after it and leaves the signals as they were."""
 
     def run():
-        with interrupts.kept():
+        with interrupts.kept(lambda: None):
             work()
             wait(60)
 
@@ -93,9 +95,50 @@ def test_after_an_import(tmp_path, monkeypatch):
     assert importlib.import_module("interrupted_module").ended
 
 
+PROGRAM = """
+import hashlib, sys, time
+from threading import Event
+from apex_jax.cli import interrupts
+
+raised = Event()
+with interrupts.ended_if_ignored(raised, status=130, message="ended\\n"):
+    try:
+        with interrupts.kept(raised.set):
+            print("computed", end="")
+            print("ready", file=sys.stderr, flush=True)
+            {work}
+    except KeyboardInterrupt:
+        time.sleep(1.5 * interrupts.PATIENCE_SECONDS)
+        print(" and cleaned up", end="")
+"""
+
+
+@pytest.mark.parametrize(
+    ("work", "status", "out", "err"),
+    [
+        # Half a minute in C, which no signal ends, as in a compilation.
+        ("hashlib.pbkdf2_hmac('sha256', b'', b'', 10**8)", 130, "computed", "ended\n"),
+        # What the exception sets off may take its time.
+        ("time.sleep(60)", 0, "computed and cleaned up", ""),
+    ],
+)
+def test_a_process_ends_within_two_seconds_where_python_cannot_raise(work, status, out, err):
+    arguments = [sys.executable, "-c", PROGRAM.format(work=work)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "ready\n"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        said = process.communicate()
+    assert said == (out, err)
+    assert process.returncode == status
+    assert time.monotonic() - start < 10
+
+
 def test_elsewhere_it_comes_at_once():
     def interrupt():
-        with interrupts.kept():
+        with interrupts.kept(lambda: None):
             signal.raise_signal(signal.SIGINT)
             pytest.fail("no interrupt came")
 
