@@ -180,7 +180,7 @@ def _other_tokenizer(place: str | Path) -> Tokenizer:
 
 def _is_hub_name(model: str | Path) -> bool:
     """Whether a name can only be one of the hub."""
-    there = Path(model).expanduser().exists()
+    there = os.path.exists(os.path.expanduser(model))
     return isinstance(model, str) and not there and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model) is not None
 
 
