@@ -33,6 +33,7 @@ from apex_jax.execution.batch import Buckets
 from apex_jax.execution.executor import Executor
 from apex_jax.execution.jax_device import JaxDevice
 from apex_jax.execution.model_runner import ModelRunner
+from apex_jax.execution.programs import build_programs
 from apex_jax.host_offload import HostKVConfig, HostWorker, allocate
 from apex_jax.models import LlamaConfig, llama, random_weights
 from apex_jax.scheduler import STRATEGIES, Capacity, FixedPolicy, Policy
@@ -103,7 +104,7 @@ def build(layers: int, device_rows: int, policy: Policy, *, host_rows: int) -> E
     runner = ModelRunner(
         config,
         random_weights(config, 0, jnp.float32),
-        attention=trivial_attention,
+        programs=build_programs(config, trivial_attention, PAGE_SIZE),
         device=jax.devices()[0],
         buckets=Buckets(capacity=capacity, table_width=16, ragged_attention=True),
     )

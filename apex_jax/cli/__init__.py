@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from .. import __version__
 from ..machine.streams import show_all
-from . import bench, demo, explain, generate, info, interrupts, plan, profile, reproduce, simulate, timeline
+from . import bench, demo, explain, fit, generate, info, interrupts, plan, profile, reproduce, simulate, timeline
 from .errors import USER_ERROR_STATUS, Parser, UserError
 
 INTERRUPTED_STATUS = 130
@@ -33,7 +33,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"apex-jax {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (generate, demo, info, bench, profile, explain, timeline, plan, simulate, reproduce):
+    for command in (generate, demo, info, fit, bench, profile, explain, timeline, plan, simulate, reproduce):
         command.add_parser(commands)
     return parser
 
@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None, *, interrupted: Callable[[], object]
     """
     # transformers would say that PyTorch is missing; only its tokenizers are used here.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    # JAX would leave a quarter of a GPU's memory to others; nothing but this command runs in its process.
+    os.environ.setdefault(fit.FRACTION_VARIABLE, str(fit.OWN_FRACTION))
     try:
         args = build_parser().parse_args(argv)
         with interrupts.kept(interrupted):

@@ -139,6 +139,11 @@ def open_llm(args: argparse.Namespace) -> LLM:
         return LLM(args.model, **_given(args, (*_MODEL_OPTIONS, *ENGINE_OPTIONS)))
 
 
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of `EngineOptions` that were given."""
+    return _given(args, tuple(ENGINE_OPTIONS))
+
+
 def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
     return {name: value for name, value in vars(args).items() if name in names}
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 
 from ..execution.batch import HOST_SEQS
 from ..execution.model_shape import shape_of
+from ..execution.paged_attention import attention_workspace
 from ..host_offload import available_memory
 from ..models.config import LlamaConfig
 from ..options import EngineOptions
@@ -24,6 +27,12 @@ to start, in main memory more than in an accelerator's; every size has programs 
 
 SLOT_BYTES = 2048
 """Page table and sampling settings of a request, beside what grows with the vocabulary."""
+
+SAMPLED_BYTES = 16
+"""Of a row's logit while tokens are sampled: itself, sorted, with its index, and a sum."""
+
+LIBRARY_BYTES = 8 << 20
+"""Workspace of an accelerator's library of matrix products."""
 
 
 def plan_memory(config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *, device: jax.Device) -> Capacity:
@@ -50,9 +59,10 @@ def plan_memory(config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *
     prompt_pages = max(1, min(options.max_num_batched_tokens, max_num_seqs * longest) // page_size)
     free = _free_after_weights(config, dtype, device)
     requests = max_num_seqs + max_host_seqs
-    free -= _work_bytes(
-        config, options, max_num_seqs=requests, prompt_tokens=prompt_pages * page_size, free=free, device=device
-    )
+    work = Work(config=config, dtype=dtype, page_size=page_size, longest=longest, accelerator=device.platform != "cpu")
+    prompt_tokens = prompt_pages * page_size
+    _check_work(work, options, requests=requests, prompt_tokens=prompt_tokens, free=free, device=device)
+    free -= work.nbytes(requests=requests, prompt_tokens=prompt_tokens)
     pages, budget = _pages(config, dtype, options, useful_tokens=max_num_seqs * longest, free=free, device=device)
     cached = pages * page_size
     if options.max_model_len is not None and options.max_model_len > cached:
@@ -110,24 +120,59 @@ def _free_after_weights(config: LlamaConfig, dtype: jnp.dtype, device: jax.Devic
     return free - weights
 
 
-def _work_bytes(
-    config: LlamaConfig, options: EngineOptions, *, max_num_seqs: int, prompt_tokens: int, free: int, device: jax.Device
-) -> int:
-    """Return what the largest iteration and the state of all requests take; both follow numbers that a user gives."""
-    # Logits and the tokens that a penalty counts.
-    per_request = 5 * config.vocab_size + SLOT_BYTES
-    # Residual stream, heads and the inside of the feed-forward block, in float32.
-    per_token = 4 * (2 * config.hidden_size + 2 * config.query_size + 3 * config.intermediate_size)
-    rows, prompts = max_num_seqs * (per_request + per_token), prompt_tokens * per_token
-    if rows + prompts > free:
-        of_rows = "max_num_seqs" if options.host_kv_bytes is None else "max_num_seqs + max_host_seqs"
-        name = of_rows if rows > prompts else "max_num_batched_tokens"
-        value = max_num_seqs if rows > prompts else options.max_num_batched_tokens
-        raise ValueError(
-            f"{name}={value} needs {max(rows, prompts)} bytes for the work of one iteration; {device} has {free} bytes "
-            "free beside the weights"
-        )
-    return rows + prompts
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What an engine's programs and the state of its requests take beside weights and KV.
+
+    The programs compiled for GPUs stay below it; see tests/fit.
+
+    Args:
+        config, dtype: the model and the type of its weights and KV.
+        page_size: tokens of a KV page.
+        longest: the longest context, in tokens.
+        accelerator: attention is XLA's, which keeps scores in device memory.
+    """
+
+    config: LlamaConfig
+    dtype: jnp.dtype
+    page_size: int
+    longest: int
+    accelerator: bool
+
+    def nbytes(self, *, requests: int, prompt_tokens: int) -> int:
+        """Return the bytes for so many requests at once, on both sides, and prompt tokens of one iteration."""
+        config = self.config
+        state = requests * (config.vocab_size + SLOT_BYTES)
+        sampling = requests * config.vocab_size * SAMPLED_BYTES
+        # Residual stream, heads and the inside of the feed-forward block, in float32.
+        per_token = 4 * (2 * config.hidden_size + 2 * config.query_size + 3 * config.intermediate_size)
+        layers = (requests + prompt_tokens) * per_token + LIBRARY_BYTES * self.accelerator
+        if self.accelerator:
+            layers += attention_workspace(
+                rows=requests,
+                prompt_tokens=prompt_tokens,
+                longest=self.longest,
+                page_size=self.page_size,
+                heads=(config.num_attention_heads, config.num_key_value_heads, config.head_dim),
+                itemsize=jnp.dtype(self.dtype).itemsize,
+            )
+        return state + max(sampling, layers)
+
+
+def _check_work(
+    work: Work, options: EngineOptions, *, requests: int, prompt_tokens: int, free: int, device: jax.Device
+) -> None:
+    if work.nbytes(requests=requests, prompt_tokens=prompt_tokens) <= free:
+        return
+    rows = work.nbytes(requests=requests, prompt_tokens=0)
+    prompts = work.nbytes(requests=0, prompt_tokens=prompt_tokens)
+    of_rows = "max_num_seqs" if options.host_kv_bytes is None else "max_num_seqs + max_host_seqs"
+    name = of_rows if rows > prompts else "max_num_batched_tokens"
+    value = requests if rows > prompts else options.max_num_batched_tokens
+    raise ValueError(
+        f"{name}={value} needs {max(rows, prompts)} bytes for the work of one iteration; {device} has {free} bytes "
+        "free beside the weights"
+    )
 
 
 def _pages(

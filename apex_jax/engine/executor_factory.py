@@ -10,6 +10,7 @@ from ..execution.batch import Buckets
 from ..execution.jax_device import JaxDevice
 from ..execution.model_runner import ModelRunner
 from ..execution.own_contexts import own_contexts
+from ..execution.programs import build_programs
 from ..host_offload import HostKVConfig, HostWorker, allocate
 from ..models import LlamaConfig, Weights
 from ..scheduler import Capacity
@@ -27,8 +28,8 @@ def make_device(
     """Return the device with a model's weights and an empty KV cache."""
     width = -(-max_model_len // capacity.page_size)
     buckets = Buckets(capacity=capacity, table_width=width, ragged_attention=attention.ragged)
-    attend = attention.append_and_attend
-    return JaxDevice(ModelRunner(config, weights, attention=attend, device=device, buckets=buckets))
+    programs = build_programs(config, attention.append_and_attend, capacity.page_size)
+    return JaxDevice(ModelRunner(config, weights, programs=programs, device=device, buckets=buckets))
 
 
 def host_device(device: jax.Device) -> jax.Device:

@@ -15,7 +15,7 @@ from ..models.config import LlamaConfig
 from ..models.llama import Weights
 from ..sampling_params import SamplingParams
 from .batch import Buckets
-from .programs import DecodeAttention, Passed, Programs, Riders, build_programs
+from .programs import Passed, Programs, Riders
 from .sampler import Sampled, SamplingMode, SamplingRows, pack_rows
 
 
@@ -122,7 +122,7 @@ class ModelRunner:
     Args:
         config: the model.
         weights: its arrays; they are moved to `device` if they are elsewhere.
-        attention: append and decode attention of this device.
+        programs: of the model.
         device: where everything runs.
         buckets: the batch shapes to compile for, and the pages of the KV cache.
 
@@ -137,7 +137,7 @@ class ModelRunner:
         config: LlamaConfig,
         weights: Weights,
         *,
-        attention: DecodeAttention,
+        programs: Programs,
         device: jax.Device,
         buckets: Buckets,
     ) -> None:
@@ -145,8 +145,8 @@ class ModelRunner:
         self.device = device
         self.num_layers = config.num_hidden_layers
         self.buckets = buckets
-        self.programs = build_programs(config, attention, buckets.page_size)
-        self.slots = Slots(self.programs, config, buckets, device)
+        self.programs = programs
+        self.slots = Slots(programs, config, buckets, device)
         self._shapes: set[tuple[Any, ...]] = set()
         self._new_shapes = False
         self.set_weights(weights)
@@ -214,7 +214,8 @@ class ModelRunner:
     ) -> tuple[Passed | None, tuple[jax.Array, jax.Array | None] | None]:
         """Take rows over a boundary, 0 to L; returns device rows and cohort, with heads for the layer ahead."""
         if cohort is not None:
-            self._note_shape("cohort", device and len(device.x), len(cohort.x), boundary in (0, self.num_layers))
+            rows = device and device.x.shape[0]
+            self._note_shape("cohort", rows, cohort.x.shape[0], boundary in (0, self.num_layers))
         return self.programs.boundary(self._layer(boundary - 1), self._layer(boundary), device, cohort)
 
     def attend(self, lane: Lane, layer: int) -> jax.Array:

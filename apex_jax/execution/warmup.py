@@ -80,7 +80,7 @@ def _pass_lane(runner: ModelRunner, lane: Lane, cohorts: Sequence[Riders]) -> No
 def _collect(runner: ModelRunner, x: jax.Array) -> None:
     """Compile the collection of rows of this shape into every number of samples."""
     for count in runner.buckets.samples:
-        runner.programs.collect(runner.no_ends(count), x, np.full(len(x), count, np.int32))
+        runner.programs.collect(runner.no_ends(count), x, np.full(x.shape[0], count, np.int32))
 
 
 def _pass_boundaries(runner: ModelRunner, device: Riders | None, cohort: Riders | None) -> None:

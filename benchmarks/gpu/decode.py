@@ -23,7 +23,7 @@ from apex_jax.execution.jax_device import JaxDevice
 from apex_jax.execution.model_runner import ModelRunner
 from apex_jax.execution.model_shape import shape_of
 from apex_jax.execution.paged_attention import decode_attention, write_tokens
-from apex_jax.execution.programs import DecodeAttention
+from apex_jax.execution.programs import DecodeAttention, build_programs
 from apex_jax.models import Weights, preset, random_weights
 from apex_jax.scheduler import Capacity, DecodeRow, NewPages, Plan
 
@@ -65,7 +65,7 @@ class Steps:
         runner = ModelRunner(
             config,
             weights,
-            attention=appending(attention),
+            programs=build_programs(config, appending(attention), PAGE_SIZE),
             device=jax.devices()[0],
             buckets=Buckets(capacity=capacity, table_width=pages, ragged_attention=True),
         )

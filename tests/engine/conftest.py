@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import apex_jax.execution.model_runner
+import apex_jax.engine.executor_factory
 import apex_jax.host_offload.worker
 import apex_jax.llm
 from apex_jax import LLM, LlamaConfig
@@ -25,7 +25,7 @@ LIMIT = 256
 @pytest.fixture(scope="session", autouse=True)
 def shared_programs():
     """Compile the programs of one model once, however many engines the tests make."""
-    original, first, sized = functools.cache(apex_jax.execution.model_runner.build_programs), {}, {}
+    original, first, sized = functools.cache(apex_jax.engine.executor_factory.build_programs), {}, {}
 
     def build(config, attention, page_size):
         # They take layers as arguments, so that models of any depth share them.
@@ -41,7 +41,7 @@ def shared_programs():
 
     host = functools.cache(apex_jax.host_offload.worker.build_programs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(apex_jax.execution.model_runner, "build_programs", build)
+        patch.setattr(apex_jax.engine.executor_factory, "build_programs", build)
         patch.setattr(apex_jax.host_offload.worker, "build_programs", host)
         yield
 

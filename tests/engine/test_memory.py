@@ -14,7 +14,7 @@ import pytest
 import apex_jax.engine.capacity
 import apex_jax.llm
 from apex_jax import LLM, EngineOptions
-from apex_jax.engine.capacity import coarse, free_memory, plan_memory
+from apex_jax.engine.capacity import Work, coarse, free_memory, plan_memory
 from apex_jax.host_offload import available_memory
 from apex_jax.models import preset
 
@@ -25,6 +25,12 @@ TOKEN_BYTES = 2 * 2 * 2 * 16 * 4  # keys and values, 2 layers, 2 heads of 16 num
 def accelerator(limit, used=0):
     """Return a device that counts its memory."""
     return SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": limit, "bytes_in_use": used})
+
+
+def work_of(config, dtype, *, longest):
+    """What is kept for 64 requests and 512 prompt tokens on an accelerator; tests/fit holds it against programs."""
+    work = Work(config=config, dtype=np.dtype(dtype), page_size=64, longest=longest, accelerator=True)
+    return work.nbytes(requests=64, prompt_tokens=512)
 
 
 @pytest.fixture
@@ -65,8 +71,7 @@ def test_a_budget_is_compared_with_what_is_free_beside_weights_and_work(config):
     """Pages of one KV budget fit exactly, or one token's bytes too few are free."""
     options = EngineOptions(device_kv_tokens=2**20)
     weights = config.num_parameters * 4
-    per_token = 4 * (2 * 32 + 2 * 64 + 3 * 48)
-    work = 64 * (5 * 97 + 2048 + per_token) + 512 * per_token
+    work = work_of(config, "float32", longest=256)
     needed = weights + work + 2**20 * TOKEN_BYTES
     assert plan_memory(config, np.dtype("float32"), options, device=accelerator(needed)).device_pages == 2**14
     with pytest.raises(ValueError, match=rf"{2**20 * TOKEN_BYTES - 1} bytes free, which hold {2**20 - 64} tokens"):
@@ -76,7 +81,7 @@ def test_a_budget_is_compared_with_what_is_free_beside_weights_and_work(config):
 def test_default_sizes_take_a_share_of_what_is_free():
     config = preset("llama-3.1-8b")
     page = 64 * 128 * 1024  # 128 KiB a token in bfloat16
-    work = 64 * (5 * config.vocab_size + 2048) + (64 + 512) * 4 * (4 * 4096 + 3 * 14_336)
+    work = work_of(config, "float16", longest=131_072)
     free = 40 * GIB - config.num_parameters * 2 - work
 
     def pages(**options):
@@ -170,7 +175,7 @@ import os
 with open({str(group_of_one_gib)!r}, "w") as group:
     group.write(str(os.getpid()))
 import jax
-from apex_jax.engine.capacity import coarse, free_memory
+from apex_jax.engine.capacity import Work, coarse, free_memory
 from apex_jax.host_offload import available_memory
 print(available_memory(), free_memory(jax.devices("cpu")[0]))
 """
