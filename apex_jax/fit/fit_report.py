@@ -154,7 +154,10 @@ def need_compiler() -> None:
         except PackageNotFoundError:
             continue
         if plugin != (jax := version("jax")):
-            raise FitError(f"{name} is {plugin} and jax is {jax}; they have to be of one version: {INSTALL}")
+            raise FitError(
+                f"{name} is {plugin} and jax is {jax}; they have to be of one version: "
+                f"pip install {name}=={jax} {name.replace('plugin', 'pjrt')}=={jax}"
+            )
 
 
 def compiler_environment(target: GpuTarget) -> dict[str, str]:
