@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 # Processes that share the tests; the tests of a file stay together, for they share engines.
 JOBS ?= 2
 PYTEST := $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile
+# JAX's compiler for GPUs that are not there, for tests/fit.
+CUDA := $(CURDIR)/$(VENV)/cuda_compile
 NATIVE := $(wildcard host_offload/native/*.cc host_offload/native/*.h)
 
 SHELL := bash
@@ -40,7 +42,8 @@ demo: $(VENV)/.package
 
 install: $(VENV)/.dev $(VENV)/.package
 
-test: install
+test: install $(VENV)/.cuda
+	PYTHONPATH=$(CUDA) $(PYTEST) tests/fit
 	$(PYTEST)
 
 check: installed
@@ -79,6 +82,14 @@ $(VENV)/.run: pyproject.toml scripts/requirements.py | $(VENV)/.made
 $(VENV)/.dev: $(VENV)/.run
 	@echo "Installing what development needs: torch to compare with, pytest, ruff, pyright"
 	@$(BIN)/python -m pip install -r <($(BIN)/python scripts/requirements.py dev) | $(DOWNLOADS)
+	@touch $@
+
+# Apart from the rest: where there is no GPU, JAX complains of the plugin whenever it starts.
+$(VENV)/.cuda: $(VENV)/.run
+	@echo "Installing JAX's compiler for CUDA GPUs, which need not be there: some 200 MB"
+	@version=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("jax"))'); \
+	    $(BIN)/python -m pip install --quiet --no-deps --target $(CUDA) --upgrade \
+	    jax-cuda12-plugin==$$version jax-cuda12-pjrt==$$version 'nvidia-cuda-nvcc-cu12>=12.8,<13'
 	@touch $@
 
 $(VENV)/.package: $(VENV)/.run setup.py pyproject.toml $(NATIVE)
