@@ -70,8 +70,15 @@ def _label(file: str | None) -> str:
 
 
 def _lines(file: str) -> list[str]:
-    with as_user_errors(OSError, UnicodeDecodeError):
-        return (sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")).split("\n")
+    try:
+        with as_user_errors(OSError):
+            text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        byte, place = error.object[error.start], error.start + 1
+        said = f"{_label(file)} is not in UTF-8: its byte {place} is 0x{byte:02x}; save it in that encoding"
+        raise UserError(said) from error
+    # Some editors begin a file with a mark of byte order.
+    return text.removeprefix("\ufeff").split("\n")
 
 
 def _texts(lines: Iterable[str], params: SamplingParams) -> list[Task]:

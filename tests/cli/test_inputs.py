@@ -25,6 +25,21 @@ def test_arguments_come_before_the_lines_of_a_file(monkeypatch, tmp_path):
     assert tasks == [Task(prompt=prompt, params=PARAMS) for prompt in ("zero", "one", "  two ")]
 
 
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_files_of_other_systems(monkeypatch, tmp_path, ending):
+    """With a mark of byte order and other ends of lines, as a file and through standard input."""
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(f"\ufeffone{ending}{ending}zwölf{ending}".encode())
+    assert [task.prompt for task in read(monkeypatch, file=str(file))] == ["one", "zwölf"]
+    assert [task.prompt for task in read(monkeypatch, stdin="\ufeffone\ntwo\n")] == ["one", "two"]
+    lines = tmp_path / "prompts.jsonl"
+    lines.write_bytes(f'\ufeff"one"{ending}[1, 2]{ending}'.encode())
+    assert [task.prompt for task in read(monkeypatch, file=str(lines))] == ["one", [1, 2]]
+    file.write_bytes("zwölf".encode("latin-1"))
+    with pytest.raises(UserError, match=r"prompts.txt is not in UTF-8: its byte 3 is 0xf6; save it"):
+        read(monkeypatch, file=str(file))
+
+
 def test_standard_input_is_read_where_nothing_else_is_given(monkeypatch):
     assert [task.prompt for task in read(monkeypatch, stdin="a\nb\n")] == ["a", "b"]
     assert [task.prompt for task in read(monkeypatch, "c", stdin="a\n")] == ["c"]
@@ -80,7 +95,7 @@ def test_no_prompts(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"absent\.txt: No such file"):
         read(monkeypatch, file=str(tmp_path / "absent.txt"))
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="utf-8"):
+    with pytest.raises(UserError, match=r"not in UTF-8: its byte \d+ is 0x"):
         read(monkeypatch, file=str(tmp_path / "binary"))
 
 
