@@ -22,7 +22,7 @@ import numpy as np
 from decode import DTYPE, PAGE_SIZE, TINY, fitting
 from report import Report, Table, facts_of, open_report
 
-import apex_jax.execution.model_runner
+import apex_jax.engine.executor_factory
 from apex_jax import LLM, LlamaConfig, SamplingParams
 from apex_jax.engine.capacity import free_memory
 from apex_jax.engine.stats import EngineStats
@@ -81,7 +81,7 @@ def main() -> int:
     """Measure."""
     report, args = open_report()
     # One set of compiled programs for all engines.
-    apex_jax.execution.model_runner.build_programs = functools.cache(apex_jax.execution.model_runner.build_programs)
+    apex_jax.engine.executor_factory.build_programs = functools.cache(apex_jax.engine.executor_factory.build_programs)
     facts = {name: value for part in ("facts", "host", "decode") for name, value in facts_of(args.out, part).items()}
     table = report.table(
         "predicted: by the rates measured above",

@@ -13,12 +13,12 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from apex_jax import LLM, LlamaConfig, SamplingParams
-from apex_jax.execution import model_runner
+from apex_jax.engine import executor_factory
 from apex_jax.host_offload import worker
 from apex_jax.models.loading.hf_names import checkpoint_shapes
 
 # Of one model: traced once.
-for module in (model_runner, worker):
+for module in (executor_factory, worker):
     module.build_programs = functools.cache(module.build_programs)
 
 CONFIG = LlamaConfig(
