@@ -16,8 +16,10 @@ from itertools import chain
 from typing import NamedTuple
 
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
-_NAMES = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "opt-barrier", "after-all", "async-done"}
-_ENDS = {"copy-done", "async-update"}
+_NAMES = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "opt-barrier", "after-all"),
+    *("async-done", "async-update", "copy-done"),
+}
 _MOVES = {
     *("bitcast", "broadcast", "concatenate", "convert", "copy", "dynamic-slice", "gather", "get-tuple-element"),
     *("pad", "reshape", "select", "slice", "transpose", "tuple"),
@@ -73,6 +75,16 @@ class Instruction:
     def nbytes(self) -> float:
         """Bytes of the result."""
         return sum(shape.nbytes for shape in self.shapes)
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it has."""
+        return sum(shape.elements for shape in self.shapes)
+
+    @property
+    def number(self) -> int:
+        """Which parameter it is, of those of its computation."""
+        return int(self.text.split(")")[0])
 
     def called(self, key: str) -> tuple[str, ...]:
         """Return the computations that an attribute names."""
@@ -139,7 +151,7 @@ class Program:
     def parameters(self) -> dict[int, Instruction]:
         """The parameters of the whole program, by index."""
         found = [i for i in self.computations[self.entry].values() if i.opcode == "parameter"]
-        return {int(parameter.text.split(")")[0]): parameter for parameter in found}
+        return {parameter.number: parameter for parameter in found}
 
 
 def read_program(text: str) -> Program:
@@ -217,7 +229,7 @@ class _Reader:
         of = [origins.get(operand) for operand in instruction.operands]
         match instruction.opcode:
             case "parameter":
-                return parameters.get(int(instruction.text.split(")")[0]))
+                return parameters.get(instruction.number)
             case "tuple":
                 return of
             case "get-tuple-element":
@@ -228,13 +240,10 @@ class _Reader:
             case "opt-barrier":
                 return of[0] if len(of) == 1 else of
             case "fusion":
-                places = [of[place] if place is not None else None for place in self._updated(instruction)]
-                return places if len(places) > 1 else places[0]
-            case "custom-call":
-                aliased = re.search(r"output_to_operand_aliasing=\{.*?\((\d+),", instruction.text)
-                if len(instruction.shapes) == 1:
-                    return of[int(aliased[1])] if aliased else None
-                return [of[int(aliased[1])] if aliased and i else None for i in range(len(instruction.shapes))]
+                fused = self.program.computations[instruction.called("calls")[0]]
+                places = [_place_of(fused, name) for name in _results(fused)]
+                found = [of[place] if place is not None else None for place in places]
+                return found if len(found) > 1 else found[0]
             case _:
                 return None
 
@@ -242,24 +251,35 @@ class _Reader:
         self, instruction: Instruction, computation: Computation, origins: Mapping[str, Origin], traffic: Traffic
     ) -> None:
         opcode = instruction.opcode
-        if opcode in _NAMES or opcode in _ENDS:
+        if opcode in _NAMES:
             return
         if opcode == "while":
             body, _ = self.run(instruction.called("body")[0], {0: origins[instruction.operands[0]]})
             traffic.add(body, _rounds(instruction))
         elif opcode in ("call", "async-start", "conditional"):
-            names = instruction.called("branch_computations") or instruction.called("to_apply|calls")
-            given = dict(enumerate(origins.get(operand) for operand in instruction.operands))
-            found = [self.run(name, given)[0] for name in names]
+            found = [self.run(name, given)[0] for name, given in self._branches(instruction, origins)]
             traffic.add(max(found, key=lambda one: one.read + one.written))
         else:
             self._kernel(instruction, computation, origins, traffic)
+
+    def _branches(
+        self, instruction: Instruction, origins: Mapping[str, Origin]
+    ) -> Iterator[tuple[str, Mapping[int, Origin]]]:
+        """Yield the computations that may run, and the origins of their parameters."""
+        of = [origins.get(operand) for operand in instruction.operands]
+        if instruction.opcode != "conditional":
+            yield from ((name, dict(enumerate(of))) for name in instruction.called("(?:to_apply|calls)"))
+            return
+        branches = instruction.called("branch_computations")
+        if not branches:
+            branches = instruction.called("true_computation") + instruction.called("false_computation")
+        yield from ((name, {0: origin}) for name, origin in zip(branches, of[1:], strict=True))
 
     def _kernel(
         self, instruction: Instruction, computation: Computation, origins: Mapping[str, Origin], traffic: Traffic
     ) -> None:
         operands = [computation[name] for name in instruction.operands]
-        written = sum(shape.nbytes for shape in instruction.shapes)
+        written = instruction.nbytes
         read: Sequence[float] = [operand.nbytes for operand in operands]
         moves = instruction.opcode in ("copy", "copy-start", "transpose", "convert")
         if instruction.opcode == "fusion":
@@ -277,11 +297,6 @@ class _Reader:
             # A row of the embedding that is looked up is no copy of the table.
             if isinstance(origin, str) and (is_cache(origin) or 2 * taken > operand.nbytes):
                 traffic.copies.append(Copy(kernel=instruction.name, of=origin, nbytes=int(written)))
-
-    def _updated(self, fusion: Instruction) -> list[int | None]:
-        """Return for each result of a fusion the operand that it is, updated in place."""
-        fused = self.program.computations[fusion.called("calls")[0]]
-        return [_place_of(fused, name) for name in _results(fused)]
 
 
 def is_cache(parameter: str) -> bool:
@@ -327,7 +342,7 @@ def _place_of(fused: Computation, name: str) -> int | None:
         instruction = fused[instruction.operands[0]]
     if instruction is None or instruction.opcode != "parameter":
         return None
-    return int(instruction.text.split(")")[0])
+    return instruction.number
 
 
 def _written_by(fused: Computation) -> float:
@@ -356,35 +371,29 @@ def _read_by(fused: Computation, count: int) -> list[float]:
     """Return the bytes that a fusion takes of each operand: what its results need, each element once."""
     needed = dict.fromkeys(fused, 0.0)
     for name in _results(fused):
-        needed[name] = float(sum(shape.elements for shape in fused[name].shapes))
+        needed[name] = float(fused[name].elements)
     for instruction in reversed(tuple(fused.values())):
-        for operand, elements in _needs(instruction, fused, min(needed[instruction.name], _elements(instruction))):
+        for operand, elements in _needs(instruction, fused, min(needed[instruction.name], instruction.elements)):
             needed[operand] += elements
     read = [0.0] * count
     for instruction in fused.values():
-        if instruction.opcode == "parameter":
-            taken = min(needed[instruction.name], _elements(instruction))
-            read[int(instruction.text.split(")")[0])] = taken * (
-                instruction.shapes[0].width if instruction.shapes else 0
-            )
+        if instruction.opcode == "parameter" and instruction.shapes:
+            taken = min(needed[instruction.name], instruction.elements)
+            read[instruction.number] = taken * instruction.shapes[0].width
     return read
-
-
-def _elements(instruction: Instruction) -> float:
-    return float(sum(shape.elements for shape in instruction.shapes))
 
 
 def _needs(instruction: Instruction, fused: Computation, needed: float) -> Iterator[tuple[str, float]]:
     """Yield the elements of each operand that so many of the result are made of."""
     if instruction.opcode in ("parameter", "constant", "iota", "tuple") or not needed:
         return
-    share = needed / max(_elements(instruction), 1.0)
+    share = needed / max(instruction.elements, 1)
     first, *others = instruction.operands
     if instruction.opcode in _TAKES:
         yield first, needed
-        yield from ((operand, _elements(fused[operand])) for operand in others)
+        yield from ((operand, fused[operand].elements) for operand in others)
     elif instruction.opcode in _UPDATES:
         # What is not updated stays where it is.
-        yield from ((operand, _elements(fused[operand])) for operand in others)
+        yield from ((operand, fused[operand].elements) for operand in others)
     else:
-        yield from ((operand, share * _elements(fused[operand])) for operand in chain([first], others))
+        yield from ((operand, share * fused[operand].elements) for operand in chain([first], others))

@@ -78,6 +78,40 @@ def test_gathered_pages_that_are_written_are_a_copy_of_the_cache():
     assert [(copy.kernel, copy.of, copy.nbytes) for copy in copies[1:]] == [("read", "caches_0_.1", 4096 * 8 * 4)]
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "call(%kept), to_apply=%inner",
+        "async-start(%kept), calls=%inner",
+        "conditional(%zero, %kept, %kept), branch_computations={%inner, %less}",
+        "conditional(%flag, %kept, %kept), true_computation=%less, false_computation=%inner",
+    ],
+)
+def test_what_other_computations_do_counts_with_their_parameters_names(call):
+    text = f"""
+%inner (p: f32[64,1024]) -> f32[1024,64] {{
+  %p = f32[64,1024]{{1,0}} parameter(0)
+  %turned = f32[1024,64]{{1,0}} transpose(%p), dimensions={{1,0}}
+  ROOT %minus = f32[1024,64]{{1,0}} negate(%turned)
+}}
+
+%less (q: f32[64,1024]) -> f32[64,1024] {{
+  ROOT %q = f32[64,1024]{{1,0}} parameter(0)
+}}
+
+ENTRY %main (kept: f32[64,1024], zero: s32[], flag: pred[]) -> f32[1024,64] {{
+  %kept.kernel.1 = f32[64,1024]{{1,0}} parameter(0)
+  %kept = f32[64,1024]{{1,0}} bitcast(%kept.kernel.1)
+  %zero = s32[] parameter(1)
+  %flag = pred[] parameter(2)
+  ROOT %end = f32[1024,64]{{1,0}} {call}
+}}
+"""
+    traffic = traffic_of(read_program(text))
+    assert (traffic.kernels, traffic.read, traffic.written) == (2, 2 * 4 * 65536, 2 * 4 * 65536)
+    assert [(copy.kernel, copy.of) for copy in traffic.copies] == [("turned", "kept.kernel.1")]
+
+
 def test_what_is_no_program():
     with pytest.raises(ValueError, match="no entry computation"):
         read_program("module @jit_f {}")
