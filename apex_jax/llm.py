@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import jax
 
-from .engine.capacity import plan_memory
+from .engine.capacity import longest_context, plan_memory
 from .engine.engine import Engine
 from .engine.executor_factory import make_device, make_worker
 from .engine.input_processor import Prompt, TokenizedPrompt, check_requests
@@ -167,7 +167,7 @@ class LLM:
         self.attention_name = attention.name
         self.device_kv_tokens = capacity.device_kv_tokens
         self.host_kv_tokens = capacity.host_kv_tokens
-        self.max_model_len = min(options.max_model_len or config.max_position_embeddings, capacity.longest)
+        self.max_model_len = longest_context(config, options, capacity)
         self.strategy = options.strategy
         self._options = options
         self._jax_device = make_device(

@@ -107,13 +107,16 @@ class HostJob:
             self._work = None
 
 
+Contexts = Callable[[], AbstractContextManager[None]]
+
+
 class HostWorker:
     """Owns the host's KV pages and runs jobs over them in the order of submission.
 
     Args:
         cache: the pages; the worker takes their arrays over.
         num_heads: query heads N.
-        contexts: what its thread is in while it runs jobs, such as JAX's settings, which are each thread's own.
+        contexts: of JAX, which are each thread's own, for its thread.
 
     Attributes:
         layers: each layer's pages, replaced by every job that changes them.
@@ -125,13 +128,7 @@ class HostWorker:
         observers: called after each job, in their order, in the thread that ran it, before the next begins.
     """
 
-    def __init__(
-        self,
-        cache: HostKVCache,
-        *,
-        num_heads: int,
-        contexts: Callable[[], AbstractContextManager[None]] = nullcontext,
-    ) -> None:
+    def __init__(self, cache: HostKVCache, *, num_heads: int, contexts: Contexts = nullcontext) -> None:
         self.layers = list(cache.layers)
         self._page = cache.layers[0].shape[1:]
         self.num_pages = cache.num_pages

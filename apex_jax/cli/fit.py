@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files.whole_file import whole_file
 from .arguments import add_engine_arguments, given_options
 from .charts import add_output_argument, need_matplotlib, write
 from .errors import UserError, as_user_errors
@@ -103,7 +104,9 @@ def _describe(path: Path) -> int:
     from ..fit.describe_gpu import describe
 
     with as_user_errors(OSError, RuntimeError):
-        path.write_text(describe(), "utf-8")
+        text = describe()
+        with whole_file(path) as file:
+            file.write(text)
     print(f"wrote {path}")
     return 0
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 
 from ..execution.batch import HOST_SEQS
 from ..execution.model_shape import shape_of
-from ..execution.paged_attention import attention_workspace
 from ..host_offload import available_memory
 from ..models.config import LlamaConfig
 from ..options import EngineOptions
 from ..scheduler import Capacity
+from .workspace import Work
 
 DEVICE_SHARE = 0.9
 """Of an accelerator's free memory, what the cache takes at most by default."""
@@ -24,15 +22,6 @@ HOST_SHARE = 0.125
 HOST_STEPS, DEVICE_STEPS = 4, 32
 """Sizes of a cache between one power of two and the next, where free memory decides it. What is free differs from start
 to start, in main memory more than in an accelerator's; every size has programs of its own to compile."""
-
-SLOT_BYTES = 2048
-"""Page table and sampling settings of a request, beside what grows with the vocabulary."""
-
-SAMPLED_BYTES = 16
-"""Of a row's logit while tokens are sampled: itself, sorted, with its index, and a sum."""
-
-LIBRARY_BYTES = 8 << 20
-"""Workspace of an accelerator's library of matrix products."""
 
 
 def plan_memory(config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *, device: jax.Device) -> Capacity:
@@ -59,7 +48,7 @@ def plan_memory(config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *
     prompt_pages = max(1, min(options.max_num_batched_tokens, max_num_seqs * longest) // page_size)
     free = _free_after_weights(config, dtype, device)
     requests = max_num_seqs + max_host_seqs
-    work = Work(config=config, dtype=dtype, page_size=page_size, longest=longest, accelerator=device.platform != "cpu")
+    work = work_of(config, dtype, options, device=device)
     prompt_tokens = prompt_pages * page_size
     _check_work(work, options, requests=requests, prompt_tokens=prompt_tokens, free=free, device=device)
     free -= work.nbytes(requests=requests, prompt_tokens=prompt_tokens)
@@ -80,6 +69,22 @@ def plan_memory(config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *
         max_host_seqs=max_host_seqs,
         max_prefill_tokens=prompt_pages * page_size,
     )
+
+
+def work_of(config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *, device: jax.Device) -> Work:
+    """Return what the programs of an engine of these options take on a device."""
+    return Work(
+        config=config,
+        dtype=dtype,
+        page_size=options.page_size,
+        longest=options.max_model_len or config.max_position_embeddings,
+        accelerator=device.platform != "cpu",
+    )
+
+
+def longest_context(config: LlamaConfig, options: EngineOptions, capacity: Capacity) -> int:
+    """Return the most tokens, prompt and output, that a request can have."""
+    return min(options.max_model_len or config.max_position_embeddings, capacity.longest)
 
 
 def _check_cohorts(config: LlamaConfig, options: EngineOptions) -> None:
@@ -118,45 +123,6 @@ def _free_after_weights(config: LlamaConfig, dtype: jnp.dtype, device: jax.Devic
             f"{device} has {free} bytes free"
         )
     return free - weights
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """What an engine's programs and the state of its requests take beside weights and KV.
-
-    The programs compiled for GPUs stay below it; see tests/fit.
-
-    Args:
-        config, dtype: the model and the type of its weights and KV.
-        page_size: tokens of a KV page.
-        longest: the longest context, in tokens.
-        accelerator: attention is XLA's, which keeps scores in device memory.
-    """
-
-    config: LlamaConfig
-    dtype: jnp.dtype
-    page_size: int
-    longest: int
-    accelerator: bool
-
-    def nbytes(self, *, requests: int, prompt_tokens: int) -> int:
-        """Return the bytes for so many requests at once, on both sides, and prompt tokens of one iteration."""
-        config = self.config
-        state = requests * (config.vocab_size + SLOT_BYTES)
-        sampling = requests * config.vocab_size * SAMPLED_BYTES
-        # Residual stream, heads and the inside of the feed-forward block, in float32.
-        per_token = 4 * (2 * config.hidden_size + 2 * config.query_size + 3 * config.intermediate_size)
-        layers = (requests + prompt_tokens) * per_token + LIBRARY_BYTES * self.accelerator
-        if self.accelerator:
-            layers += attention_workspace(
-                rows=requests,
-                prompt_tokens=prompt_tokens,
-                longest=self.longest,
-                page_size=self.page_size,
-                heads=(config.num_attention_heads, config.num_key_value_heads, config.head_dim),
-                itemsize=jnp.dtype(self.dtype).itemsize,
-            )
-        return state + max(sampling, layers)
 
 
 def _check_work(

@@ -26,10 +26,15 @@ def make_device(
     device: jax.Device,
 ) -> JaxDevice:
     """Return the device with a model's weights and an empty KV cache."""
-    width = -(-max_model_len // capacity.page_size)
-    buckets = Buckets(capacity=capacity, table_width=width, ragged_attention=attention.ragged)
+    buckets = make_buckets(capacity, attention, max_model_len=max_model_len)
     programs = build_programs(config, attention.append_and_attend, capacity.page_size)
     return JaxDevice(ModelRunner(config, weights, programs=programs, device=device, buckets=buckets))
+
+
+def make_buckets(capacity: Capacity, attention: DeviceAttention, *, max_model_len: int) -> Buckets:
+    """Return the batch shapes of a device."""
+    width = -(-max_model_len // capacity.page_size)
+    return Buckets(capacity=capacity, table_width=width, ragged_attention=attention.ragged)
 
 
 def host_device(device: jax.Device) -> jax.Device:

@@ -154,7 +154,7 @@ class ModelRunner:
 
     def set_weights(self, weights: Weights) -> None:
         """Use other weights of the same shapes from now on."""
-        self._weights = jax.device_put(weights, self.device)
+        self._weights = self._sent(weights)
         # The head's programs get a tree without layers: flattening hundreds of leaves costs more than a dispatch.
         self._ends = replace(self._weights, layers=())
 
@@ -169,8 +169,14 @@ class ModelRunner:
         pages = (capacity.device_pages, config.num_key_value_heads, 2, capacity.page_size, config.head_dim)
         # The old ones go first, or there would have to be room for both.
         self.caches: list[jax.Array] = []
-        self.caches = [jnp.zeros(pages, self.dtype, device=self.device) for _ in range(self.num_layers)]
+        self.caches = [self._empty(pages) for _ in range(self.num_layers)]
         self.slots.reset()
+
+    def _sent(self, weights: Weights) -> Weights:
+        return jax.device_put(weights, self.device)
+
+    def _empty(self, shape: tuple[int, ...]) -> jax.Array:
+        return jnp.zeros(shape, self.dtype, device=self.device)
 
     def take_new_shapes(self) -> bool:
         """Return whether a batch of a shape that had not run before has been dispatched since the last call."""
@@ -263,7 +269,7 @@ class ModelRunner:
     def no_attention(self, rows: int) -> jax.Array:
         """Return zeros in the place of an attention [rows, N, H] that could not be had."""
         shape = (rows, self.config.num_attention_heads, self.config.head_dim)
-        return jnp.zeros(shape, self.dtype, device=self.device)
+        return self._empty(shape)
 
     def _layer(self, index: int) -> Any:
         return self._weights.layers[index] if 0 <= index < self.num_layers else None

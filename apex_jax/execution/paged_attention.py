@@ -37,9 +37,6 @@ GATHERED_BYTES = 2**28
 SCORE_BYTES = 2**25
 """Scores that it holds at a time on an accelerator, which copies no KV."""
 
-COPIED_GROUP = 8
-"""Query heads of a key head from which XLA gathers pages before it reads them, on GPUs for which it has Triton."""
-
 SUMMED_TOKENS = 256
 """Tokens whose values an accelerator adds up in one piece of a row; the pieces' sums are added afterwards."""
 
@@ -348,32 +345,6 @@ def _attend_chunk(
     _, total, out = walk(attend, (start + tokens) // page_size, state)
     out = (out / total).reshape(kv_heads, group, tokens, width).transpose(2, 0, 1, 3)
     return out.reshape(q.shape).astype(q.dtype)
-
-
-def attention_workspace(
-    *, rows: int, prompt_tokens: int, longest: int, page_size: int, heads: tuple[int, int, int], itemsize: int
-) -> int:
-    """Return the bytes that attention takes at most on an accelerator, beside its operands and results.
-
-    Args:
-        rows, prompt_tokens: of one iteration.
-        longest: context, in tokens.
-        page_size: tokens of a page.
-        heads: query heads N, key/value heads K, and their width H.
-        itemsize: bytes of a number of the cache.
-    """
-    query_heads, kv_heads, width = heads
-    token_bytes = 2 * kv_heads * width * itemsize
-    scores = min(max(SCORE_BYTES, 2 * rows * query_heads * page_size * 4), rows * query_heads * longest * 4)
-    scored = scores // (query_heads * 4)
-    pieces = max(2 * rows, scored // SUMMED_TOKENS) * query_heads * width * 4
-    # With that many query heads to a key head XLA gathers pages before it reads them.
-    copied = scored * token_bytes if query_heads >= COPIED_GROUP * kv_heads else 0
-    together = min(prompt_tokens, TOGETHER_TOKENS)
-    block = min(LARGE_BLOCK, longest)
-    # Scores in float32 and weights in a half type, the block's keys and values, and the sums so far.
-    prefill = together * query_heads * (6 * block + 12 * width) + -(-together // page_size) * block * token_bytes
-    return max(2 * scores + 2 * pieces + copied, prefill)
 
 
 def _read_pages(kv: Array, ids: Array) -> Array:

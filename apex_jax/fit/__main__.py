@@ -10,6 +10,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
+from ..execution.model_shape import shape_of
 from ..models.loading.loader import open_model
 from ..models.presets import PRESETS
 from ..options import EngineOptions
@@ -40,13 +41,13 @@ def main() -> None:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         _say(refused=str(error))
         return
-    capacity, kv_bytes = engine.capacity, 2 * engine.dtype.itemsize * config.kv_size * config.num_hidden_layers
+    capacity = engine.capacity
     _say(
         planned={
             "dtype": str(engine.dtype),
             "num_layers": config.num_hidden_layers,
             "weight_bytes": config.num_parameters * engine.dtype.itemsize,
-            "kv_bytes_per_token": kv_bytes,
+            "kv_bytes_per_token": shape_of(config, engine.dtype).kv_bytes_per_token,
             "device_kv_tokens": capacity.device_kv_tokens,
             "max_model_len": engine.max_model_len,
             "max_num_seqs": capacity.max_num_seqs,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ..engine.capacity import Work, plan_memory
+from ..engine.capacity import longest_context, plan_memory, work_of
+from ..engine.executor_factory import make_buckets
 from ..execution.attention_backend import default_dtype, device_attention_for
-from ..execution.batch import Buckets
 from ..execution.model_runner import ModelRunner
 from ..execution.programs import ROW_COLUMNS, Programs, build_programs
 from ..execution.warmup import warm_up
@@ -73,7 +73,7 @@ class AbsentGpu:
 
     def __init__(self, target: GpuTarget, fraction: float) -> None:
         self.target = target
-        self.compute_capability = "{}.{}".format(*target.capability)
+        self.compute_capability = target.compute_capability
         self._limit = int(target.memory * fraction)
 
     def memory_stats(self) -> dict[str, int]:
@@ -97,14 +97,11 @@ def sharding_for(target: GpuTarget) -> NamedSharding:
 class _AbstractRunner(ModelRunner):
     """A model runner of descriptions of arrays."""
 
-    def set_weights(self, weights: Weights) -> None:
-        self._weights, self._ends = weights, replace(weights, layers=())
+    def _sent(self, weights: Weights) -> Weights:
+        return weights
 
-    def reset(self) -> None:
-        capacity, config = self.buckets.capacity, self.config
-        pages = (capacity.device_pages, config.num_key_value_heads, 2, capacity.page_size, config.head_dim)
-        self.caches = [cast(jax.Array, jax.ShapeDtypeStruct(pages, self.dtype))] * self.num_layers
-        self.slots.reset()
+    def _empty(self, shape: tuple[int, ...]) -> jax.Array:
+        return cast(jax.Array, jax.ShapeDtypeStruct(shape, self.dtype))
 
 
 class Compiler:
@@ -193,14 +190,13 @@ def plan_engine(
     device: Any = AbsentGpu(target, fraction)
     chosen = jnp.dtype(default_dtype(device) if dtype == "auto" else dtype)
     capacity = plan_memory(config, chosen, options, device=device)
-    longest = options.max_model_len or config.max_position_embeddings
-    work = Work(config=config, dtype=chosen, page_size=capacity.page_size, longest=longest, accelerator=True)
+    work = work_of(config, chosen, options, device=device)
     return PlannedEngine(
         config=config,
         dtype=chosen,
         capacity=capacity,
         work_bytes=work.nbytes(requests=capacity.slots, prompt_tokens=capacity.max_prefill_tokens),
-        max_model_len=min(options.max_model_len or config.max_position_embeddings, capacity.longest),
+        max_model_len=longest_context(config, options, capacity),
     )
 
 
@@ -223,14 +219,13 @@ def compiling_runner(engine: PlannedEngine, *, target: GpuTarget) -> tuple[Model
     """
     config, capacity = engine.config, engine.capacity
     attention = device_attention_for(cast(jax.Device, AbsentGpu(target, 1.0)), config.head_dim)
-    width = -(-engine.max_model_len // capacity.page_size)
     compiler = Compiler(target, page_size=capacity.page_size)
     runner = _AbstractRunner(
         config,
         abstract_weights(config, engine.dtype),
         programs=compiler.instead_of(build_programs(config, attention.append_and_attend, capacity.page_size)),
         device=jax.devices()[0],
-        buckets=Buckets(capacity=capacity, table_width=width, ragged_attention=attention.ragged),
+        buckets=make_buckets(capacity, attention, max_model_len=engine.max_model_len),
     )
     return runner, compiler
 

@@ -198,10 +198,9 @@ def _answers(request: Mapping[str, Any], environment: Mapping[str, str]) -> Iter
 def lines(report: FitReport) -> Iterator[str]:
     """Yield a report as text of one screen."""
     device, planned = report.device, report.planned
-    capability = "{}.{}".format(*device.capability)
     yield (
-        f"{report.model} on {device.name} (compute capability {capability}, {device.memory / _GB:.2f} GB, "
-        f"{device.bandwidth / _GB:,.0f} GB/s): compiled, not run"
+        f"{report.model} on {device.name} (compute capability {device.compute_capability}, "
+        f"{device.memory / _GB:.2f} GB, {device.bandwidth / _GB:,.0f} GB/s): compiled, not run"
     )
     yield f"numbers of the GPU: {device.source}"
     yield ""

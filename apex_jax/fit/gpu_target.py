@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..scheduler.cost_model.catalogue import plain_name
+
 LARGEST_FILE = 2**20
 
 
@@ -33,6 +35,11 @@ class GpuTarget:
     bandwidth: int
     capability: tuple[int, int]
     source: str
+
+    @property
+    def compute_capability(self) -> str:
+        """As it is written: 7.5."""
+        return "{}.{}".format(*self.capability)
 
     @property
     def has_triton(self) -> bool:
@@ -156,7 +163,7 @@ def find_target(name: str) -> GpuTarget:
         ValueError: there is none of that name, or the file is no description of an NVIDIA GPU.
         OSError: the file cannot be read.
     """
-    plain = name.lower().replace("_", "-").replace(" ", "-")
+    plain = plain_name(name)
     if plain in TARGETS:
         return TARGETS[plain]
     path = Path(name)

@@ -27,7 +27,7 @@ from .safetensors_source import INDEX, SINGLE, SafetensorsSource
 
 LOAD_FORMATS = ("auto", "dummy")
 _HUB_FILES = [
-    *("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json"),
+    *("config.json", "generation_config.json", SINGLE, INDEX),
     *("*-of-*.safetensors", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "chat_template.json", "chat_template.jinja"),
 ]

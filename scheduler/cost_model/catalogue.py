@@ -86,22 +86,23 @@ _Named = TypeVar("_Named", DeviceSpec, HostSpec, ModelShape)
 
 
 def _look_up(kind: str, known: Mapping[str, _Named], name: str) -> _Named:
-    found = {_plain(key): value for key, value in known.items()}.get(_plain(name))
+    found = {plain_name(key): value for key, value in known.items()}.get(plain_name(name))
     if found is None:
         raise ValueError(f"unknown {kind} {name!r}; known are {', '.join(sorted(known))}")
     return found
 
 
 def _with(known: Mapping[str, _Named], own: Sequence[_Named]) -> dict[str, _Named]:
-    names = [_plain(spec.name) for spec in own]
+    names = [plain_name(spec.name) for spec in own]
     for place, spec in enumerate(own):
         if (first := names.index(names[place])) != place:
             raise ValueError(f"two entries have one name, {own[first].name!r} and {spec.name!r}")
-    kept = {name: spec for name, spec in known.items() if _plain(name) not in names}
+    kept = {name: spec for name, spec in known.items() if plain_name(name) not in names}
     return kept | {spec.name: spec for spec in own}
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return a name in the form by which it is found: large letters do not matter, nor spaces and underscores."""
     return name.lower().replace("_", "-").replace(" ", "-")
 
 

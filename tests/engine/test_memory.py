@@ -14,7 +14,8 @@ import pytest
 import apex_jax.engine.capacity
 import apex_jax.llm
 from apex_jax import LLM, EngineOptions
-from apex_jax.engine.capacity import Work, coarse, free_memory, plan_memory
+from apex_jax.engine.capacity import coarse, free_memory, plan_memory
+from apex_jax.engine.workspace import Work
 from apex_jax.host_offload import available_memory
 from apex_jax.models import preset
 

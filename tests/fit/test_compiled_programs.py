@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from apex_jax.fit.fit_report import FitError, compiler_environment, need_compiler
+from apex_jax.fit.fit_report import compiler_environment
 from apex_jax.fit.gpu_target import TARGETS
 
 SCRIPT = Path(__file__).with_name("compile_for.py")
@@ -22,11 +22,7 @@ CASES = {
 
 
 @pytest.fixture(scope="module", params=CASES)
-def compiled(request):
-    try:
-        need_compiler()
-    except FitError as error:
-        pytest.skip(str(error))
+def compiled(request, compiler):
     case = CASES[request.param]
     environment = {**os.environ, **compiler_environment(TARGETS[case[0]])}
     command = [sys.executable, str(SCRIPT), *map(str, case)]

@@ -13,14 +13,6 @@ from apex_jax.fit.memory_chart import draw_fit
 SMALL = ["--max-num-seqs", "1", "--max-num-batched-tokens", "64", "--max-model-len", "64", "--num-layers", "1"]
 
 
-@pytest.fixture
-def compiler():
-    try:
-        need_compiler()
-    except FitError as error:
-        pytest.skip(str(error))
-
-
 def program(name, shape, **values):
     known = {
         "temp_bytes": 10**6,

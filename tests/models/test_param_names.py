@@ -9,6 +9,8 @@ from flax import linen, nnx
 from apex_jax.models import LlamaConfig, Target, params_dtype, weights_from_params
 from apex_jax.models.loading.hf_names import checkpoint_shapes
 
+from .trees import nested
+
 CONFIG = LlamaConfig(
     vocab_size=64,
     hidden_size=32,
@@ -53,17 +55,6 @@ def kernels(tensors):
         leaf = "embedding" if "embed" in name else "scale" if "norm" in name else "kernel"
         named[f"{stem}.{leaf}"] = array.T if leaf == "kernel" else array
     return named
-
-
-def nested(named):
-    tree = {}
-    for name, array in named.items():
-        *path, last = name.split(".")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[last] = array
-    return tree
 
 
 def heads(array, count):

@@ -22,6 +22,7 @@ from apex_jax.models import (
 from apex_jax.models.loading.hf_names import checkpoint_shapes
 
 from ..compilations import counted_compilations
+from .trees import nested
 
 CONFIG = LlamaConfig(
     vocab_size=64,
@@ -43,17 +44,6 @@ def draw(config: LlamaConfig, seed: int = 0) -> dict[str, np.ndarray]:
     return {
         name: rng.standard_normal(shape).astype(np.float32) / 8 for name, shape in checkpoint_shapes(config).items()
     }
-
-
-def nested(params: dict[str, np.ndarray]) -> dict:
-    tree: dict = {}
-    for name, array in params.items():
-        *path, last = name.split(".")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[last] = array
-    return tree
 
 
 def described(weights: Weights):
