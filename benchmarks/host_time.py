@@ -79,7 +79,7 @@ class TrivialWorker(HostWorker):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         attend = jax.jit(lambda kv, qkv, table, lengths: (jnp.zeros_like(qkv[:, :1]), kv), donate_argnums=0)
-        self._programs = replace(self._programs, attend=attend)
+        self.programs = replace(self.programs, attend=attend)
 
 
 def build(layers: int, device_rows: int, policy: Policy, *, host_rows: int) -> Engine:

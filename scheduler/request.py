@@ -71,7 +71,8 @@ class Request:
     @property
     def length(self) -> int:
         """Tokens of the context, those still in flight included."""
-        return len(self.prompt) + self.steps
+        # Asked of every request several times before each plan, as `wants_token` is: without further properties.
+        return len(self.prompt) + len(self.output) + self.in_flight
 
     @property
     def steps(self) -> int:
@@ -85,7 +86,7 @@ class Request:
     @property
     def wants_token(self) -> bool:
         """Whether the next thing it needs is a decode step."""
-        return not self.is_prefilling and self.steps < self.max_tokens
+        return self.computed >= self.prefill_target and len(self.output) + self.in_flight < self.max_tokens
 
     @property
     def is_resting(self) -> bool:

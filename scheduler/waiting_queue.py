@@ -36,7 +36,7 @@ class WaitingQueue:
     @property
     def first(self) -> Request | None:
         """The one that arrived first."""
-        return next(iter(self), None)
+        return next(iter(self), None) if self._members else None
 
     def add(self, request: Request) -> None:
         """Let a request wait, in its place."""

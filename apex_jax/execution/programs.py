@@ -134,15 +134,22 @@ def build_programs(config: LlamaConfig, attention: DecodeAttention, page_size: i
         page_size: tokens a KV page and a prompt tile hold.
     """
 
+    # By itself, so that JAX traces and lowers it once for all layers.
+    @jax.jit
+    def decode_layer(
+        layer: LayerWeights, x: Array, turn: Array, cache: Array, rows: DecodeBatch
+    ) -> tuple[Array, Array]:
+        q, k, v = llama.pre_attention(config, layer, x, turn)
+        out, cache = attention(q, k, v, cache, rows.table, rows.lengths)
+        return llama.post_attention(config, layer, x, out), cache
+
     def decode_step(weights: Weights, caches: Caches, last_token: Array, packed: Array) -> tuple[Array, Caches]:
         rows = DecodeBatch.unpack(packed)
         x = llama.embed(config, weights, last_token[rows.slots])
         turn = llama.rotation(config, jnp.maximum(rows.lengths - 1, 0))
         new_caches = []
         for layer, cache in zip(weights.layers, caches, strict=True):
-            q, k, v = llama.pre_attention(config, layer, x, turn)
-            out, cache = attention(q, k, v, cache, rows.table, rows.lengths)
-            x = llama.post_attention(config, layer, x, out)
+            x, cache = decode_layer(layer, x, turn, cache, rows)
             new_caches.append(cache)
         return x, tuple(new_caches)
 

@@ -22,6 +22,7 @@ from ..execution.attention_backend import default_dtype, device_attention_for
 from ..execution.model_runner import ModelRunner
 from ..execution.programs import ROW_COLUMNS, Programs, build_programs
 from ..execution.warmup import warm_up
+from ..machine.processor import usable_cores
 from ..models.config import LlamaConfig
 from ..models.llama import Weights, abstract_weights
 from ..options import EngineOptions
@@ -105,7 +106,7 @@ class _AbstractRunner(ModelRunner):
 
 
 class Compiler:
-    """Compiles programs for a GPU, each shape once and two at a time.
+    """Compiles programs for a GPU, each shape once and as many at a time as there are processors.
 
     Args:
         target: the GPU.
@@ -117,7 +118,7 @@ class Compiler:
         self._sharding = sharding_for(target)
         self._found: dict[Any, Any] = {}
         self._compiling: list[Future[CompiledProgram]] = []
-        self._threads = ThreadPoolExecutor(2)
+        self._threads = ThreadPoolExecutor(usable_cores())
 
     def __len__(self) -> int:
         return len(self._compiling)
