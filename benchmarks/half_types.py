@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from apex_jax.execution.attention_backend import device_attention_for
-from apex_jax.execution.paged_attention import prefill_attention, write_tiles
+from apex_jax.execution.page_writes import write_tiles
+from apex_jax.execution.paged_attention import prefill_attention
 from apex_jax.models import LlamaConfig, Weights, forward, llama, load_model
 
 MODEL = "smollm2-135m-instruct"
@@ -48,7 +49,7 @@ def decode(
     table = jnp.arange(LENGTH // PAGE, dtype=jnp.int32)[None]
     for layer, cache in zip(weights.layers, caches, strict=True):
         q, k, v = llama.pre_attention(config, layer, x, turn)
-        out, _ = attention(q, k, v, cache, table, length[None])
+        out, _ = attention(q, k, v, cache, table, length[None], None)
         x = llama.post_attention(config, layer, x, out)
     return llama.logits(config, weights, x)[0]
 

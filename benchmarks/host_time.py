@@ -53,7 +53,7 @@ PAGE_SIZE = 64
 
 
 def trivial_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, kv: jax.Array, table: jax.Array, lengths: jax.Array
+    q: jax.Array, k: jax.Array, v: jax.Array, kv: jax.Array, table: jax.Array, lengths: jax.Array, window: int | None
 ) -> tuple[jax.Array, jax.Array]:
     return q, kv
 

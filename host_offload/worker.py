@@ -48,10 +48,19 @@ class HostPrograms:
     read: Callable[..., jax.Array]
 
 
-def build_programs() -> HostPrograms:
-    """Return the programs."""
+def build_programs(sliding_window: int | None = None) -> HostPrograms:
+    """Return the programs.
+
+    Args:
+        sliding_window: see `decode_attention`.
+    """
+
+    def attend(kv: jax.Array, qkv: jax.Array, table: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
+        out, _, kv = decode_attention_packed(qkv, kv, table, lengths, sliding_window=sliding_window)
+        return out.astype(qkv.dtype), kv
+
     return HostPrograms(
-        attend=jax.jit(_attend_packed, donate_argnums=0),
+        attend=jax.jit(attend, donate_argnums=0),
         write=jax.jit(write_pages, donate_argnums=0),
         read=jax.jit(read_pages),
     )
@@ -116,6 +125,7 @@ class HostWorker:
     Args:
         cache: the pages; the worker takes their arrays over.
         num_heads: query heads N.
+        sliding_window: see `decode_attention`.
         contexts: of JAX, which are each thread's own, for its thread.
 
     Attributes:
@@ -128,13 +138,20 @@ class HostWorker:
         observers: called after each job, in their order, in the thread that ran it, before the next begins.
     """
 
-    def __init__(self, cache: HostKVCache, *, num_heads: int, contexts: Contexts = nullcontext) -> None:
+    def __init__(
+        self,
+        cache: HostKVCache,
+        *,
+        num_heads: int,
+        sliding_window: int | None = None,
+        contexts: Contexts = nullcontext,
+    ) -> None:
         self.layers = list(cache.layers)
         self._page = cache.layers[0].shape[1:]
         self.num_pages = cache.num_pages
         self._num_heads = num_heads
         self._contexts = contexts
-        self.programs = build_programs()
+        self.programs = build_programs(sliding_window)
         self.observers: list[Callable[[HostJob], None]] = []
         self._queue: deque[HostJob] = deque()
         self._turn = threading.Lock()
@@ -391,8 +408,3 @@ def _of_another_thread(error: BaseException) -> Exception:
     told = RuntimeError(f"a thread ended in a host job: {error!r}")
     told.__cause__ = error
     return told
-
-
-def _attend_packed(kv: jax.Array, qkv: jax.Array, table: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
-    out, _, kv = decode_attention_packed(qkv, kv, table, lengths)
-    return out.astype(qkv.dtype), kv

@@ -70,6 +70,8 @@ class LlamaConfig:
         rms_norm_eps: added to the mean square inside RMSNorm.
         rope: how positions enter.
         max_position_embeddings: longest sequence, in tokens.
+        sliding_window: each token attends to so many at most, itself and those before it, in every layer (Mistral 7B,
+            arXiv 2310.06825); None for all.
         tie_word_embeddings: the output head is the embedding matrix.
         attention_bias: biases on the query, key, value and output projections.
         mlp_bias: biases on the three feed-forward projections.
@@ -91,6 +93,7 @@ class LlamaConfig:
     rms_norm_eps: float = 1e-5
     rope: RopeConfig = dataclasses.field(default_factory=RopeConfig)
     max_position_embeddings: int = 2048
+    sliding_window: int | None = None
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
@@ -101,6 +104,8 @@ class LlamaConfig:
         for name in (*_REQUIRED, "num_key_value_heads", "head_dim", "max_position_embeddings"):
             checks.integer(name, getattr(self, name))
         checks.integer("num_hidden_layers", self.num_hidden_layers, most=MOST_LAYERS)
+        if self.sliding_window is not None:
+            checks.integer("sliding_window", self.sliding_window)
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             checks.truth(name, getattr(self, name))
         checks.number("rms_norm_eps", self.rms_norm_eps)

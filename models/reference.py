@@ -23,16 +23,17 @@ def _sequence(config: LlamaConfig, weights: Weights, tokens: jax.Array) -> jax.A
     x = embed(config, weights, tokens)
     for layer in weights.layers:
         q, k, v = pre_attention(config, layer, x, turn)
-        x = post_attention(config, layer, x, causal_attention(q, k, v))
+        x = post_attention(config, layer, x, causal_attention(q, k, v, window=config.sliding_window))
     return logits(config, weights, x)
 
 
-def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, window: int | None = None) -> jax.Array:
     """Attend from every token to itself and those before it.
 
     Args:
         q: [T, N, H], unscaled.
         k, v: [T, K, H]; query head n reads key/value head n // G.
+        window: tokens that each attends to at most, its own included; None for all.
 
     Returns:
         float32 [T, N, H].
@@ -41,7 +42,10 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     grouped = q.reshape(length, k.shape[1], heads // k.shape[1], width)
     highest = jax.lax.Precision.HIGHEST
     scores = jnp.einsum("TKGH,SKH->KGTS", grouped, k, precision=highest, preferred_element_type=jnp.float32)
-    visible = jnp.tril(jnp.ones((length, length), bool))[None, None]
+    visible = jnp.tril(jnp.ones((length, length), bool))
+    if window is not None:
+        visible &= ~jnp.tril(visible, -window)
+    visible = visible[None, None]
     scores = jnp.where(visible, scores * jnp.float32(1 / math.sqrt(width)), -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1)
     mixed = jnp.einsum("KGTS,SKH->TKGH", weights, v.astype(jnp.float32), precision=highest)

@@ -70,4 +70,9 @@ def make_worker(config: LlamaConfig, dtype: jnp.dtype, capacity: Capacity, *, de
         dtype=dtype,
     )
     cache = allocate(shape, capacity.host_pages * shape.page_bytes, host_device(device))
-    return HostWorker(cache, num_heads=config.num_attention_heads, contexts=own_contexts)
+    return HostWorker(
+        cache,
+        num_heads=config.num_attention_heads,
+        sliding_window=config.sliding_window,
+        contexts=own_contexts,
+    )

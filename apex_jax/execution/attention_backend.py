@@ -10,6 +10,7 @@ from jax import Array
 
 from ..host_offload import decode_attention, native_attention_available
 from . import paged_attention as device_attention
+from .page_writes import write_tokens
 from .programs import DecodeAttention
 
 
@@ -47,13 +48,19 @@ def default_dtype(device: jax.Device) -> str:
     return "float16" if generation.isdecimal() and int(generation) < 8 else "bfloat16"
 
 
-def _native(q: Array, k: Array, v: Array, kv: Array, table: Array, lengths: Array) -> tuple[Array, Array]:
+def _native(
+    q: Array, k: Array, v: Array, kv: Array, table: Array, lengths: Array, window: int | None
+) -> tuple[Array, Array]:
     # Queries in float32 keep softmax weights in float32, as prefill does.
     wide = q.astype(jnp.float32)
-    out, _, kv = decode_attention(wide, kv, table, lengths, new_kv=(k, v), implementation="native")
+    out, _, kv = decode_attention(
+        wide, kv, table, lengths, new_kv=(k, v), sliding_window=window, implementation="native"
+    )
     return out, kv
 
 
-def _xla(q: Array, k: Array, v: Array, kv: Array, table: Array, lengths: Array) -> tuple[Array, Array]:
-    kv = device_attention.write_tokens(kv, table, lengths, k, v)
-    return device_attention.decode_attention(q, kv, table, lengths), kv
+def _xla(
+    q: Array, k: Array, v: Array, kv: Array, table: Array, lengths: Array, window: int | None
+) -> tuple[Array, Array]:
+    kv = write_tokens(kv, table, lengths, k, v)
+    return device_attention.decode_attention(q, kv, table, lengths, window=window), kv

@@ -19,8 +19,6 @@ from functools import partial
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..host_offload import plain_writes, write_pages
-
 LARGE_BLOCK = 512
 SMALL_BLOCK = 128
 """Tokens of keys that prefill attention takes at a time."""
@@ -48,72 +46,36 @@ _Softmax = tuple[Array, Array, Array]
 """An online softmax under way: the largest score, the sum of weights, the weighted sum of values."""
 
 
-def write_tiles(kv: Array, pages: Array, k: Array, v: Array) -> Array:
-    """Write whole pages of new keys and values; in place, on a CPU by the native library where it was built.
-
-    Args:
-        kv: cache of one layer, [P, K, 2, S, H].
-        pages: int32 [M], the page each tile fills; P or more drops the tile.
-        k, v: [M, S, K, H].
-    """
-    tiles = jnp.stack([k, v], axis=2).transpose(0, 3, 2, 1, 4).astype(kv.dtype)
-    return replace_pages(kv, pages, tiles)
-
-
-def replace_pages(kv: Array, pages: Array, tiles: Array) -> Array:
-    """Replace whole pages, as `write_tiles` does.
-
-    Args:
-        kv: cache of one layer, [P, K, 2, S, H].
-        pages: int32 [M], no id twice; P or more drops the tile.
-        tiles: [M, K, 2, S, H] in the type of `kv`.
-    """
-    pages = jnp.where(pages < kv.shape[0], pages, -1)
-    return lax.platform_dependent(kv, pages, tiles, cpu=write_pages, default=plain_writes.set_pages)
-
-
-def write_tokens(kv: Array, table: Array, lengths: Array, k: Array, v: Array) -> Array:
-    """Append one token a row at position `lengths - 1`; rows of length 0 write nothing.
-
-    Args:
-        kv: cache of one layer, [P, K, 2, S, H].
-        table: int32 [B, W].
-        lengths: int32 [B], the new token included.
-        k, v: [B, K, H].
-    """
-    page_size = kv.shape[3]
-    position = jnp.maximum(lengths - 1, 0)
-    page = jnp.take_along_axis(table, (position // page_size)[:, None], axis=1)[:, 0]
-    page = jnp.where(lengths > 0, page, kv.shape[0])
-    token = jnp.stack([k, v], axis=2).astype(kv.dtype)
-    return plain_writes.set_tokens(kv, page, position % page_size, token)
-
-
-def decode_attention(q: Array, kv: Array, table: Array, lengths: Array) -> Array:
-    """Attention of one query token a row over its first `lengths` cached tokens.
+def decode_attention(q: Array, kv: Array, table: Array, lengths: Array, *, window: int | None = None) -> Array:
+    """Attention of one query token a row over its first `lengths` cached tokens, or the last `window` of those.
 
     Args:
         q: [B, N, H].
         kv: cache of one layer, [P, K, 2, S, H].
         table: int32 [B, W]; entries past a row's length are read and ignored, so they must be valid ids.
         lengths: int32 [B]; 0 gives a row of zeros.
+        window: tokens that are attended to at most; None for all. Pages in front of them are not read.
 
     Returns:
         [B, N, H] in the dtype of q.
     """
-    return lax.platform_dependent(q, kv, table, lengths, cpu=decode_by_products, default=decode_in_place)
+    return lax.platform_dependent(
+        *(q, kv, table, lengths),
+        cpu=partial(decode_by_products, window=window),
+        default=partial(decode_in_place, window=window),
+    )
 
 
-def decode_by_products(q: Array, kv: Array, table: Array, lengths: Array) -> Array:
+def decode_by_products(q: Array, kv: Array, table: Array, lengths: Array, *, window: int | None = None) -> Array:
     """Return what `decode_attention` does, by matrix products of copied pages: what a CPU is quickest at."""
     block = GATHERED_BYTES // (q.shape[0] * math.prod(kv.shape[1:]) * kv.dtype.itemsize)
-    return _in_rounds(q, kv, table, lengths, attend=_attend_copied, block=max(1, block))
+    return _in_rounds(q, kv, table, lengths, window, attend=_attend_copied, block=max(1, block))
 
 
-def decode_in_place(q: Array, kv: Array, table: Array, lengths: Array) -> Array:
+def decode_in_place(q: Array, kv: Array, table: Array, lengths: Array, *, window: int | None = None) -> Array:
     """Return what `decode_attention` does, in a form from which XLA's GPU compiler copies no KV."""
     block = SCORE_BYTES // (q.shape[0] * q.shape[1] * kv.shape[3] * 4)
-    return _in_rounds(q, kv, table, lengths, attend=_attend_in_place, block=max(2, block))
+    return _in_rounds(q, kv, table, lengths, window, attend=_attend_in_place, block=max(2, block))
 
 
 def _in_rounds(
@@ -121,21 +83,27 @@ def _in_rounds(
     kv: Array,
     table: Array,
     lengths: Array,
+    window: int | None,
     *,
-    attend: Callable[[Array, Array, Array, Array], _Softmax],
+    attend: Callable[[Array, Array, Array, Array, Array | None], _Softmax],
     block: int,
 ) -> Array:
     """Attend to so many pages of each row at a time."""
     rows, heads, width = q.shape
     grouped = q.reshape(rows, kv.shape[1], heads // kv.shape[1], width)
+    starts = None
+    if window is not None:
+        table, starts, lengths = _pages_of_window(table, lengths, window, kv.shape[3])
     if table.shape[1] <= block:
-        _, total, out = attend(grouped, kv, table, lengths)
+        _, total, out = attend(grouped, kv, table, lengths, starts)
     else:
         table = jnp.pad(table, ((0, 0), (0, -table.shape[1] % block)))
 
         def more(index: Array, state: _Softmax) -> _Softmax:
             ids = lax.dynamic_slice_in_dim(table, index * block, block, axis=1)
-            return _merge(state, attend(grouped, kv, ids, lengths - index * block * kv.shape[3]))
+            before = index * block * kv.shape[3]
+            begins = None if starts is None else starts - before
+            return _merge(state, attend(grouped, kv, ids, lengths - before, begins))
 
         shape = grouped.shape[:3]
         state = (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros(grouped.shape))
@@ -144,21 +112,31 @@ def _in_rounds(
     return (out / total[..., None]).reshape(rows, heads, width).astype(q.dtype)
 
 
-def _attend_copied(grouped: Array, kv: Array, table: Array, lengths: Array) -> _Softmax:
-    """Attend from [B, K, G, H] to the first `lengths` tokens of table rows [B, W]; none where a length is 0 or less.
+def _pages_of_window(table: Array, lengths: Array, window: int, page_size: int) -> tuple[Array, Array, Array]:
+    """Return the part of table rows [B, W] that the last `window` tokens lie in, and where in it they begin and end."""
+    starts = jnp.maximum(lengths - window, 0)
+    pages = min(table.shape[1], (window + page_size - 2) // page_size + 1)
+    first = jnp.minimum(starts // page_size, table.shape[1] - pages)
+    table = jnp.take_along_axis(table, first[:, None] + jnp.arange(pages)[None, :], axis=1)
+    return table, starts - first * page_size, lengths - first * page_size
+
+
+def _attend_copied(grouped: Array, kv: Array, table: Array, lengths: Array, starts: Array | None) -> _Softmax:
+    """Attend from [B, K, G, H] to the first `lengths` tokens of table rows [B, W], without those before `starts` where
+    that is given; to none where a length is 0 or less.
 
     By matrix products of gathered pages.
     """
     pages = _read_pages(kv, table)
     scores = _scores("BKGH,BWKSH->BKGWS", grouped, pages[:, :, :, 0]) * grouped.shape[-1] ** -0.5
-    visible = _visible(table.shape[1], kv.shape[3], lengths)
+    visible = _visible(table.shape[1], kv.shape[3], lengths, starts)
     peak, weights = _weigh(scores, visible)
     # What other requests left there may be NaN, which a weight of zero does not silence.
     values = jnp.where(visible[:, :, None, :, None], pages[:, :, :, 1], jnp.zeros((), kv.dtype))
     return peak, weights.sum(axis=(3, 4)), _weighted_sum("BKGWS,BWKSH->BKGH", weights, values)
 
 
-def _attend_in_place(grouped: Array, kv: Array, table: Array, lengths: Array) -> _Softmax:
+def _attend_in_place(grouped: Array, kv: Array, table: Array, lengths: Array, starts: Array | None) -> _Softmax:
     """Do what `_attend_copied` does, by sums of products of single heads.
 
     XLA's GPU compiler fuses the gather of pages into a sum of products and reads each page once, if keys and values are
@@ -176,7 +154,7 @@ def _attend_in_place(grouped: Array, kv: Array, table: Array, lengths: Array) ->
     keys, values = halves[places].astype(jnp.float32), halves[places + 1].astype(jnp.float32)
     queries = grouped.astype(jnp.float32)[:, :, :, None, None, :]
     scores = (keys[:, :, None] * queries).sum(axis=-1) * width**-0.5
-    visible = _visible(pages, page_size, lengths)
+    visible = _visible(pages, page_size, lengths, starts)
     peak, weights = _weigh(scores, visible)
     weights = weights.reshape(rows, kv_heads, group, pages // piece, piece, page_size)
     values = values.reshape(rows, kv_heads, 1, pages // piece, piece, page_size, width)
@@ -190,10 +168,11 @@ def _attend_in_place(grouped: Array, kv: Array, table: Array, lengths: Array) ->
     return peak, totals[..., 0].sum(axis=3), parts.sum(axis=3)
 
 
-def _visible(pages: int, page_size: int, lengths: Array) -> Array:
-    """Return which tokens of a table row are among the first `lengths`; bool [B, W, S]."""
+def _visible(pages: int, page_size: int, lengths: Array, starts: Array | None) -> Array:
+    """Return which tokens of a table row are among the first `lengths` and not before `starts`; bool [B, W, S]."""
     position = jnp.arange(pages * page_size).reshape(pages, page_size)
-    return position[None] < lengths[:, None, None]
+    visible = position[None] < lengths[:, None, None]
+    return visible if starts is None else visible & (position[None] >= starts[:, None, None])
 
 
 def _weigh(scores: Array, visible: Array) -> tuple[Array, Array]:
@@ -210,7 +189,9 @@ def _merge(before: _Softmax, more: _Softmax) -> _Softmax:
     return peak, before[1] * old + more[1] * new, before[2] * old[..., None] + more[2] * new[..., None]
 
 
-def prefill_attention(q: Array, kv: Array, table: Array, starts: Array, *, one_request: bool) -> Array:
+def prefill_attention(
+    q: Array, kv: Array, table: Array, starts: Array, *, one_request: bool, window: int | None = None
+) -> Array:
     """Causal attention of tiles of prompt tokens over the cache, which holds the tiles' own keys and values already.
 
     A tile is a page of consecutive tokens of one request. A CPU walks the keys to the end of the tile, an accelerator
@@ -223,18 +204,22 @@ def prefill_attention(q: Array, kv: Array, table: Array, starts: Array, *, one_r
         table: int32 [M, W], the page table row of each tile's request; entries must be valid ids.
         starts: int32 [M], position of each tile's first token, a multiple of S.
         one_request: each tile continues the one before it; what follows the last may be padding.
+        window: tokens that each attends to at most, its own included; None for all. Blocks of pages in front of them
+            are not read.
 
     Returns:
         [M, S, N, H] in the dtype of q.
     """
     return lax.platform_dependent(
         *(q, kv, table, starts),
-        cpu=partial(prefill_to_the_end, one_request=one_request),
-        default=partial(prefill_over_the_table, one_request=one_request),
+        cpu=partial(prefill_to_the_end, one_request=one_request, window=window),
+        default=partial(prefill_over_the_table, one_request=one_request, window=window),
     )
 
 
-def prefill_to_the_end(q: Array, kv: Array, table: Array, starts: Array, *, one_request: bool) -> Array:
+def prefill_to_the_end(
+    q: Array, kv: Array, table: Array, starts: Array, *, one_request: bool, window: int | None = None
+) -> Array:
     """Return what `prefill_attention` does, walking keys in blocks with an online softmax up to each tile's end.
 
     The cost follows the true context and no shape depends on it: first come large blocks, which matrix products like,
@@ -249,22 +234,28 @@ def prefill_to_the_end(q: Array, kv: Array, table: Array, starts: Array, *, one_
     table = jnp.pad(table, ((0, 0), (0, width - table.shape[1] + -width % small)))
     large = min(large, table.shape[1])
 
-    def walk(attend: _AttendBlock, pages: Array, state: _Softmax) -> _Softmax:
-        whole = pages // large
-        state = lax.fori_loop(0, whole, lambda i, s: attend(i * large, large, s), state)
-        rest = (pages - whole * large + small - 1) // small
-        return lax.fori_loop(0, rest, lambda i, s: attend(whole * large + i * small, small, s), state)
+    def walk(attend: _AttendBlock, first: Array | int, pages: Array, state: _Softmax) -> _Softmax:
+        # To blocks of which the padded row is a multiple, or the last one might reach beyond it.
+        first = first // small * small
+        whole = (pages - first) // large
+        state = lax.fori_loop(0, whole, lambda i, s: attend(first + i * large, large, s), state)
+        walked = first + whole * large
+        rest = (pages - walked + small - 1) // small
+        return lax.fori_loop(0, rest, lambda i, s: attend(walked + i * small, small, s), state)
 
     def attend(operands: tuple[Array, Array, Array, Array]) -> Array:
-        return _attend_chunk(*operands, kv=kv, walk=walk)
+        return _attend_chunk(*operands, kv=kv, window=window, walk=walk)
 
     if not one_request:
         return lax.map(attend, (q, table, starts, starts + page_size))
     return _attend_merged(attend, q, table, starts, merged=merged)
 
 
-def prefill_over_the_table(q: Array, kv: Array, table: Array, starts: Array, *, one_request: bool) -> Array:
-    """Return what `prefill_attention` does, walking all W pages whatever the contexts: no loop's end is data.
+def prefill_over_the_table(
+    q: Array, kv: Array, table: Array, starts: Array, *, one_request: bool, window: int | None = None
+) -> Array:
+    """Return what `prefill_attention` does, walking all W pages, or as many as a window can lie in, whatever the
+    contexts: no loop's end is data.
 
     Give it page tables that are cut to a few widths. Tiles are taken many at a time, to fill an accelerator.
     """
@@ -274,11 +265,16 @@ def prefill_over_the_table(q: Array, kv: Array, table: Array, starts: Array, *, 
     table = jnp.pad(table, ((0, 0), (0, -table.shape[1] % block)))
     rounds = table.shape[1] // block
 
-    def walk(attend: _AttendBlock, pages: Array, state: _Softmax) -> _Softmax:
-        return lax.fori_loop(0, rounds, lambda i, s: attend(i * block, block, s), state)
-
     def attend(operands: tuple[Array, Array, Array, Array]) -> Array:
-        return _attend_chunk(*operands, kv=kv, walk=walk)
+        needed = rounds
+        if window is not None:
+            needed = min(rounds, (operands[0].shape[0] + window - 3) // (block * page_size) + 2)
+
+        def walk(attend: _AttendBlock, first: Array | int, pages: Array, state: _Softmax) -> _Softmax:
+            begin = 0 if window is None else jnp.minimum(first // block, rounds - needed)
+            return lax.fori_loop(0, needed, lambda i, s: attend((begin + i) * block, block, s), state)
+
+        return _attend_chunk(*operands, kv=kv, window=window, walk=walk)
 
     if not one_request:
         return lax.map(attend, (q, table, starts, starts + page_size), batch_size=together)
@@ -311,11 +307,13 @@ def _attend_chunk(
     end: Array,
     *,
     kv: Array,
-    walk: Callable[[_AttendBlock, Array, _Softmax], _Softmax],
+    window: int | None,
+    walk: Callable[[_AttendBlock, Array | int, Array, _Softmax], _Softmax],
 ) -> Array:
     """Attend from consecutive tokens q [T, N, H] of one request, the first at position `start`, T whole pages.
 
-    The request's pages reach to position `end`; later tokens are padding. `walk` goes over the pages in blocks.
+    The request's pages reach to position `end`; later tokens are padding. `walk` goes over the pages in blocks, from
+    the first that the window of some token reaches to the chunk's last.
     """
     tokens, heads, width = q.shape
     _, kv_heads, _, page_size, _ = kv.shape
@@ -324,6 +322,7 @@ def _attend_chunk(
     grouped = q.reshape(tokens, kv_heads, group, width).transpose(1, 2, 0, 3)
     grouped = grouped.reshape(kv_heads, group * tokens, width)
     query_position = jnp.tile(start + jnp.arange(tokens), group)[None, :, None]
+    first = 0 if window is None else jnp.maximum(start - window + 1, 0)
 
     def attend(first_page: Array, pages: int, state: _Softmax) -> _Softmax:
         peak, total, out = state
@@ -331,9 +330,13 @@ def _attend_chunk(
         keys, values = _read_pages(kv, ids).transpose(2, 1, 0, 3, 4).reshape(2, kv_heads, pages * page_size, width)
         scores = _scores("KTH,KSH->KTS", grouped, keys) * width**-0.5
         position = first_page * page_size + jnp.arange(pages * page_size)
-        scores = jnp.where(position[None, None, :] <= query_position, scores, MASKED)
-        # What other requests left after the end may be NaN, which a weight of zero does not silence.
-        values = jnp.where((position < end)[None, :, None], values, jnp.zeros((), kv.dtype))
+        visible, held = position[None, None, :] <= query_position, position < end
+        if window is not None:
+            visible &= position[None, None, :] > query_position - window
+            held &= position >= first
+        scores = jnp.where(visible, scores, MASKED)
+        # What other requests left around those may be NaN, which a weight of zero does not silence.
+        values = jnp.where(held[None, :, None], values, jnp.zeros((), kv.dtype))
         new_peak = jnp.maximum(peak, scores.max(axis=-1, keepdims=True))
         weights = jnp.exp(scores - new_peak)
         shrink = jnp.exp(peak - new_peak)
@@ -342,7 +345,7 @@ def _attend_chunk(
 
     shape = (kv_heads, group * tokens)
     state = (jnp.full((*shape, 1), MASKED), jnp.zeros((*shape, 1)), jnp.zeros((*shape, width)))
-    _, total, out = walk(attend, (start + tokens) // page_size, state)
+    _, total, out = walk(attend, first // page_size, (start + tokens) // page_size, state)
     out = (out / total).reshape(kv_heads, group, tokens, width).transpose(2, 0, 1, 3)
     return out.reshape(q.shape).astype(q.dtype)
 

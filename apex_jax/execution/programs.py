@@ -27,7 +27,8 @@ from jax import Array, lax
 from ..models import llama
 from ..models.config import LlamaConfig
 from ..models.llama import Weights
-from .paged_attention import prefill_attention, replace_pages, write_tiles
+from .page_writes import replace_pages, write_tiles
+from .paged_attention import prefill_attention
 from .sampler import Sampled, SamplingMode, SamplingRows, sample
 
 LayerWeights = Any
@@ -39,10 +40,12 @@ ROW_COLUMNS = 2
 TILE_COLUMNS = 2
 """Columns of a tile batch before the tokens and the page table."""
 
-DecodeAttention = Callable[[Array, Array, Array, Array, Array, Array], tuple[Array, Array]]
-"""(q [B, N, H], k [B, K, H], v [B, K, H], kv [P, K, 2, S, H], table [B, W], lengths [B]) -> (attention [B, N, H], kv).
+DecodeAttention = Callable[[Array, Array, Array, Array, Array, Array, int | None], tuple[Array, Array]]
+"""(q [B, N, H], k [B, K, H], v [B, K, H], kv [P, K, 2, S, H], table [B, W], lengths [B], window) ->
+(attention [B, N, H], kv).
 
-Appends k and v at position `lengths - 1` and attends over `lengths` tokens; rows of length 0 are padding."""
+Appends k and v at position `lengths - 1` and attends over `lengths` tokens, the last `window` of them if that is not
+None; rows of length 0 are padding."""
 
 
 class DecodeBatch(NamedTuple):
@@ -133,6 +136,7 @@ def build_programs(config: LlamaConfig, attention: DecodeAttention, page_size: i
         attention: append and decode attention over the paged cache.
         page_size: tokens a KV page and a prompt tile hold.
     """
+    window = config.sliding_window
 
     # By itself, so that JAX traces and lowers it once for all layers.
     @jax.jit
@@ -140,7 +144,7 @@ def build_programs(config: LlamaConfig, attention: DecodeAttention, page_size: i
         layer: LayerWeights, x: Array, turn: Array, cache: Array, rows: DecodeBatch
     ) -> tuple[Array, Array]:
         q, k, v = llama.pre_attention(config, layer, x, turn)
-        out, cache = attention(q, k, v, cache, rows.table, rows.lengths)
+        out, cache = attention(q, k, v, cache, rows.table, rows.lengths, window)
         return llama.post_attention(config, layer, x, out), cache
 
     def decode_step(weights: Weights, caches: Caches, last_token: Array, packed: Array) -> tuple[Array, Caches]:
@@ -189,7 +193,7 @@ def build_programs(config: LlamaConfig, attention: DecodeAttention, page_size: i
     ) -> tuple[Array, Array]:
         rows = DecodeBatch.unpack(packed_rows)
         if packed_tiles is None:
-            return attention(*heads, cache, rows.table, rows.lengths)
+            return attention(*heads, cache, rows.table, rows.lengths, window)
         tiles = TileBatch.unpack(packed_tiles, page_size)
         num_tiles = tiles.starts.shape[0]
         prompt = num_tiles * page_size
@@ -200,11 +204,11 @@ def build_programs(config: LlamaConfig, attention: DecodeAttention, page_size: i
 
         decoded = q[prompt:]
         if rows.slots.shape[0]:
-            decoded, cache = attention(decoded, k[prompt:], v[prompt:], cache, rows.table, rows.lengths)
+            decoded, cache = attention(decoded, k[prompt:], v[prompt:], cache, rows.table, rows.lengths, window)
             # Without an order between reading the cache here and writing to it below, XLA would copy the cache.
             decoded, cache = lax.optimization_barrier((decoded, cache))
         cache = write_tiles(cache, tiles.pages, tiled(k), tiled(v))
-        out = prefill_attention(tiled(q), cache, tiles.table, tiles.starts, one_request=one_request)
+        out = prefill_attention(tiled(q), cache, tiles.table, tiles.starts, one_request=one_request, window=window)
         return jnp.concatenate([out.reshape(prompt, *q.shape[1:]), decoded.astype(out.dtype)]), cache
 
     def layers(

@@ -22,7 +22,8 @@ from apex_jax.execution.batch import Buckets
 from apex_jax.execution.jax_device import JaxDevice
 from apex_jax.execution.model_runner import ModelRunner
 from apex_jax.execution.model_shape import shape_of
-from apex_jax.execution.paged_attention import decode_attention, write_tokens
+from apex_jax.execution.page_writes import write_tokens
+from apex_jax.execution.paged_attention import decode_attention
 from apex_jax.execution.programs import DecodeAttention, build_programs
 from apex_jax.models import Weights, preset, random_weights
 from apex_jax.scheduler import Capacity, DecodeRow, NewPages, Plan
@@ -93,7 +94,7 @@ class Steps:
 def appending(attention: Attention) -> DecodeAttention:
     """Return a device's attention, which appends first."""
 
-    def append_and_attend(q: Any, k: Any, v: Any, kv: Any, table: Any, lengths: Any) -> tuple[Any, Any]:
+    def append_and_attend(q: Any, k: Any, v: Any, kv: Any, table: Any, lengths: Any, window: None) -> tuple[Any, Any]:
         kv = write_tokens(kv, table, lengths, k, v)
         return attention(q, kv, table, lengths), kv
 

@@ -104,7 +104,7 @@ def test_a_request_that_the_host_fails_is_told_and_the_others_are_served(command
         return programs.attend(*args)
 
     broken = dataclasses.replace(programs, attend=attend)
-    monkeypatch.setattr(worker_module, "build_programs", lambda: broken)
+    monkeypatch.setattr(worker_module, "build_programs", lambda sliding_window: broken)
     status, out, err = command("generate", how, *options, *prompts)
     assert status == 1
     (line,) = (line for line in err.splitlines() if "ended early" in line)

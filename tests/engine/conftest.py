@@ -14,7 +14,8 @@ import apex_jax.host_offload.worker
 import apex_jax.llm
 from apex_jax import LLM, LlamaConfig
 from apex_jax.execution.attention_backend import DeviceAttention
-from apex_jax.execution.paged_attention import decode_attention, write_tokens
+from apex_jax.execution.page_writes import write_tokens
+from apex_jax.execution.paged_attention import decode_attention
 from apex_jax.host_offload import native_attention_available
 from apex_jax.models import forward, random_weights
 
@@ -98,9 +99,9 @@ def greedy(dense):
 
 
 def xla_attention():
-    def attend(q, k, v, kv, table, lengths):
+    def attend(q, k, v, kv, table, lengths, window):
         kv = write_tokens(kv, table, lengths, k, v)
-        return decode_attention(q, kv, table, lengths), kv
+        return decode_attention(q, kv, table, lengths, window=window), kv
 
     return DeviceAttention(name="xla", append_and_attend=attend, ragged=False)
 

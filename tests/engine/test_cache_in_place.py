@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from apex_jax.execution import paged_attention as device_attention
-from apex_jax.execution.paged_attention import replace_pages, write_tiles, write_tokens
+from apex_jax.execution.page_writes import replace_pages, write_tiles, write_tokens
 from apex_jax.host_offload import native_library
 
 PAGES, KV_HEADS, PAGE, WIDTH = 1024, 2, 16, 16

@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from apex_jax.execution.page_writes import write_tiles, write_tokens
 from apex_jax.execution.paged_attention import (
     decode_by_products,
     decode_in_place,
     prefill_attention,
     prefill_over_the_table,
     prefill_to_the_end,
-    write_tiles,
-    write_tokens,
 )
 
 pytestmark = pytest.mark.gpu
@@ -27,7 +26,7 @@ WIDTH = 16
 DECODES = {"by_products": decode_by_products, "in_place": decode_in_place}
 decodes = pytest.mark.parametrize("decode", DECODES)
 WALKS = {
-    name: jax.jit(walk, static_argnames="one_request")
+    name: jax.jit(walk, static_argnames=("one_request", "window"))
     for name, walk in (("to_the_end", prefill_to_the_end), ("over_the_table", prefill_over_the_table))
 }
 walks = pytest.mark.parametrize("walk", WALKS)
@@ -64,6 +63,12 @@ class Cache:
                 page = self.table[row, t // page_size]
                 self.kv[page, :, 0, t % page_size] = self.k[-1][t]
                 self.kv[page, :, 1, t % page_size] = self.v[-1][t]
+
+    def give_back_before(self, row, position):
+        """Let somebody else have the pages of a row that lie before a position."""
+        gone = self.table[row, : position // self.page_size]
+        self.kv[gone] = np.nan
+        gone[:] = self.unused
 
     def random(self, *shape):
         return self.rng.normal(size=(*shape, WIDTH)).astype(self.dtype)
@@ -103,16 +108,34 @@ def test_decode_in_rounds(decode, pages, dtype, monkeypatch):
     check_decode(decode, 6, 2, dtype, 16)
 
 
-def check_decode(decode, heads, kv_heads, dtype, page_size, lengths=None):
+@pytest.mark.parametrize("window", [1, 15, 16, 17, 24, 100, 2000])
+@pytest.mark.parametrize(("dtype", "page_size"), [("float32", 16), ("bfloat16", 32)])
+@decodes
+def test_decode_in_a_window(decode, dtype, page_size, window):
+    check_decode(decode, 6, 2, dtype, page_size, lengths=(1, 16, 130, 0, 97, window, window + 1), window=window)
+
+
+@decodes
+def test_decode_in_a_window_in_rounds(decode, monkeypatch):
+    monkeypatch.setattr("apex_jax.execution.paged_attention.GATHERED_BYTES", 1)
+    monkeypatch.setattr("apex_jax.execution.paged_attention.SCORE_BYTES", 1)
+    check_decode(decode, 6, 2, "float32", 16, lengths=(130, 7, 0, 96), window=60)
+
+
+def check_decode(decode, heads, kv_heads, dtype, page_size, lengths=None, window=None):
     lengths = lengths or (1, page_size, page_size + 1, 3 * page_size - 5, 0)
     cache = Cache(lengths, page_size=page_size, kv_heads=kv_heads, dtype=dtype)
     q = cache.random(len(lengths), heads)
     # A function of its own, since what a test has changed is no part of what compiled programs are found by.
-    compiled = jax.jit(lambda *operands: DECODES[decode](*operands))
+    compiled = jax.jit(lambda *operands: DECODES[decode](*operands, window=window))
+    starts = [0 if window is None else max(0, length - window) for length in lengths]
+    for row, start in enumerate(starts):
+        cache.give_back_before(row, start)
     found = np.asarray(compiled(q, cache.kv, cache.table, np.array(lengths, np.int32)))
     assert found.dtype == cache.dtype
     for row, length in enumerate(lengths):
-        expected = attention(q[row], cache.k[row], cache.v[row]) if length else np.zeros((heads, WIDTH))
+        k, v = cache.k[row][starts[row] :], cache.v[row][starts[row] :]
+        expected = attention(q[row], k, v) if length else np.zeros((heads, WIDTH))
         np.testing.assert_allclose(found[row].astype(np.float64), expected, atol=TOLERANCE[dtype], rtol=0)
 
 
@@ -121,7 +144,7 @@ def tiles_of(cache, row, start, end):
     return [(row, first) for first in range(start, end, cache.page_size)]
 
 
-def check_prefill(walk, cache, heads, tiles, *, one_request):
+def check_prefill(walk, cache, heads, tiles, *, one_request, window=None):
     """`tiles` are (row of the cache, start), or None for padding."""
     size = cache.page_size
     q = cache.random(len(tiles), size, heads)
@@ -130,7 +153,7 @@ def check_prefill(walk, cache, heads, tiles, *, one_request):
     for i, tile in enumerate(tiles):
         if tile is not None:
             table[i], starts[i] = cache.table[tile[0]], tile[1]
-    found = np.asarray(WALKS[walk](q, cache.kv, table, starts, one_request=one_request))
+    found = np.asarray(WALKS[walk](q, cache.kv, table, starts, one_request=one_request, window=window))
     assert found.dtype == cache.dtype
     for i, tile in enumerate(tiles):
         if tile is None:
@@ -139,7 +162,8 @@ def check_prefill(walk, cache, heads, tiles, *, one_request):
         k, v = cache.k[row], cache.v[row]
         for offset in range(0, min(size, len(k) - start), 7):
             end = start + offset + 1
-            expected = attention(q[i, offset], k[:end], v[:end])
+            begin = 0 if window is None else max(0, end - window)
+            expected = attention(q[i, offset], k[begin:end], v[begin:end])
             np.testing.assert_allclose(
                 found[i, offset].astype(np.float64), expected, atol=TOLERANCE[cache.dtype.name], rtol=0
             )
@@ -182,10 +206,22 @@ def test_prefill_of_one_request(walk, page_size, start, count, bucket):
     check_prefill(walk, cache, 4, tiles + [None] * (bucket - count), one_request=True)
 
 
+@walks
+@pytest.mark.parametrize("window", [1, 16, 24, 130, 600, 2000])
+def test_prefill_in_a_window(walk, window):
+    """Of one request, and of one page of each of several."""
+    cache = Cache((752, 640, 32), page_size=16, kv_heads=2, dtype="float32")
+    for row, start in ((0, 672), (1, 624)):
+        cache.give_back_before(row, max(0, start - window + 1))
+    check_prefill(walk, cache, 4, [*tiles_of(cache, 0, 672, 752), *[None] * 3], one_request=True, window=window)
+    tiles = [*tiles_of(cache, 0, 672, 688), *tiles_of(cache, 1, 624, 640), *tiles_of(cache, 2, 0, 32), None]
+    check_prefill(walk, cache, 4, tiles, one_request=False, window=window)
+
+
 def test_prefill_of_more_tiles_than_are_taken_together(monkeypatch):
     monkeypatch.setattr("apex_jax.execution.paged_attention.TOGETHER_TOKENS", 32)
     cache = Cache((80, 48), page_size=16, kv_heads=2, dtype="float32")
-    monkeypatch.setitem(WALKS, "few", jax.jit(prefill_over_the_table, static_argnames="one_request"))
+    monkeypatch.setitem(WALKS, "few", jax.jit(prefill_over_the_table, static_argnames=("one_request", "window")))
     check_prefill("few", cache, 4, tiles_of(cache, 0, 16, 80), one_request=True)
     check_prefill("few", cache, 4, [*tiles_of(cache, 0, 16, 80), *tiles_of(cache, 1, 0, 48)], one_request=False)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from apex_jax.execution.attention_backend import device_attention_for
-from apex_jax.execution.paged_attention import prefill_attention, write_tiles
+from apex_jax.execution.page_writes import write_tiles
+from apex_jax.execution.paged_attention import prefill_attention
 from apex_jax.models import LlamaConfig, forward, llama, random_weights
 
 SIZE, LENGTH = 64, 128
@@ -43,7 +44,7 @@ def decoded(weights, caches, token, length):
     table = jnp.arange(LENGTH // SIZE, dtype=jnp.int32)[None]
     for layer, cache in zip(weights.layers, caches, strict=True):
         q, k, v = llama.pre_attention(CONFIG, layer, x, turn)
-        out, _ = attention(q, k, v, cache, table, length[None])
+        out, _ = attention(q, k, v, cache, table, length[None], None)
         x = llama.post_attention(CONFIG, layer, x, out)
     return llama.logits(CONFIG, weights, x)[0]
 

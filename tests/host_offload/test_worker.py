@@ -26,7 +26,7 @@ TABLE = np.array([[3, 5], [1, 0]], np.int32)
 def shared_programs():
     programs = worker_module.build_programs()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker_module, "build_programs", lambda: programs)
+        patch.setattr(worker_module, "build_programs", lambda sliding_window: programs)
         yield
 
 
