@@ -101,11 +101,13 @@ class Eviction:
     Attributes:
         request_id: who moves.
         slot: row of the executor's per-request state, kept.
+        first: pages in front of those, which were given back.
         device_pages, host_pages: as many of both, in order of position.
     """
 
     request_id: int
     slot: int
+    first: int = 0
     device_pages: tuple[int, ...]
     host_pages: tuple[int, ...]
 
@@ -125,11 +127,13 @@ class Landing:
     Attributes:
         request_id: who lands.
         slot: row of the executor's per-request state, kept.
+        first: pages in front of those, which were given back.
         device_pages: as many as were fetched, in order of position.
     """
 
     request_id: int
     slot: int
+    first: int = 0
     device_pages: tuple[int, ...]
 
 

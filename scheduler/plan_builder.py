@@ -33,11 +33,14 @@ class Draft:
 
     def add_pages(self, request: Request, pages: Sequence[int]) -> None:
         """Note device pages that a request receives beside those it has."""
-        self.new_pages.append(NewPages(slot=request.held_slot, first=len(request.pages), pages=tuple(pages)))
+        self.new_pages.append(
+            NewPages(slot=request.held_slot, first=request.given_back + len(request.pages), pages=tuple(pages))
+        )
 
     def add_host_pages(self, request: Request, pages: Sequence[int]) -> None:
         """Note host pages that a request receives beside those it has."""
-        self.new_host_pages.append(NewPages(slot=request.held_slot, first=len(request.host_pages), pages=tuple(pages)))
+        first = request.given_back + len(request.host_pages)
+        self.new_host_pages.append(NewPages(slot=request.held_slot, first=first, pages=tuple(pages)))
 
     def forget_pages(self, slot: int) -> None:
         """Drop what a slot received in this plan and has given back."""
@@ -69,6 +72,7 @@ class Draft:
         eviction = Eviction(
             request_id=request.id,
             slot=request.held_slot,
+            first=request.given_back,
             device_pages=tuple(pages),
             host_pages=tuple(request.host_pages),
         )
@@ -81,7 +85,13 @@ class Draft:
 
     def land(self, request: Request) -> None:
         """Write a request's fetched pages to its device pages."""
-        self.landings.append(Landing(request_id=request.id, slot=request.held_slot, device_pages=tuple(request.pages)))
+        landing = Landing(
+            request_id=request.id,
+            slot=request.held_slot,
+            first=request.given_back,
+            device_pages=tuple(request.pages),
+        )
+        self.landings.append(landing)
 
     def plan(self, *, number: int, num_layers: int, strategy: str) -> Plan:
         """Return what has been decided."""

@@ -29,6 +29,7 @@ class Request:
         side: where its KV is.
         pages: device pages held, in order of position; a fetch reserves them.
         host_pages: the same on the host.
+        given_back: pages in front of those, which no token will attend to any more.
         cohort: id of the cohort it is in, if any.
         fetching: its KV is on the way to the device.
         fetched: its KV has come there and waits for a plan that lands it.
@@ -48,6 +49,7 @@ class Request:
     side: Side = "device"
     pages: list[int] = field(default_factory=list)
     host_pages: list[int] = field(default_factory=list)
+    given_back: int = 0
     cohort: int | None = None
     fetching: bool = False
     fetched: bool = False

@@ -23,6 +23,7 @@ from .plan_builder import Draft
 from .policy import Decision, FixedPolicy, Policy
 from .request import Request
 from .scheduler_state import Situation, situation
+from .sliding_window import give_back
 from .strategies import DEVICE_ONLY, named
 from .waiting_queue import WaitingQueue
 
@@ -88,11 +89,10 @@ class Scheduler:
         """
         if request.id in self._requests:
             raise ValueError(f"request id {request.id} is already in use")
-        longest = self.capacity.longest
-        if len(request.prompt) + request.max_tokens > longest + 1:
+        if not self.capacity.holds(len(request.prompt) + request.max_tokens - 1):
             raise ValueError(
                 f"request {request.id}: prompt of {len(request.prompt)} and max_tokens={request.max_tokens} exceed "
-                f"the device KV cache of {longest} tokens"
+                f"the device KV cache of {self.capacity.longest} tokens"
             )
 
     def add(self, request: Request) -> None:
@@ -144,6 +144,7 @@ class Scheduler:
         if draft.is_empty:
             # Whoever has just lost its pages may be all that there is to do.
             return self.schedule() if self.preemptions > preemptions else None
+        give_back(self._running, self.capacity, self.pages, self.host_pages, draft)
         plan = draft.plan(number=self._plans, num_layers=self.num_layers, strategy=self.decision.strategy)
         self._plans += 1
         return plan
@@ -188,7 +189,16 @@ class Scheduler:
         return Tier(self.host_pages.num_free, self.num_on_host, most)
 
     def _need(self, request: Request) -> int:
-        return self.pages.pages_for(request.length)
+        """Pages of a decoding request, its next token's included."""
+        return self.capacity.live_pages(request.length)
+
+    def _of_prompt(self, request: Request) -> int:
+        """Pages of a newcomer."""
+        return self.capacity.prompt_pages(request.length)
+
+    def _held(self, request: Request) -> int:
+        """Pages of the tokens that have been computed and are still read."""
+        return self.pages.pages_for(request.computed) - request.given_back
 
     def _can_leave(self, request: Request) -> bool:
         """Whether a request is on the device between two tokens."""
@@ -208,7 +218,7 @@ class Scheduler:
         """Move whom the policy names, and evict the youngest as far as that lets those in who wait first."""
         for request in self._running if self.decision.evict else ():
             may = request.id in self.decision.evict and self._can_leave(request)
-            if may and self._host_tier().holds(self.pages.pages_for(request.computed)):
+            if may and self._host_tier().holds(self._held(request)):
                 self._evict(request, draft)
         for request in list(self._running) if self.decision.preempt else ():
             if request.id in self.decision.preempt:
@@ -219,7 +229,7 @@ class Scheduler:
         young = [request for request in reversed(self._on_device) if self._can_leave(request)]
         _, leaving = make_room(
             # The tokens of one that was preempted must have come before it is computed again.
-            map(self._need, itertools.takewhile(lambda request: not request.in_flight, self._waiting)),
+            map(self._of_prompt, itertools.takewhile(lambda request: not request.in_flight, self._waiting)),
             iter(young),
             self._need,
             self.capacity.max_prefill_pages - sum(map(self.pages.pages_for, under_way)),
@@ -230,7 +240,7 @@ class Scheduler:
             self._evict(request, draft)
 
     def _evict(self, request: Request, draft: Draft) -> None:
-        request.host_pages = self.host_pages.allocate(self.pages.pages_for(request.computed))
+        request.host_pages = self.host_pages.allocate(self._held(request))
         draft.evict(request)
         self.pages.free(request.pages)
         request.pages = []
@@ -274,15 +284,15 @@ class Scheduler:
         )
 
     def _admit_next(self, draft: Draft) -> Request | None:
-        """Give the first waiting request a slot and pages for all its tokens, if there is room for it."""
+        """Give the first waiting request a slot and the pages of its prompt, if there is room for it."""
         request = self._waiting.first
-        if request is None or request.in_flight or not self._device_tier().admits(self._need(request)):
+        if request is None or request.in_flight or not self._device_tier().admits(self._of_prompt(request)):
             return None
         self._waiting.remove(request)
         request.slot = self.free_slots.pop()
         request.prefill_target = request.length
         insort(self._running, request, key=_arrival)
-        self._allocate(request, self._need(request), draft)
+        self._allocate(request, self._of_prompt(request), draft)
         return request
 
     def _add_chunk(self, request: Request, max_pages: int, draft: Draft) -> int:
@@ -349,7 +359,7 @@ class Scheduler:
         """Begin to move resting requests to the device: whom the policy names, others into room nobody waits for."""
         for request in self._running if self.decision.fetch else ():
             may = request.id in self.decision.fetch and request.is_resting and request.wants_token
-            if may and self._device_tier().holds(self.pages.pages_for(request.computed)):
+            if may and self._device_tier().holds(self._held(request)):
                 self._fetch(request, draft)
         if self._waiting or not self.capacity.host_pages:
             return
@@ -361,7 +371,7 @@ class Scheduler:
             self._fetch(request, draft)
 
     def _fetch(self, request: Request, draft: Draft) -> None:
-        request.pages = self.pages.allocate(self.pages.pages_for(request.computed))
+        request.pages = self.pages.allocate(self._held(request))
         request.fetching = True
         draft.fetch(request)
 
@@ -384,7 +394,7 @@ class Scheduler:
         self.pages.free(request.pages)
         self.host_pages.free(request.host_pages)
         self.cohorts.leave(request)
-        request.pages, request.host_pages = [], []
+        request.pages, request.host_pages, request.given_back = [], [], 0
         request.side, request.fetching, request.fetched = "device", False, False
         self.free_slots.append(request.held_slot)
         request.slot = None

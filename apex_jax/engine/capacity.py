@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 
@@ -52,22 +54,35 @@ def plan_memory(config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *
     prompt_tokens = prompt_pages * page_size
     _check_work(work, options, requests=requests, prompt_tokens=prompt_tokens, free=free, device=device)
     free -= work.nbytes(requests=requests, prompt_tokens=prompt_tokens)
-    pages, budget = _pages(config, dtype, options, useful_tokens=max_num_seqs * longest, free=free, device=device)
+    window = config.sliding_window
+    # A request never holds more than a window, the prompt tokens of an iteration behind it, and a page begun.
+    each = longest if window is None else min(longest, window + prompt_tokens + page_size)
+    pages, budget = _pages(config, dtype, options, useful_tokens=max_num_seqs * each, free=free, device=device)
     cached = pages * page_size
-    if options.max_model_len is not None and options.max_model_len > cached:
-        raise ValueError(
-            f"max_model_len={options.max_model_len} is above what the KV cache holds: {budget} gives {cached} tokens "
-            f"in pages of {page_size}, and every request is prefilled on the device"
-        )
-    used = free_memory(device) - free + cached * shape_of(config, dtype).kv_bytes_per_token
-    host_pages = _host_pages(config, dtype, options, used=used if _limit(device) is None else 0)
-    return Capacity(
+    capacity = Capacity(
         device_kv_tokens=cached,
-        host_kv_tokens=host_pages * page_size,
         page_size=page_size,
         max_num_seqs=max_num_seqs,
         max_host_seqs=max_host_seqs,
-        max_prefill_tokens=prompt_pages * page_size,
+        max_prefill_tokens=prompt_tokens,
+        sliding_window=window,
+    )
+    if options.max_model_len is not None and not capacity.holds(options.max_model_len):
+        raise ValueError(
+            f"max_model_len={options.max_model_len} is above what the KV cache holds: {budget} gives {cached} tokens "
+            f"in pages of {page_size}, and every request is prefilled on the device{_of_window(capacity)}"
+        )
+    used = free_memory(device) - free + cached * shape_of(config, dtype).kv_bytes_per_token
+    host_pages = _host_pages(config, dtype, options, used=used if _limit(device) is None else 0)
+    return replace(capacity, host_kv_tokens=host_pages * page_size)
+
+
+def _of_window(capacity: Capacity) -> str:
+    if capacity.sliding_window is None:
+        return ""
+    return (
+        f"; its window of {capacity.sliding_window} tokens would do, beside the {capacity.max_prefill_tokens} prompt "
+        "tokens of an iteration (max_num_batched_tokens)"
     )
 
 
@@ -84,7 +99,8 @@ def work_of(config: LlamaConfig, dtype: jnp.dtype, options: EngineOptions, *, de
 
 def longest_context(config: LlamaConfig, options: EngineOptions, capacity: Capacity) -> int:
     """Return the most tokens, prompt and output, that a request can have."""
-    return min(options.max_model_len or config.max_position_embeddings, capacity.longest)
+    longest = options.max_model_len or config.max_position_embeddings
+    return longest if capacity.holds(longest) else capacity.longest
 
 
 def _check_cohorts(config: LlamaConfig, options: EngineOptions) -> None:

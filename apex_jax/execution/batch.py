@@ -114,9 +114,9 @@ class PageTables:
         for change in changes:
             self.rows[change.slot, change.first : change.first + len(change.pages)] = change.pages
 
-    def replace(self, slot: int, pages: Sequence[int]) -> None:
-        """Give a slot other pages from its first entry on."""
-        self.rows[slot, : len(pages)] = pages
+    def replace(self, slot: int, pages: Sequence[int], *, first: int) -> None:
+        """Give a slot other pages from an entry on; nobody reads those in front of it."""
+        self.rows[slot, first : first + len(pages)] = pages
 
 
 def table_width(decode: Sequence[DecodeRow], chunks: Sequence[PrefillChunk], buckets: Buckets) -> int:

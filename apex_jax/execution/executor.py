@@ -160,7 +160,7 @@ class Executor(Generic[Parked, Sent, End]):
         for landing in plan.landings:
             self.moves.land(landing)
         for eviction in plan.evictions:
-            self._host_tables.replace(eviction.slot, eviction.host_pages)
+            self._host_tables.replace(eviction.slot, eviction.host_pages, first=eviction.first)
         self._host_tables.apply(plan.new_host_pages)
         if plan.decode and not (plan.cohorts or plan.prefill or plan.evictions):
             self.device.run_decode(plan)

@@ -134,7 +134,7 @@ class JaxDevice:
 
     def _give_pages(self, plan: Plan) -> None:
         for landing in plan.landings:
-            self._tables.replace(landing.slot, landing.device_pages)
+            self._tables.replace(landing.slot, landing.device_pages, first=landing.first)
         self._tables.apply(plan.new_pages)
 
     def board(self, cohort: Cohort) -> ParkedRows:

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from apex_jax import SamplingParams
 from apex_jax.models import forward
 from apex_jax.scheduler import FixedPolicy
 
@@ -56,3 +57,32 @@ def test_random_schedules(kernel, window, windowed, config):
     after = llm.stats()
     for name in ("host_tokens", "device_tokens", "evictions", "landings", "preemptions"):
         assert getattr(after, name) > getattr(before, name) + 5, name
+
+
+@pytest.mark.parametrize("strategy", ["device_only", "layer_sync"])
+def test_a_long_request_in_a_cache_of_a_window(strategy, windowed):
+    """Contexts of ten pages in a cache of four."""
+    llm, reference = windowed("native", 33, device_kv_tokens=64, max_num_seqs=1, max_host_seqs=1)
+    settle(llm, strategy, 1)
+    prompts = [list(range(n)) for n in (70, 3)]
+    params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True, seed=0)
+    jobs = run(llm, [(prompt, params) for prompt in prompts], np.random.default_rng(0), arrive=1, cancel=0)
+    reference.check(jobs)
+    check_empty(llm)
+    assert (llm.stats().host_tokens > 0) == (strategy != "device_only")
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    for job, output in zip(jobs, outputs, strict=True):
+        assert job.generations[0].stream.token_ids == output.outputs[0].token_ids
+
+
+def test_what_does_not_fit(make, config):
+    narrow = config.replace(sliding_window=33)
+    with pytest.raises(
+        ValueError,
+        match=r"max_model_len=160 is above what the KV cache holds: device_kv_tokens=48 gives 48 tokens .*; its window "
+        r"of 33 tokens would do, beside the 32 prompt tokens of an iteration \(max_num_batched_tokens\)",
+    ):
+        make(config=narrow, max_model_len=160, device_kv_tokens=48)
+    # Without a wish, contexts are as long as what is there.
+    assert make(config=narrow, device_kv_tokens=48).max_model_len == 48
+    assert make(config=narrow, device_kv_tokens=64).max_model_len == config.max_position_embeddings

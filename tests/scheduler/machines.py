@@ -44,7 +44,7 @@ def machine(
     return Profile(**{**values, **more})
 
 
-def capacity(pages, host_pages=0, *, page=16, rows=256, host_rows=10_000, prompt=2048):
+def capacity(pages, host_pages=0, *, page=16, rows=256, host_rows=10_000, prompt=2048, window=None):
     """Return a capacity of so many pages and rows on either side, and prompt tokens of an iteration."""
     return Capacity(
         device_kv_tokens=pages * page,
@@ -53,6 +53,7 @@ def capacity(pages, host_pages=0, *, page=16, rows=256, host_rows=10_000, prompt
         max_num_seqs=rows,
         max_host_seqs=host_rows if host_pages else 0,
         max_prefill_tokens=prompt,
+        sliding_window=window,
     )
 
 

@@ -24,27 +24,27 @@ class Side:
 
     def __init__(self, layers, pages, slots):
         self.cells = [[[None] * PAGE for _ in range(pages)] for _ in range(layers)]
-        self.tables = [[None] * (pages + 1) for _ in range(slots)]
+        self.tables = [[None] * 100 for _ in range(slots)]
 
     def apply(self, changes):
         for change in changes:
             self.tables[change.slot][change.first : change.first + len(change.pages)] = change.pages
 
-    def replace(self, slot, pages):
-        self.tables[slot][: len(pages)] = pages
+    def replace(self, slot, pages, first):
+        self.tables[slot][first : first + len(pages)] = pages
 
     def write(self, layer, table, position, content):
         self.cells[layer][table[position // PAGE]][position % PAGE] = content
 
-    def read(self, layer, table, length):
-        return [self.cells[layer][table[t // PAGE]][t % PAGE] for t in range(length)]
+    def read(self, layer, table, begin, end):
+        return [self.cells[layer][table[t // PAGE]][t % PAGE] for t in range(begin, end)]
 
 
 class Machine:
     """Runs plans in order, as an executor does, and checks that each attention finds the right tokens."""
 
-    def __init__(self, layers, device_pages, host_pages, slots, prompts):
-        self.layers, self.prompts = layers, prompts
+    def __init__(self, layers, device_pages, host_pages, slots, prompts, window):
+        self.layers, self.prompts, self.window = layers, prompts, window
         self.device, self.host = Side(layers, device_pages, slots), Side(layers, host_pages, slots)
         self.last = [None] * slots
         self.cohorts, self.fetched = {}, {}
@@ -54,13 +54,13 @@ class Machine:
             for layer, pages in enumerate(self.fetched.pop(landing.request_id)):
                 for page, content in zip(landing.device_pages, pages, strict=True):
                     self.device.cells[layer][page] = list(content)
-            self.device.replace(landing.slot, landing.device_pages)
+            self.device.replace(landing.slot, landing.device_pages, landing.first)
         self.device.apply(plan.new_pages)
         for eviction in plan.evictions:
             for layer in range(self.layers):
                 for page, to in zip(eviction.device_pages, eviction.host_pages, strict=True):
                     self.host.cells[layer][to] = list(self.device.cells[layer][page])
-            self.host.replace(eviction.slot, eviction.host_pages)
+            self.host.replace(eviction.slot, eviction.host_pages, eviction.first)
         self.host.apply(plan.new_host_pages)
         sampled = [*self.run_prefill(plan), *self.run_decode(plan), *self.run_cohorts(plan)]
         assert tuple(number for number, *_ in sampled) == plan.sampling_requests
@@ -79,7 +79,7 @@ class Machine:
             for offset, token in enumerate(c.tokens):
                 for layer in range(self.layers):
                     self.device.write(layer, table, c.start + offset, (c.request_id, token))
-            self.check(self.device, range(self.layers), table, c.request_id, c.start + len(c.tokens))
+            self.check(self.device, range(self.layers), table, c.request_id, c.start + len(c.tokens), c.start)
             if c.samples:
                 yield c.request_id, c.slot, c.step, c.start + len(c.tokens)
 
@@ -118,11 +118,14 @@ class Machine:
                 del self.cohorts[cohort.id]
                 yield from ((row.request_id, row.slot, row.step, row.length) for row in cohort.rows if row)
 
-    def check(self, side, layers, table, number, length):
+    def check(self, side, layers, table, number, length, first=None):
+        """What the query at position `first` and those after it attend to is there."""
+        first = length - 1 if first is None else first
+        begin = 0 if self.window is None else max(0, first + 1 - self.window)
         prompt = self.prompts[number]
         sequence = [*prompt, *(token_of(number, step) for step in range(length - len(prompt)))]
         for layer in layers:
-            assert side.read(layer, table, length) == [(number, token) for token in sequence[:length]]
+            assert side.read(layer, table, begin, length) == [(number, token) for token in sequence[begin:length]]
 
 
 class Restless:
@@ -183,13 +186,14 @@ REQUEST = st.tuples(
     layers=st.integers(1, 4),
     budget=st.integers(1, 40),
     seed=st.integers(0, 2**32),
+    window=st.one_of(st.none(), st.integers(1, 20)),
 )
-def test_random_loads(load, spare, host_pages, slots, host_slots, layers, budget, seed):
+def test_random_loads(load, spare, host_pages, slots, host_slots, layers, budget, seed, window):
     rng = random.Random(seed)
     load = sorted(load, key=lambda item: item[0])
-    num_pages = max(-(-(prompt + limit - 1) // PAGE) for _, prompt, limit, _, _ in load) + spare
+    num_pages = max(pages_at_most(prompt + limit - 1, budget, window) for _, prompt, limit, _, _ in load) + spare
     scheduler = Scheduler(
-        capacity(num_pages, host_pages, page=PAGE, rows=slots, host_rows=host_slots, prompt=budget),
+        capacity(num_pages, host_pages, page=PAGE, rows=slots, host_rows=host_slots, prompt=budget, window=window),
         num_layers=layers,
         policy=Restless(rng, layers, host_slots),
     )
@@ -198,7 +202,7 @@ def test_random_loads(load, spare, host_pages, slots, host_slots, layers, budget
         for i, (_, prompt, limit, _, _) in enumerate(load)
     ]
     prompts = [r.prompt for r in requests]
-    machine = Machine(layers, num_pages, host_pages, slots + host_slots, prompts)
+    machine = Machine(layers, num_pages, host_pages, slots + host_slots, prompts, window)
     pending, alive, ended = deque(), {}, {}
     for iteration in range(20_000):
         for i, (arrival, *_, cancelled) in enumerate(load):
@@ -226,6 +230,7 @@ def test_random_loads(load, spare, host_pages, slots, host_slots, layers, budget
         elif plan is None:
             assert scheduler.is_fetching or not alive
         check_accounts(scheduler, alive.values())
+        check_held(alive.values(), budget, window)
         if not alive and not pending and iteration > 30:
             break
     assert not alive
@@ -236,6 +241,21 @@ def test_random_loads(load, spare, host_pages, slots, host_slots, layers, budget
     assert sorted(scheduler.free_slots) == list(range(slots + host_slots))
     for i, request in ended.items():
         assert request.output == [token_of(i, step) for step in range(min(load[i][2:4]))]
+
+
+def pages_at_most(length, budget, window):
+    """Of a context: all, or the whole window in front of an iteration's whole pages of prompt, and these."""
+    whole = -(-length // PAGE)
+    return whole if window is None else min(whole, -(-(window - 1) // PAGE) + max(1, budget // PAGE))
+
+
+def check_held(alive, budget, window):
+    """Nobody holds more than a window needs: while decoding, no page that lies before it."""
+    for r in alive:
+        for pages in (r.pages, r.host_pages):
+            assert len(pages) <= pages_at_most(len(r.prompt) + r.max_tokens - 1, budget, window)
+            if window is not None and not r.is_prefilling:
+                assert len(pages) <= -(-(window - 1) // PAGE) + 1
 
 
 def check_plan(plan, scheduler, slots, host_slots):
