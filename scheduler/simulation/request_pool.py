@@ -47,31 +47,42 @@ class RequestPool:
 
     Args:
         page_size: tokens in a page.
+        window: tokens that each attends to at most; None for all.
 
     Attributes:
         clock: tokens that a request here from the start would have produced.
         rows: requests.
         held: pages of the tokens before everybody's next one.
         new_pages: by clock modulo the page size, how many requests need another page for their next token.
+        old_pages: the same for requests whose window leaves a page behind with that token.
     """
 
-    def __init__(self, page_size: int) -> None:
+    def __init__(self, page_size: int, window: int | None = None) -> None:
         self.page_size = page_size
+        self.window = window
         self.clock = 0.0
         self.rows = 0
         self.held = 0
         self.new_pages = [0] * page_size
+        self.old_pages = [0] * page_size
         self._members: dict[int, tuple[SimRequest, float]] = {}
         self._ends: list[tuple[float, int]] = []
         self._youngest: list[int] = []
         self._oldest: list[int] = []
         self._length = 0.0
         self._remaining = 0.0
+        self._full: set[int] = set()
+        self._filling: list[tuple[int, int]] = []
 
     @property
     def kv_tokens(self) -> float:
-        """Tokens of all contexts together."""
-        return self._length + self.rows * self.clock
+        """Tokens that all together attend to."""
+        return self._length + self.growing * self.clock + len(self._full) * (self.window or 0)
+
+    @property
+    def growing(self) -> int:
+        """Requests that attend to one token more with each."""
+        return self.rows - len(self._full)
 
     @property
     def remaining(self) -> float:
@@ -105,13 +116,33 @@ class RequestPool:
             free -= self.new_pages[produced % self.page_size]
             if free < 0:
                 return math.ceil((produced - self.clock) / pace - ROUNDING)
+            free += self.old_pages[produced % self.page_size]
         return steps
+
+    def steps_to_return(self, steps: int, pace: float = 1.0) -> int:
+        """Return how many of the next `steps` iterations, each of `pace` tokens, pass until somebody's window leaves a
+        page behind, or may soon."""
+        clock = int(self.clock + ROUNDING)
+        ends = [
+            produced + 1
+            for produced in range(clock, clock + self.page_size)
+            if self.old_pages[produced % self.page_size]
+        ]
+        if self._filling:
+            ends.append(self._filling[0][0])
+        return min([steps, *(max(1, math.ceil((end - self.clock) / pace - ROUNDING)) for end in ends)])
 
     def advance(self, tokens: float) -> None:
         """Let everybody produce so many tokens."""
         first = int(self.clock + ROUNDING)
         self.clock += tokens
         produced = int(self.clock + ROUNDING) - first
+        if self.window is not None:
+            for token in range(first, first + produced):
+                self._fill(token)
+                self.held += self.new_pages[token % self.page_size] - self.old_pages[token % self.page_size]
+            self._fill(first + produced)
+            return
         first %= self.page_size
         if produced == 1:
             self.held += self.new_pages[first]
@@ -125,20 +156,27 @@ class RequestPool:
         clock, length = self.clock, request.length
         self._members[request.id] = (request, clock)
         self.rows += 1
-        self.held += -(-(length - 1) // self.page_size)
+        self.held += self._pages(length)
         self._length += length - clock
         self._remaining += request.output - request.done + clock
         self.new_pages[self._phase(request, clock)] += 1
         heapq.heappush(self._ends, (_end(request, clock), request.id))
         heapq.heappush(self._youngest, -request.id)
         heapq.heappush(self._oldest, request.id)
+        if self.window is not None:
+            heapq.heappush(self._filling, (self._filled(request, clock), request.id))
+            self._fill(int(clock + ROUNDING))
 
     def leave(self, request: SimRequest) -> None:
         """Let a request go; its `done` counts what it produced here, in whole tokens."""
         self.held -= self.pages(request)
         _, since = self._members.pop(request.id)
         self.rows -= 1
-        self._length -= request.length - since
+        if request.id in self._full:
+            self._full.discard(request.id)
+            self.old_pages[self._old_phase(request, since)] -= 1
+        else:
+            self._length -= request.length - since
         self._remaining -= request.output - request.done + since
         self.new_pages[self._phase(request, since)] -= 1
         request.done = min(request.output, request.done + int(self.clock - since + ROUNDING))
@@ -149,7 +187,7 @@ class RequestPool:
         Pages come when the clock passes whole numbers, also for those who joined between two.
         """
         produced = int(self.clock + ROUNDING) - int(self._members[request.id][1] + ROUNDING)
-        return -(-(request.length + produced - 1) // self.page_size)
+        return self._pages(request.length + produced)
 
     def current_length(self, request: SimRequest) -> int:
         """Return the tokens of a request's context, the next one to be fed included."""
@@ -197,6 +235,31 @@ class RequestPool:
     def _others(self, first: SimRequest, ids: Iterable[int]) -> Iterator[SimRequest]:
         # Mostly nobody asks for more than the first, and sorting them all would be in vain.
         return (self._members[request_id][0] for request_id in ids if request_id != first.id)
+
+    def _pages(self, length: int) -> int:
+        given_back = 0 if self.window is None else max(0, length - self.window) // self.page_size
+        return -(-(length - 1) // self.page_size) - given_back
+
+    def _filled(self, request: SimRequest, since: float) -> int:
+        """Return where the clock stands when a context, its next token included, fills its window."""
+        assert self.window is not None
+        return int(since + ROUNDING) + self.window - request.length
+
+    def _old_phase(self, request: SimRequest, since: float) -> int:
+        return (self._filled(request, since) - 1) % self.page_size
+
+    def _fill(self, clock: int) -> None:
+        """Note whose context fills its window by now."""
+        while self._filling and self._filling[0][0] <= clock:
+            filled, request_id = heapq.heappop(self._filling)
+            member = self._members.get(request_id)
+            # It may have left since, and come again.
+            if member is None or request_id in self._full or self._filled(*member) != filled:
+                continue
+            request, since = member
+            self._full.add(request_id)
+            self._length -= request.length - since
+            self.old_pages[self._old_phase(request, since)] += 1
 
     def _phase(self, request: SimRequest, since: float) -> int:
         """The next token needs a page when the tokens before it fill theirs."""

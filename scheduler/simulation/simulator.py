@@ -43,7 +43,7 @@ def simulate(
     if not jobs:
         raise ValueError("there are no requests to simulate")
     for job in jobs:
-        if job.total > capacity.longest + 1:
+        if not capacity.holds(job.total - 1):
             raise ValueError(
                 f"a request of {job.prompt} prompt and {job.output} output tokens exceeds the device KV of "
                 f"{capacity.longest} tokens, in which prompts are computed, after a preemption with their output"

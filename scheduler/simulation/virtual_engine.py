@@ -121,12 +121,13 @@ class VirtualEngine:
         middle = (count - 1) / 2
         load = Load(
             device_rows=decoding,
-            device_kv_tokens=scheduler.device.kv_tokens + decoding * middle if decoding else 0,
+            device_kv_tokens=scheduler.device.kv_tokens + scheduler.device.growing * middle if decoding else 0,
             prefill_tokens=scheduler.prefill_tokens,
             prefill_pairs=scheduler.prefill_pairs,
             prompt_samples=len(scheduler.completed),
         )
-        return Step(turn, load, host.kv_tokens / host.rows + turn.pace * middle if turn.lanes else 0.0, count)
+        host_tokens = host.kv_tokens + host.growing * turn.pace * middle
+        return Step(turn, load, host_tokens / host.rows if turn.lanes else 0.0, count)
 
     def end(self, step: Step, seconds: float, count: int) -> list[SimRequest]:
         """Let the first `count` iterations of a step pass, each of which takes so long; return who has ended."""
@@ -142,8 +143,12 @@ class VirtualEngine:
         if decoding:
             count = min(count, int(scheduler.device.next_end - scheduler.device.clock))
             count = min(count, scheduler.device.steps_within(scheduler.free, count))
+            if scheduler.awaits_pages:
+                count = scheduler.device.steps_to_return(count)
         if pace:
             host = scheduler.host
             count = min(count, math.ceil((host.next_end - host.clock) / pace - 1e-6))
             count = min(count, host.steps_within(scheduler.host_free, count, pace))
+            if scheduler.awaits_pages:
+                count = host.steps_to_return(count, pace)
         return max(1, count)

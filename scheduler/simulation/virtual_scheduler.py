@@ -33,8 +33,8 @@ class VirtualScheduler:
     def __init__(self, capacity: Capacity, *, prefill_alone: bool = False) -> None:
         self.capacity = capacity
         self.prefill_alone = prefill_alone
-        self.device = RequestPool(capacity.page_size)
-        self.host = RequestPool(capacity.page_size)
+        self.device = RequestPool(capacity.page_size, capacity.sliding_window)
+        self.host = RequestPool(capacity.page_size, capacity.sliding_window)
         self.waiting: list[SimRequest] = []
         self.prefilling: list[SimRequest] = []
         self.landing: list[SimRequest] = []
@@ -46,7 +46,7 @@ class VirtualScheduler:
         self.evictions = self.fetches = self.preemptions = 0
         self._budget = capacity.max_prefill_pages
         self._unreserved, self._host_pages = capacity.device_pages, capacity.host_pages
-        self._landing_pages = 0
+        self._landing_pages = self._recycled = 0
         self._just_evicted: set[int] = set()
         self._device_rests = self._unsettled = False
         self._verbs = in_order(
@@ -74,6 +74,11 @@ class VirtualScheduler:
         return not (self.prefill_tokens or self.device.rows)
 
     @property
+    def awaits_pages(self) -> bool:
+        """Whether pages that a window leaves behind may let somebody in."""
+        return self.capacity.sliding_window is not None and bool(self.waiting or self.host.rows)
+
+    @property
     def free(self) -> int:
         """Device pages that nobody holds."""
         return self._unreserved - self.device.held
@@ -96,7 +101,7 @@ class VirtualScheduler:
             length = self.waiting[0].length
             # A page is left free for each decoding request that could leave.
             evictable = self.device.held + self._landing_pages + self.device.rows if self._host_pages else 0
-            fitting = max(0, self.free - self._on_device + evictable) // (self._pages(length) + 1)
+            fitting = max(0, self.free - self._on_device + evictable) // (self.capacity.prompt_pages(length) + 1)
             owed += min(self.waiting_tokens, fitting * length)
         return min(owed, self._budget * self.capacity.page_size)
 
@@ -150,8 +155,10 @@ class VirtualScheduler:
             ended += self.host.ended()
         if self.completed:
             self.prefilling = [request for request in self.prefilling if request.computed < request.length]
+        self._unreserved += self._recycled
+        self._recycled = 0
         for request in self.completed:
-            self._unreserved += self._pages(request.length)
+            self._unreserved += self.capacity.prompt_pages(request.length, request.length)
             request.done += 1
             if request.done < request.output:
                 self.device.join(request)
@@ -169,12 +176,9 @@ class VirtualScheduler:
     def _host_tier(self, decision: Decision) -> Tier:
         return Tier(self.host_free, self.host.rows, min(self.capacity.max_host_seqs, decision.max_host_requests))
 
-    def _pages(self, tokens: int) -> int:
-        return -(-tokens // self.capacity.page_size)
-
     def _need(self, request: SimRequest) -> int:
         """Pages of a decoding device request, its next token's included."""
-        return self._pages(self.device.current_length(request))
+        return self.capacity.live_pages(self.device.current_length(request))
 
     def _land(self, decision: Decision) -> None:
         if self.landing:
@@ -189,10 +193,10 @@ class VirtualScheduler:
         if not (self.waiting and self._host_pages) or (host := self._host_tier(decision)).is_full:
             return
         _, leaving = make_room(
-            (self._pages(request.length) for request in self.waiting),
+            (self.capacity.prompt_pages(request.length) for request in self.waiting),
             self.device.by_age(),
             self._need,
-            self._budget - sum(self._pages(request.length - request.computed) for request in self.prefilling),
+            self._budget - sum(self.capacity.pages(request.length - request.computed) for request in self.prefilling),
             self._device_tier(0 if self._device_rests else self.device.growth),
             host,
         )
@@ -204,7 +208,7 @@ class VirtualScheduler:
         if not self.waiting or not (hosted or self._device_rests or self.is_idle):
             # It has been seen by now: nobody may go to the host for it, or has lost pages there.
             return False
-        first = self._pages(self.waiting[0].length)
+        first = self.capacity.prompt_pages(self.waiting[0].length)
         device = self._device_tier(0 if self.prefill_alone else self.device.growth)
         admitted, _ = make_room([first], self.device.by_age(), self._need, 1, device, self._host_tier(decision))
         return admitted == 1
@@ -224,7 +228,7 @@ class VirtualScheduler:
             assert youngest is not None
             if self.prefilling and self.prefilling[-1].id > youngest.id:
                 youngest = self.prefilling.pop()
-                self._unreserved += self._pages(youngest.length)
+                self._unreserved += self.capacity.prompt_pages(youngest.length, youngest.computed)
             else:
                 self.device.leave(youngest)
             self._preempt(youngest)
@@ -261,7 +265,7 @@ class VirtualScheduler:
         if not self.waiting:
             return None
         request = self.waiting[0]
-        need = self._pages(request.length)
+        need = self.capacity.prompt_pages(request.length)
         growth = 0 if self._device_rests else self.device.growth
         if not fits(need, self.free - growth, self._on_device, self.capacity.max_num_seqs):
             return None
@@ -276,10 +280,12 @@ class VirtualScheduler:
         tokens = min(request.length - request.computed, budget * self.capacity.page_size)
         self.prefill_tokens += tokens
         self.prefill_pairs += prompt_pairs(tokens, request.computed)
+        before = self.capacity.prompt_pages(request.length, request.computed)
         request.computed += tokens
+        self._recycled += before - self.capacity.prompt_pages(request.length, request.computed)
         if request.computed == request.length:
             self.completed.append(request)
-        return self._pages(tokens)
+        return self.capacity.pages(tokens)
 
     def _fetch_back(self, decision: Decision) -> None:
         """Begin to move host requests to the device, the oldest first, while it has room that nobody waits for."""
@@ -288,11 +294,11 @@ class VirtualScheduler:
         for request in self.host.by_arrival():
             if request.id in self._just_evicted:
                 continue
-            need = self._pages(self.host.current_length(request))
+            need = self.capacity.live_pages(self.host.current_length(request))
             if not self._device_tier(self.device.growth).takes_over(need):
                 return
             self.host.leave(request)
-            held = self._pages(request.length - 1)
+            held = self.capacity.pages(request.length - 1) - self.capacity.given_back(request.length - 1)
             self._landing_pages += held
             self._unreserved -= held
             self.moved_tokens += held * self.capacity.page_size

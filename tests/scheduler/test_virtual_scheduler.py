@@ -109,10 +109,11 @@ class Simulated:
         return happened | {"ended": sorted(r.id for r in ended), "free pages": free}
 
 
-def sides(load, *, spare, host_pages, slots, budget, strategy, most=MANY):
+def sides(load, *, spare, host_pages, slots, budget, strategy, most=MANY, window=None):
     """Return both schedulers, without requests."""
-    pages = max(-(-(prompt + output - 1) // PAGE) for _, prompt, output in load) + spare
-    limits = capacity(pages, host_pages, page=PAGE, rows=slots, host_rows=MANY, prompt=budget)
+    ample = capacity(1, page=PAGE, prompt=budget, window=window)
+    pages = max(ample.prompt_pages(prompt + output - 1) for _, prompt, output in load) + spare
+    limits = capacity(pages, host_pages, page=PAGE, rows=slots, host_rows=MANY, prompt=budget, window=window)
     policy = Always(strategy, most)
     return Engine(limits, policy), Simulated(limits, policy)
 
@@ -127,6 +128,7 @@ SIZES = {
     "spare": st.integers(0, 12),
     "slots": st.integers(1, 8),
     "budget": st.integers(1, 40),
+    "window": st.one_of(st.none(), st.integers(1, 20)),
 }
 
 
@@ -146,8 +148,8 @@ def side_by_side(load, engine, simulated):
 
 @settings(max_examples=200, deadline=None)
 @given(load=LOAD, **SIZES)
-def test_device_only(load, spare, slots, budget):
-    both = sides(load, spare=spare, host_pages=0, slots=slots, budget=budget, strategy="device_only")
+def test_device_only(load, spare, slots, budget, window):
+    both = sides(load, spare=spare, host_pages=0, slots=slots, budget=budget, window=window, strategy="device_only")
     for real, virtual in side_by_side(load, *both):
         assert real == virtual
 
@@ -155,9 +157,18 @@ def test_device_only(load, spare, slots, budget):
 @pytest.mark.parametrize("strategy", ["layer_sync", "asymmetric_pipelining"])
 @settings(max_examples=200, deadline=None)
 @given(load=LOAD, host_pages=st.one_of(st.integers(1, 40), st.just(400)), most=st.integers(0, 5), **SIZES)
-def test_host_rows_that_go_through(strategy, load, host_pages, most, spare, slots, budget):
+def test_host_rows_that_go_through(strategy, load, host_pages, most, spare, slots, budget, window):
     """A token an iteration for everybody: the same throughout, unless the host runs out of pages."""
-    both = sides(load, spare=spare, host_pages=host_pages, slots=slots, budget=budget, strategy=strategy, most=most)
+    both = sides(
+        load,
+        spare=spare,
+        host_pages=host_pages,
+        slots=slots,
+        budget=budget,
+        window=window,
+        strategy=strategy,
+        most=most,
+    )
     on_host = set()
     for real, virtual in side_by_side(load, *both):
         if real != virtual:
@@ -183,14 +194,14 @@ def test_where_the_host_runs_out_of_pages():
 
 @pytest.mark.parametrize("strategy", ["async_overlap", "fast_lane"])
 @settings(max_examples=200, deadline=None)
-@example(load=[(0, 1, 3), (0, 1, 3), (0, 13, 1), (1, 1, 1)], spare=0, slots=2, budget=1)
-@example(load=[(0, 1, 3), (0, 1, 3), (0, 9, 1), (1, 1, 1)], spare=0, slots=1, budget=1)
+@example(load=[(0, 1, 3), (0, 1, 3), (0, 13, 1), (1, 1, 1)], spare=0, slots=2, budget=1, window=None)
+@example(load=[(0, 1, 3), (0, 1, 3), (0, 9, 1), (1, 1, 1)], spare=0, slots=1, budget=1, window=None)
 @given(load=LOAD, **SIZES)
-def test_cohorts_under_way(strategy, load, spare, slots, budget):
+def test_cohorts_under_way(strategy, load, spare, slots, budget, window):
     """Cohorts hand their tokens over in steps, the simulator in averages, so host requests end earlier or later. While
     somebody waits nothing is fetched, and what happens on the device depends on nothing on a host that has room: it is
     the same."""
-    both = sides(load, spare=spare, host_pages=400, slots=slots, budget=budget, strategy=strategy)
+    both = sides(load, spare=spare, host_pages=400, slots=slots, budget=budget, window=window, strategy=strategy)
     for real, virtual in side_by_side(load, *both):
         if any(each and (each["fetched"] or (each["on host"] and not each["waiting"])) for each in (real, virtual)):
             return
@@ -214,11 +225,13 @@ def test_the_last_host_request_may_come_in_at_once():
 @pytest.mark.parametrize("strategy", LANES)
 @settings(max_examples=100, deadline=None)
 @given(load=LOAD, host_pages=st.integers(1, 60), **SIZES)
-def test_many_iterations_in_one_step(strategy, load, host_pages, spare, slots, budget):
+def test_many_iterations_in_one_step(strategy, load, host_pages, spare, slots, budget, window):
     """They are taken at once only where nobody comes, goes or needs a page that is not free."""
     ends = []
     for most in (1, 64):
-        _, simulated = sides(load, spare=spare, host_pages=host_pages, slots=slots, budget=budget, strategy=strategy)
+        _, simulated = sides(
+            load, spare=spare, host_pages=host_pages, slots=slots, budget=budget, window=window, strategy=strategy
+        )
         for number, (_, prompt, output) in enumerate(load):
             simulated.add(number, prompt, output)
         engine, scheduler, ended = simulated.engine, simulated.engine.scheduler, {}
