@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .outputs import RequestMetrics as RequestMetrics
     from .outputs import RequestOutput as RequestOutput
     from .sampling_params import SamplingParams as SamplingParams
+    from .structured_outputs import StructuredOutputsParams as StructuredOutputsParams
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,7 @@ __all__ = [
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
 ]
 
 _HOMES = {
@@ -38,6 +40,7 @@ _HOMES = {
     "RequestMetrics": ".outputs",
     "RequestOutput": ".outputs",
     "SamplingParams": ".sampling_params",
+    "StructuredOutputsParams": ".structured_outputs",
 }
 
 

@@ -12,7 +12,8 @@ import jax
 from .engine.capacity import longest_context, plan_memory
 from .engine.engine import Engine
 from .engine.executor_factory import make_device, make_worker
-from .engine.input_processor import Prompt, TokenizedPrompt, check_requests
+from .engine.grammars import Grammars
+from .engine.input_processor import CheckedRequest, Prompt, check_requests
 from .engine.policy_factory import assumed_profile, fixed_policy, follower_of, planner_of
 from .engine.shared_engine import SharedEngine
 from .engine.stats import EngineStats
@@ -170,6 +171,7 @@ class LLM:
         self.max_model_len = longest_context(config, options, capacity)
         self.strategy = options.strategy
         self._options = options
+        self._grammars = Grammars(tokenizer, config)
         self._jax_device = make_device(
             config, weights, capacity, attention, max_model_len=self.max_model_len, device=device
         )
@@ -342,8 +344,13 @@ class LLM:
         with self._requests.exclusive():
             return self.engine.stats()
 
-    def _checked(self, prompts: Any, sampling_params: Any) -> list[tuple[TokenizedPrompt, SamplingParams]]:
+    def _checked(self, prompts: Any, sampling_params: Any) -> list[CheckedRequest]:
         with own_contexts():
             return check_requests(
-                prompts, sampling_params, self.config, tokenizer=self.tokenizer, max_model_len=self.max_model_len
+                prompts,
+                sampling_params,
+                self.config,
+                tokenizer=self.tokenizer,
+                max_model_len=self.max_model_len,
+                grammars=self._grammars,
             )

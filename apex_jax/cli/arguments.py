@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from ..files.bounded_json import brief, parse_json
 from ..sampling_params import SamplingParams
+from ..structured_outputs import StructuredOutputsParams
 from .errors import as_user_errors
 
 if TYPE_CHECKING:
@@ -101,6 +103,18 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, max_tokens: int) 
     group.add_argument("--top-k", type=int, metavar="K", help="keep this many most probable tokens")
     group.add_argument("--min-p", type=float, metavar="P", help="keep tokens this probable beside the most probable")
     group.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1 avoids tokens seen before")
+    group.add_argument("--presence-penalty", type=float, metavar="P", help="above 0 avoids tokens that the output has")
+    group.add_argument("--frequency-penalty", type=float, metavar="P", help="the same for each time that it has them")
+    group.add_argument("--logit-bias", type=_biases, metavar="ID:B[,ID:B...]", help="added to the logits of tokens")
+    group.add_argument("--allowed-token-ids", type=_token_ids, metavar="ID[,ID...]", help="draw no other tokens")
+    group.add_argument("--bad-words", action="append", metavar="TEXT", help="do not write this; may be repeated")
+    group.add_argument(
+        "--structured-outputs",
+        type=_structured_outputs,
+        metavar="JSON",
+        help="what the text must look like: an object with `json` (a schema), `regex`, `choice`, `grammar` or "
+        "`json_object`, as in `StructuredOutputsParams`",
+    )
     group.add_argument(
         "--seed", type=int, help="of the random numbers (default: drawn for each request, alike in every run)"
     )
@@ -153,6 +167,24 @@ def _count_or_none(text: str) -> int | None:
         return None if text.lower() == "none" else int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor `none`") from None
+
+
+def _structured_outputs(text: str) -> StructuredOutputsParams:
+    try:
+        value = parse_json(text)
+        if not isinstance(value, dict):
+            raise TypeError(f"an object is needed, got {value!r}")
+        return StructuredOutputsParams(**value)
+    except (TypeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used: {brief(error)}") from None
+
+
+def _biases(text: str) -> dict[int, float]:
+    try:
+        pairs = [item.split(":") for item in text.split(",")]
+        return {int(token): float(bias) for token, bias in pairs}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a comma-separated list of token ids with biases") from None
 
 
 def _token_ids(text: str) -> list[int]:

@@ -13,6 +13,7 @@ from typing import Any
 from ..files.bounded_json import brief, parse_json
 from ..machine.streams import is_terminal
 from ..sampling_params import SamplingParams
+from ..structured_outputs import StructuredOutputsParams
 from .errors import UserError, as_user_errors
 
 _PROMPT_FORMS = {"prompt": str, "prompt_token_ids": list, "messages": list}
@@ -105,6 +106,8 @@ def _task(entry: Any, params: SamplingParams) -> Task:
     changes = {key: value for key, value in entry.items() if key != given[0]}
     if unknown := sorted(changes.keys() - _PARAMETERS):
         raise ValueError(f"unknown keys {unknown}; beside the prompt an object may hold {sorted(_PARAMETERS)}")
+    if isinstance(structured := changes.get("structured_outputs"), dict):
+        changes["structured_outputs"] = StructuredOutputsParams(**structured)
     return Task(prompt=_checked(entry[given[0]], _PROMPT_FORMS[given[0]]), params=replace(params, **changes))
 
 

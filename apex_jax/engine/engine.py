@@ -2,7 +2,8 @@
 
 Plan i+1 is made and dispatched before the tokens of plan i are read, so the device always has its next iteration
 queued while Python works. A request that turns out to have ended at plan i has by then one row too many in plan i+1;
-that row's token is dropped.
+that row's token is dropped. Where a row of plan i+1 depends on what the host makes of the tokens of plan i (a grammar,
+say), the model's part of plan i+1 is dispatched all the same, and its sampling once those tokens have been taken in.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ..execution.executor import Executor, Submitted
+from ..execution.logit_edits import RowEdits
 from ..execution.sampler import seed_words
 from ..sampling_params import SamplingParams
 from ..scheduler import Follower, Measured, Plan, Policy, Request, Scheduler, Side
 from ..tracing.recorder import Recorder
 from .output_processor import OutputStream
 from .request_group import Generation
+from .restrictions import Restricted
 from .stats import Counters, EngineStats, engine_stats
 
 _logger = logging.getLogger(__name__)
@@ -54,7 +57,14 @@ class Engine:
             self.follower.forget()
 
     def prepare(
-        self, prompt: Sequence[int], params: SamplingParams, stream: OutputStream, *, seed: int, index: int
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        stream: OutputStream,
+        *,
+        seed: int,
+        index: int,
+        restricted: Restricted | None = None,
     ) -> Generation:
         """Return a completion for `add` to queue; the caller can note it first, so that no interrupt loses it.
 
@@ -63,6 +73,7 @@ class Engine:
             params: how to sample.
             stream: takes the tokens and decides where they end.
             seed: of the user's request; `index` tells its completions apart.
+            restricted: what it changes of the model's logits, if anything.
         """
         request = Request(id=self._next_id, prompt=tuple(prompt), max_tokens=stream.max_tokens)
         self._next_id += 1
@@ -73,6 +84,7 @@ class Engine:
             seed=seed_words(seed, index),
             stream=stream,
             arrival=time.monotonic(),
+            restricted=restricted,
         )
 
     def add(self, generation: Generation) -> None:
@@ -214,9 +226,31 @@ class Engine:
                 self.executor.assign_slot(chunk.slot, generation.params, generation.seed, tokens)
         if self.follower is not None:
             self.follower.expect(plan)
-        self._pending.append(self.executor.submit(plan))
+        self._pending.append(self._dispatch(plan))
         self._counters.iterations += 1
         self._counters.prompt_tokens += plan.prefill_tokens
+
+    def _dispatch(self, plan: Plan) -> Submitted:
+        if not any(self._is_restricted(request_id) for request_id in plan.sampling_requests):
+            return self.executor.submit(plan)
+        dispatching = self.executor.dispatch_model(plan)
+        while self._pending:
+            self._receive(self._pending.popleft())
+        return self.executor.dispatch_sampling(dispatching, [self._edits(each) for each in plan.sampling_requests])
+
+    def _is_restricted(self, request_id: int) -> bool:
+        generation = self._generations.get(request_id)
+        return generation is not None and generation.restricted is not None
+
+    def _edits(self, request_id: int) -> RowEdits | None:
+        generation = self._generations.get(request_id)
+        if generation is None:
+            return None
+        edits = generation.edits(time.monotonic())
+        if generation.finished:
+            del self._generations[request_id]
+            self.scheduler.finish(request_id)
+        return edits
 
     def _receive(self, submitted: Submitted) -> None:
         sampled = self.executor.fetch(submitted)

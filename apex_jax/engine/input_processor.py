@@ -12,6 +12,8 @@ import numpy as np
 from ..execution.sampler import banned_tokens
 from ..models import LlamaConfig, Tokenizer
 from ..sampling_params import SamplingParams
+from .grammars import Grammars
+from .restrictions import Restrictions, restrictions_of
 
 ARRAYS = (np.ndarray, jax.Array)
 BYTES = (bytes, bytearray, memoryview)
@@ -29,9 +31,24 @@ class TokenizedPrompt:
     ids: tuple[int, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class CheckedRequest:
+    """A prompt with its parameters, and what these restrict, if anything."""
+
+    prompt: TokenizedPrompt
+    params: SamplingParams
+    restrictions: Restrictions | None
+
+
 def check_requests(
-    prompts: Any, sampling_params: Any, config: LlamaConfig, *, tokenizer: Tokenizer | None, max_model_len: int
-) -> list[tuple[TokenizedPrompt, SamplingParams]]:
+    prompts: Any,
+    sampling_params: Any,
+    config: LlamaConfig,
+    *,
+    tokenizer: Tokenizer | None,
+    max_model_len: int,
+    grammars: Grammars,
+) -> list[CheckedRequest]:
     """Return each prompt with its parameters; see `LLM.generate`.
 
     Args:
@@ -40,12 +57,16 @@ def check_requests(
         config: the model.
         tokenizer: None allows token ids only.
         max_model_len: longest context in tokens.
+        grammars: of structured outputs.
 
     Raises:
+        ModuleNotFoundError: structured outputs without llguidance.
         TypeError, ValueError: one of them cannot be served.
     """
     batch = as_batch(prompts)
-    checked = []
+    checked: list[CheckedRequest] = []
+    # Thousands of prompts may share their parameters.
+    known: dict[int, Restrictions | None] = {}
     for prompt, params in zip(batch, _each_params(sampling_params, len(batch)), strict=True):
         if not isinstance(params, SamplingParams):
             raise TypeError(f"sampling_params must be SamplingParams, got {params!r}")
@@ -54,7 +75,9 @@ def check_requests(
         if params.min_tokens > 0:
             banned_tokens(params, config.eos_token_ids)
         found = tokenize(prompt, tokenizer, vocab_size=config.vocab_size, max_model_len=max_model_len)
-        checked.append((found, params))
+        if id(params) not in known:
+            known[id(params)] = restrictions_of(params, config, tokenizer, grammars)
+        checked.append(CheckedRequest(prompt=found, params=params, restrictions=known[id(params)]))
     return checked
 
 

@@ -13,8 +13,8 @@ from ..outputs import FinishReason
 from ..sampling_params import SamplingParams
 
 NO_TOKEN_LEFT = (
-    "the sampling parameters leave no token to draw: repetition_penalty makes a logit infinite, or min_tokens rules "
-    "out all tokens that the model would give"
+    "the sampling parameters leave no token to draw: repetition_penalty makes a logit infinite, or min_tokens, "
+    "allowed_token_ids, bad_words and structured_outputs together rule out all tokens that the model would give"
 )
 """Why a completion ended of which the model's logits were as they should be."""
 

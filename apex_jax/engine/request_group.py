@@ -9,13 +9,16 @@ from statistics import fmean
 
 import numpy as np
 
+from ..execution.logit_edits import RowEdits
 from ..execution.sampler import Sampled
 from ..models import Tokenizer
 from ..outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
 from ..sampling_params import SamplingParams
 from ..scheduler import Request, Side
+from .grammars import GrammarError
 from .input_processor import TokenizedPrompt
 from .output_processor import OutputStream
+from .restrictions import Restricted, Restrictions
 
 
 @dataclass(kw_only=True)
@@ -32,6 +35,7 @@ class Generation:
     """One completion under way: what the scheduler counts, what the sampler needs, what the user will see.
 
     Attributes:
+        restricted: what it changes of the model's logits, if anything.
         host_error: what the host could not do for this one, if that ended it.
         engine_error: what emptied the engine of all requests, if that ended it.
         listener: told whenever tokens, text or the end have come, perhaps more than once for the same.
@@ -43,6 +47,7 @@ class Generation:
     seed: np.ndarray
     stream: OutputStream
     arrival: float
+    restricted: Restricted | None = None
     started: float | None = None
     first_token: float | None = None
     last_token: float | None = None
@@ -87,12 +92,27 @@ class Generation:
                 self.pace[side].seconds += now - self.last_token
             self.pace[side].tokens += 1
             self.last_token = now
+            if self.restricted is not None and not self.finished:
+                try:
+                    self.restricted.push(token)
+                except GrammarError as error:
+                    text += self.stream.abort(str(error))
         self._hear(text, now)
         wanted = self.params.logprobs
         if wanted is not None and token >= 0:
             entry = _logprobs(sampled, row, wanted)
             self.logprobs.append(entry)
             self.cumulative_logprob += entry[token].logprob
+
+    def edits(self, now: float) -> RowEdits | None:
+        """Return what changes of the logits of its next token, all before which must have been pushed."""
+        if self.restricted is None or self.finished:
+            return None
+        try:
+            return self.restricted.edits()
+        except GrammarError as error:
+            self.abort(str(error), now)
+            return None
 
     def abort(self, reason: str | None, now: float) -> None:
         """End from outside, unless it has ended."""
@@ -128,6 +148,7 @@ class RequestGroup:
     request_id: str
     prompt: TokenizedPrompt
     params: SamplingParams
+    restrictions: Restrictions | None = None
     generations: list[Generation] = field(default_factory=list)
 
     @property

@@ -14,9 +14,8 @@ import numpy as np
 from ..execution.own_contexts import own_contexts
 from ..models import LlamaConfig, Tokenizer
 from ..outputs import RequestOutput
-from ..sampling_params import SamplingParams
 from .engine import Engine
-from .input_processor import TokenizedPrompt
+from .input_processor import CheckedRequest
 from .output_processor import OutputStream
 from .request_group import Generation, RequestGroup, delta, result
 
@@ -138,9 +137,7 @@ class SharedEngine:
                 raise RuntimeError(f"{caller} was called while requests are under way; let them end or close them")
             yield
 
-    def generate(
-        self, checked: Sequence[tuple[TokenizedPrompt, SamplingParams]], progress: Callable[[int], object]
-    ) -> list[RequestOutput]:
+    def generate(self, checked: Sequence[CheckedRequest], progress: Callable[[int], object]) -> list[RequestOutput]:
         """Run requests to their ends; `progress` is told how many more have ended. See `LLM.generate`."""
         call = Call()
         try:
@@ -157,7 +154,7 @@ class SharedEngine:
         finally:
             self._dropped.append(call)
 
-    def stream(self, checked: Sequence[tuple[TokenizedPrompt, SamplingParams]]) -> Iterator[RequestOutput]:
+    def stream(self, checked: Sequence[CheckedRequest]) -> Iterator[RequestOutput]:
         """Run requests and yield what is new as it comes; see `LLM.stream`."""
         call = Call()
         try:
@@ -171,12 +168,19 @@ class SharedEngine:
         finally:
             self._dropped.append(call)
 
-    def begin(self, call: Call, checked: Sequence[tuple[TokenizedPrompt, SamplingParams]]) -> None:
+    def begin(self, call: Call, checked: Sequence[CheckedRequest]) -> None:
         """Queue requests, noting each in `call` before the engine knows of it."""
         with self._lock:
             self._abort_dropped()
-            for prompt, params in checked:
-                call.groups.append(RequestGroup(request_id=str(self._num_groups), prompt=prompt, params=params))
+            for each in checked:
+                call.groups.append(
+                    RequestGroup(
+                        request_id=str(self._num_groups),
+                        prompt=each.prompt,
+                        params=each.params,
+                        restrictions=each.restrictions,
+                    )
+                )
                 self._num_groups += 1
                 self._add_generations(call)
 
@@ -209,6 +213,7 @@ class SharedEngine:
             if self._tokenizer is not None:
                 detokenizer = self._tokenizer.detokenizer(skip_special_tokens=params.skip_special_tokens, context=ids)
             stream = OutputStream(params, detokenizer, eos_token_ids=self._config.eos_token_ids, max_tokens=room)
-            generation = self._engine.prepare(ids, params, stream, seed=seed, index=index)
+            restricted = None if group.restrictions is None else group.restrictions.start()
+            generation = self._engine.prepare(ids, params, stream, seed=seed, index=index, restricted=restricted)
             call.follow(group, generation)
             self._engine.add(generation)

@@ -12,8 +12,8 @@ from ..models.config import LlamaConfig
 SLOT_BYTES = 2048
 """Page table and sampling settings of a request, beside what grows with the vocabulary."""
 
-SAMPLED_BYTES = 16
-"""Of a row's logit while tokens are sampled: itself, sorted, with its index, and a sum."""
+SAMPLED_BYTES = 24
+"""Of a row's logit while tokens are sampled: itself, sorted, with its index, a sum, and a bias and penalty."""
 
 LIBRARY_BYTES = 8 << 20
 """Workspace of an accelerator's library of matrix products."""

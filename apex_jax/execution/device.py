@@ -14,6 +14,7 @@ from ..sampling_params import SamplingParams
 from ..scheduler import Cohort, Plan
 from ..tracing.recorder import Recorder
 from .batch import Buckets
+from .logit_edits import RowEdits
 from .sampler import Sampled
 
 FromDevice = Callable[[], np.ndarray]
@@ -101,8 +102,14 @@ class Device(Protocol[Parked, Sent, End]):
         """
         ...
 
-    def sample(self, plan: Plan, arriving: Sequence[Parked]) -> End:
-        """Sample for the rows that rode to the end; `arriving` are those of the plan's arriving cohorts."""
+    def sample(self, plan: Plan, arriving: Sequence[Parked], edits: Sequence[RowEdits | None] = ()) -> End:
+        """Sample for the rows that rode to the end.
+
+        Args:
+            plan: what has been dispatched.
+            arriving: the rows of its arriving cohorts.
+            edits: for its `sampling_requests`, in order; none of them has any if empty.
+        """
         ...
 
     def head(self, rows: int) -> End:

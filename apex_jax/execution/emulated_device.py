@@ -22,6 +22,7 @@ from ..scheduler.cost_model.component_times import Costs
 from ..tracing.recorder import ITERATION, Recorder
 from .batch import Buckets
 from .device import FromDevice
+from .logit_edits import RowEdits
 from .operation_queue import OperationQueue, wait_until
 from .sampler import Sampled
 
@@ -156,7 +157,7 @@ class EmulatedDevice:
         """Run the head for rows that belong to nobody."""
         return Moment(at_ns=self._run("head", self.costs.head(rows), rows=rows))
 
-    def sample(self, plan: Plan, arriving: Sequence[ParkedCount]) -> Moment:
+    def sample(self, plan: Plan, arriving: Sequence[ParkedCount], edits: Sequence[RowEdits | None] = ()) -> Moment:
         """Run the head for all rows that rode to the end, and what an iteration takes beside its parts."""
         rows = len(plan.sampling_requests)
         seconds = self.costs.head(rows) + self.costs.overhead(cohorts=self._stepwise)

@@ -21,6 +21,7 @@ from ..scheduler import Cohort, Plan, Stage
 from ..tracing.recorder import Recorder
 from .batch import Buckets, PageTables, cohort_lengths, pack_cohort
 from .device import Device, End, FromDevice, Parked, Sent
+from .logit_edits import RowEdits
 from .page_moves import HostCounters, PageMoves, record_job
 from .sampler import Sampled
 
@@ -75,11 +76,12 @@ class _Riding(Generic[Parked]):
 
 
 @dataclass(kw_only=True)
-class _Progress:
-    """A plan being dispatched."""
+class Dispatching:
+    """A plan of which the model's part has been dispatched, or is being."""
 
     plan: Plan
     lengths: dict[int, np.ndarray]
+    began_ns: int
     wait_ns: int = 0
     new_shapes: bool = False
 
@@ -153,10 +155,24 @@ class Executor(Generic[Parked, Sent, End]):
         self.recorder = recorder
 
     def submit(self, plan: Plan) -> Submitted[End]:
-        """Dispatch a plan; returns before the device has run it."""
+        """Dispatch a plan whose rows have no edits; returns before the device has run it."""
+        progress = self._run_model(plan)
+        return self._sample(progress, (), since=progress.began_ns)
+
+    def dispatch_model(self, plan: Plan) -> Dispatching:
+        """Dispatch a plan up to the last layer; `dispatch_sampling` must follow before the next plan."""
+        progress = self._run_model(plan)
+        self._note_dispatch(plan, progress.began_ns)
+        return progress
+
+    def dispatch_sampling(self, progress: Dispatching, edits: Sequence[RowEdits | None]) -> Submitted[End]:
+        """Dispatch the rest of a plan; `edits` as in `Device.sample`."""
+        return self._sample(progress, edits, since=time.perf_counter_ns())
+
+    def _run_model(self, plan: Plan) -> Dispatching:
         began = time.perf_counter_ns()
         lengths = {cohort.id: cohort_lengths(cohort, self.buckets) for cohort in plan.cohorts}
-        progress = _Progress(plan=plan, lengths=lengths)
+        progress = Dispatching(plan=plan, lengths=lengths, began_ns=began)
         for landing in plan.landings:
             self.moves.land(landing)
         for eviction in plan.evictions:
@@ -168,11 +184,18 @@ class Executor(Generic[Parked, Sent, End]):
             self._run_stages(progress)
         for fetch in plan.fetches:
             self.moves.fetch(fetch)
-        end = self.device.sample(plan, [self._cohorts.pop(cohort.id).parked for cohort in plan.arriving])
-        if self.recorder is not None:
-            self.recorder.span("python", "dispatch", began, time.perf_counter_ns(), iteration=plan.number)
+        return progress
+
+    def _sample(self, progress: Dispatching, edits: Sequence[RowEdits | None], *, since: int) -> Submitted[End]:
+        plan, began = progress.plan, progress.began_ns
+        end = self.device.sample(plan, [self._cohorts.pop(cohort.id).parked for cohort in plan.arriving], edits)
+        self._note_dispatch(plan, since)
         compiled = self.device.take_new_shapes() or progress.new_shapes
         return Submitted(plan=plan, end=end, began_ns=began, wait_ns=progress.wait_ns, compiled=compiled)
+
+    def _note_dispatch(self, plan: Plan, since: int) -> None:
+        if self.recorder is not None:
+            self.recorder.span("python", "dispatch", since, time.perf_counter_ns(), iteration=plan.number)
 
     def fetch(self, submitted: Submitted[End]) -> Sampled:
         """Wait for a plan to end; one row for each of its `sampling_requests`."""
@@ -203,7 +226,7 @@ class Executor(Generic[Parked, Sent, End]):
         """Wait until a fetch has come to an end; there must be one."""
         self.moves.wait_for_fetch()
 
-    def _run_stages(self, progress: _Progress) -> None:
+    def _run_stages(self, progress: Dispatching) -> None:
         plan, device = progress.plan, self.device
         stages = plan.stages
         device.begin(plan)
@@ -236,7 +259,7 @@ class Executor(Generic[Parked, Sent, End]):
             for eviction in plan.evictions:
                 self.moves.evict(eviction, layer)
 
-    def _pass(self, progress: _Progress, stage: Stage, follows: Stage | None) -> None:
+    def _pass(self, progress: Dispatching, stage: Stage, follows: Stage | None) -> None:
         boundary, cohort = stage.boundary, stage.cohort
         if cohort is None:
             self.device.boundary(boundary, device=stage.device, cohort=None, attended=None)
@@ -257,7 +280,7 @@ class Executor(Generic[Parked, Sent, End]):
         )
 
     def _hand_over(
-        self, progress: _Progress, riding: _Riding[Parked], cohort: int, layer: int, qkv: FromDevice, *, wake: bool
+        self, progress: Dispatching, riding: _Riding[Parked], cohort: int, layer: int, qkv: FromDevice, *, wake: bool
     ) -> None:
         """Give a cohort's rows to the host."""
         assert self.worker is not None
@@ -272,7 +295,7 @@ class Executor(Generic[Parked, Sent, End]):
         progress.new_shapes |= len(lengths) not in self._host_rows
         self._host_rows.add(len(lengths))
 
-    def _await(self, progress: _Progress, riding: _Riding[Parked], cohort: int, boundary: int) -> Sent | None:
+    def _await(self, progress: Dispatching, riding: _Riding[Parked], cohort: int, boundary: int) -> Sent | None:
         """Return the host's attention for a cohort that boards; None if it has failed."""
         if riding.failed:
             return None
@@ -290,7 +313,7 @@ class Executor(Generic[Parked, Sent, End]):
         return job.result
 
     def _count_wait(
-        self, progress: _Progress, riding: _Riding, begin: int, idle: int | None, *, layer: int, cohort: int
+        self, progress: Dispatching, riding: _Riding, begin: int, idle: int | None, *, layer: int, cohort: int
     ) -> None:
         """Count a wait that ends now, as far as the device had nothing to do; `idle` is what it said as it began.
 

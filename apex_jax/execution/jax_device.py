@@ -32,6 +32,7 @@ from .batch import (
     table_width,
 )
 from .device import FromDevice
+from .logit_edits import RowEdits
 from .model_runner import Lane, ModelRunner
 from .programs import Riders
 from .sampler import Sampled, SamplingMode
@@ -188,7 +189,9 @@ class JaxDevice:
             self._ran("layer", lane.passed[0], began, layer=boundary - 1, last_layer=boundary + passes - 2)
             boundary += passes
 
-    def sample(self, plan: Plan, arriving: Sequence[ParkedRows]) -> Sampled | jax.Array:
+    def sample(
+        self, plan: Plan, arriving: Sequence[ParkedRows], edits: Sequence[RowEdits | None] = ()
+    ) -> Sampled | jax.Array:
         """Sample for the rows that rode to the end."""
         began, lane = time.perf_counter_ns(), self._lane
         if not plan.sampling_requests:
@@ -204,7 +207,7 @@ class JaxDevice:
                 if part is not None:
                     x = self.runner.programs.collect(x, part, rows)
         rows = len(plan.sampling_requests)
-        sampled = self.runner.sample(x, batch, self.runner.slots.mode(batch[:rows, 0]))
+        sampled = self.runner.sample(x, batch, self.runner.slots.mode(batch[:rows, 0]), edits)
         for leaf in jax.tree.leaves(sampled):
             leaf.copy_to_host_async()
         ends = {"iteration": plan.number, "strategy": plan.strategy, "rows": rows}

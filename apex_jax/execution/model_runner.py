@@ -15,6 +15,7 @@ from ..models.config import LlamaConfig
 from ..models.llama import Weights
 from ..sampling_params import SamplingParams
 from .batch import Buckets
+from .logit_edits import LogitEdits, RowEdits, pack_allowed, pack_entries
 from .programs import Passed, Programs, Riders
 from .sampler import Sampled, SamplingMode, SamplingRows, pack_rows
 
@@ -67,7 +68,9 @@ class Slots:
         """Return what sampling has to do for the requests in some slots."""
         return SamplingMode.covering([self._params[slot] for slot in slots])
 
-    def sample(self, weights: Weights, x: jax.Array, batch: np.ndarray, mode: SamplingMode) -> Sampled:
+    def sample(
+        self, weights: Weights, x: jax.Array, batch: np.ndarray, mode: SamplingMode, edits: Sequence[RowEdits | None]
+    ) -> Sampled:
         """Sample a token for each row of a batch, the last one of its slot from then on.
 
         Args:
@@ -75,14 +78,25 @@ class Slots:
             x: residual stream behind the last layer, [R, D].
             batch: int32 [R, 2], see `SampleBatch`.
             mode: covers all of its rows.
+            edits: of its first rows; the others have none.
         """
+        settings = self._settings_of(batch[:, 0], mode)
+        if settings is not None and mode.edits:
+            settings = replace(settings, edits=self._edits(edits, batch))
         seen = self._seen if mode.penalties else None
         sampled, self.last_token, seen = self._programs.sample(
-            weights, x, batch, self.last_token, seen, self._settings_of(batch[:, 0], mode), mode=mode
+            weights, x, batch, self.last_token, seen, settings, mode=mode
         )
         if mode.penalties:
             self._seen = seen
         return sampled
+
+    def _edits(self, rows: Sequence[RowEdits | None], batch: np.ndarray) -> LogitEdits:
+        added: Any = None
+        for places, values in pack_entries(rows, len(batch)):
+            added = self._programs.spread(added, batch, places, values)
+        allowed: Any = pack_allowed(rows, len(batch), self._vocab_size)
+        return LogitEdits(allowed=allowed, added=added)
 
     def _settings_of(self, slots: np.ndarray, mode: SamplingMode) -> SamplingRows | None:
         # A copy, which a program still under way may read after a slot's settings have changed.
@@ -249,10 +263,12 @@ class ModelRunner:
         )
         return passed, count
 
-    def sample(self, x: jax.Array, batch: np.ndarray, mode: SamplingMode) -> Sampled:
+    def sample(
+        self, x: jax.Array, batch: np.ndarray, mode: SamplingMode, edits: Sequence[RowEdits | None] = ()
+    ) -> Sampled:
         """Sample for rows behind the last layer; see `Slots.sample`."""
         self._note_shape("sample", len(batch), mode)
-        return self.slots.sample(self._ends, x, batch, mode)
+        return self.slots.sample(self._ends, x, batch, mode, edits)
 
     def gather(self, layer: int, pages: np.ndarray) -> jax.Array:
         """Return copies of a layer's pages, [M, K, 2, S, H]."""

@@ -27,6 +27,7 @@ from jax import Array, lax
 from ..models import llama
 from ..models.config import LlamaConfig
 from ..models.llama import Weights
+from .logit_edits import spread
 from .page_writes import replace_pages, write_tiles
 from .paged_attention import prefill_attention
 from .sampler import Sampled, SamplingMode, SamplingRows, sample
@@ -124,6 +125,7 @@ class Programs:
     collect: Callable[[Array, Array, Any], Array]
     sample: Callable[..., tuple[Sampled, Array, Array | None]]
     mark_prompt: Callable[[Array, Any, Any], Array]
+    spread: Callable[[Array | None, Any, Any, Any], Array]
     gather: Callable[[Array, Any], Array]
     scatter: Callable[[Array, Any, Any], Array]
 
@@ -248,6 +250,9 @@ def build_programs(config: LlamaConfig, attention: DecodeAttention, page_size: i
             seen = seen.at[rows.slots, sampled.tokens].set(True)
         return sampled, last_token.at[rows.slots].set(sampled.tokens), seen
 
+    def spread_entries(added: Array | None, packed: Array, places: Array, values: Array) -> Array:
+        return spread(added, places, values, count=packed.shape[0], vocab_size=config.vocab_size)
+
     return Programs(
         decode_step=jax.jit(decode_step, donate_argnames=("caches",)),
         embed=jax.jit(embed),
@@ -257,6 +262,7 @@ def build_programs(config: LlamaConfig, attention: DecodeAttention, page_size: i
         collect=jax.jit(lambda ends, x, places: ends.at[places].set(x, mode="drop"), donate_argnums=0),
         sample=jax.jit(sample_rows, donate_argnames=("last_token", "seen"), static_argnames=("mode",)),
         mark_prompt=jax.jit(lambda seen, slot, row: seen.at[slot].set(row), donate_argnums=0),
+        spread=jax.jit(spread_entries, donate_argnums=0),
         gather=jax.jit(lambda cache, pages: cache[pages]),
         scatter=jax.jit(replace_pages, donate_argnums=0),
     )

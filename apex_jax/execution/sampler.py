@@ -1,9 +1,9 @@
 """Choosing the next tokens, inside the compiled program.
 
-The order is vLLM's: banned tokens and repetition penalty on the model's logits, temperature, min-p, top-k, top-p, draw;
-logprobs are those of the model's own distribution. Every filter keeps the tokens whose probability is at or above some
-floor, so a filter is one float a row and nothing is ever sorted. Tokens of equal float32 probability stay or go
-together (in vLLM, top-p splits them).
+The order is vLLM's: allowed and banned tokens, biases, then repetition, frequency and presence penalties on the model's
+logits, temperature, min-p, top-k, top-p, draw; logprobs are those of the model's own distribution. Every filter keeps
+the tokens whose probability is at or above some floor, so a filter is one float a row and nothing is ever sorted.
+Tokens of equal float32 probability stay or go together (in vLLM, top-p splits them).
 
 A row's token depends on its own logits, parameters, seed and step alone. There is no data-dependent control flow: on
 a GPU a `cond` or an open-ended `while` makes the dispatching thread wait for the device.
@@ -35,6 +35,7 @@ import numpy as np
 from jax import Array, lax
 
 from ..sampling_params import GREEDY_BELOW, MAX_LOGPROBS, SamplingParams
+from .logit_edits import LogitEdits, is_allowed
 
 INVALID_TOKEN = -1
 """Drawn where a row has no distribution: its greatest logit is NaN or infinite. The host must end that request."""
@@ -60,14 +61,18 @@ class SamplingMode:
         filters: some row has top-k or top-p; needs `sampled`.
         penalties: some row has a repetition penalty or min_tokens; needs `filters`, so that there are few modes.
         logprobs: some row wants logprobs.
+        edits: some row has `LogitEdits`; needs all of the others, so that this is one mode.
     """
 
     sampled: bool = False
     filters: bool = False
     penalties: bool = False
     logprobs: bool = False
+    edits: bool = False
 
     def __post_init__(self) -> None:
+        if self.edits and not (self.penalties and self.logprobs):
+            raise ValueError(f"edits needs penalties and logprobs, got {self}")
         if (self.filters and not self.sampled) or (self.penalties and not self.filters):
             raise ValueError(f"filters needs sampled and penalties needs filters, got {self}")
 
@@ -75,20 +80,25 @@ class SamplingMode:
     def covering(cls, batch: Iterable[SamplingParams]) -> "SamplingMode":
         """Return the cheapest mode for these requests."""
         batch = list(batch)
-        penalties = any(p.repetition_penalty != 1 or p.min_tokens > 0 for p in batch)
+        edits = any(p.edits_logits for p in batch)
+        penalties = edits or any(p.repetition_penalty != 1 or p.min_tokens > 0 for p in batch)
         filters = penalties or any(not p.greedy and (p.top_k > 0 or p.top_p < 1) for p in batch)
         return cls(
             sampled=filters or any(not p.greedy for p in batch),
             filters=filters,
             penalties=penalties,
-            logprobs=any(p.logprobs is not None for p in batch),
+            logprobs=edits or any(p.logprobs is not None for p in batch),
+            edits=edits,
         )
 
 
-MODES = tuple(
-    SamplingMode(sampled=level > 0, filters=level > 1, penalties=level > 2, logprobs=logprobs)
-    for level in range(4)
-    for logprobs in (False, True)
+MODES = (
+    *(
+        SamplingMode(sampled=level > 0, filters=level > 1, penalties=level > 2, logprobs=logprobs)
+        for level in range(4)
+        for logprobs in (False, True)
+    ),
+    SamplingMode(sampled=True, filters=True, penalties=True, logprobs=True, edits=True),
 )
 """Every mode there is."""
 
@@ -109,6 +119,7 @@ class SamplingRows:
         min_tokens: int32 [B]; `banned` holds while `step` is below it.
         banned: int32 [B, MAX_BANNED]; token ids, then NOT_BANNED.
         seen: bool [B, V]; tokens of prompt and output; None unless the mode has penalties.
+        edits: None unless the mode has edits.
     """
 
     temperature: Array
@@ -121,6 +132,7 @@ class SamplingRows:
     min_tokens: Array
     banned: Array
     seen: Array | None = None
+    edits: LogitEdits | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -217,17 +229,26 @@ def token_weights(logits: Array, rows: SamplingRows, *, mode: SamplingMode) -> A
 
     Greedy rows have 1 at each greatest logit, of which `sample` takes the first. Arguments as for `sample`.
     """
-    adjusted = _adjust(logits, rows) if mode.penalties else logits
+    adjusted = _adjust(logits, rows, mode)
     return _weights(adjusted, _peak(adjusted), rows, mode)
 
 
-def _adjust(logits: Array, rows: SamplingRows) -> Array:
-    """Return logits with the repetition penalty and without the banned tokens."""
+def _adjust(logits: Array, rows: SamplingRows, mode: SamplingMode) -> Array:
+    """Return logits with biases and penalties, and without the tokens that are banned or not allowed."""
+    if not mode.penalties:
+        return logits
+    edits = rows.edits if mode.edits else None
+    if mode.edits and edits is None:
+        raise ValueError("a mode with edits needs rows.edits, got None")
+    if edits is not None:
+        logits = logits + edits.added[0]
     if rows.seen is None:
         raise ValueError("a mode with penalties needs rows.seen, got None")
     penalty = rows.repetition_penalty[:, None]
     penalised = jnp.where(logits > 0, logits / penalty, logits * penalty)
     logits = jnp.where(rows.seen, penalised, logits)
+    if edits is not None:
+        logits = jnp.where(is_allowed(edits.allowed, logits.shape[1]), logits - edits.added[1], -jnp.inf)
     banned = jnp.where((rows.step < rows.min_tokens)[:, None], rows.banned, NOT_BANNED)
     return logits.at[jnp.arange(logits.shape[0])[:, None], banned].set(-jnp.inf, mode="drop")
 
@@ -245,7 +266,7 @@ def _greedy(logits: Array) -> Array:
 
 def _draw(logits: Array, rows: SamplingRows, mode: SamplingMode) -> Array:
     """Return int32 [B], a token of each row's `token_weights`, INVALID_TOKEN or NO_TOKEN."""
-    adjusted = _adjust(logits, rows) if mode.penalties else logits
+    adjusted = _adjust(logits, rows, mode)
     peak = _peak(adjusted)
     # The barrier makes both levels of the draw see the same rounding of the weights.
     weight = lax.optimization_barrier(_weights(adjusted, peak, rows, mode))

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from .batch import padding_rows, padding_samples, padding_tiles
+from .logit_edits import many_entries
 from .model_runner import SEGMENT, Lane, ModelRunner
 from .programs import Riders
 from .sampler import MODES, SamplingMode
@@ -29,7 +30,9 @@ def warm_up(runner: ModelRunner, modes: Sequence[SamplingMode] = MODES) -> None:
             runner.decode(padding_rows(count, width, buckets))
     for count in buckets.samples:
         for mode in modes:
-            runner.sample(runner.no_ends(count), padding_samples(count, buckets), mode)
+            # More entries than are sent at once.
+            edits = many_entries() if mode.edits else ()
+            runner.sample(runner.no_ends(count), padding_samples(count, buckets), mode, edits)
     cohorts = [_cohort(runner, count) for count in buckets.host_rows]
     for lane in _lanes(runner):
         _pass_lane(runner, lane, cohorts)

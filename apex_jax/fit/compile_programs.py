@@ -242,8 +242,10 @@ def _batch(name: str, leaves: Sequence[Any], static: Mapping[str, Any], page_siz
     packed = [leaf.shape for leaf in leaves if leaf.dtype == jnp.int32 and len(leaf.shape) == 2]
     if name == "sample":
         mode = static["mode"]
-        kind = [key for key in ("sampled", "filters", "penalties", "logprobs") if getattr(mode, key)]
+        kind = [key for key in ("sampled", "filters", "penalties", "logprobs", "edits") if getattr(mode, key)]
         return Batch(f"{packed[0][0]} rows, {' '.join(kind) or 'greedy'}", 0)
+    if name == "spread":
+        return Batch(f"{packed[0][0]} rows", 0)
     if name in ("gather", "scatter"):
         return Batch(f"{next(leaf.shape[0] for leaf in leaves if len(leaf.shape) == 1)} pages", 0)
     if name not in ("decode_step", "embed", "attend", "layers"):

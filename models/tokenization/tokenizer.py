@@ -77,13 +77,13 @@ class Tokenizer:
         """The Jinja template of a conversation; None for models without one."""
         return self.backend.chat_template
 
-    def encode(self, text: str) -> list[int]:
-        """Return the tokens of a prompt, with the special tokens the model expects around it (BOS).
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the tokens of a prompt, with the special tokens the model expects around it (BOS) if they are wanted.
 
         Raises:
             CheckpointError: the tokenizer's own parts do not fit together.
         """
-        return self._encode(text, add_special_tokens=True)
+        return self._encode(text, add_special_tokens=add_special_tokens)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> list[int]:
         """Return the tokens of a conversation of {"role", "content"} messages, written by the chat template.

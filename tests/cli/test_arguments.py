@@ -1,11 +1,12 @@
 """Options against the classes that they fill."""
 
 import argparse
+import re
 from dataclasses import fields
 
 import pytest
 
-from apex_jax import EngineOptions, SamplingParams
+from apex_jax import EngineOptions, SamplingParams, StructuredOutputsParams
 from apex_jax.cli import build_parser
 from apex_jax.cli.arguments import ENGINE_OPTIONS, byte_count, sampling_params
 
@@ -18,7 +19,14 @@ def test_every_sampling_parameter_can_be_given():
     given = parse(
         *("--n=2", "--temperature=0.5", "--top-p=0.9", "--top-k=7", "--min-p=0.1", "--repetition-penalty=1.2"),
         *("--seed=3", "--max-tokens=9", "--min-tokens=4", "--stop=END", "--stop=.", "--stop-token-ids=5,6"),
-        *("--ignore-eos", "--logprobs=3", "--no-skip-special-tokens", "--include-stop-str-in-output"),
+        *("--presence-penalty=0.5", "--frequency-penalty=-0.5", "--logit-bias=3:1.5,4:-100", "--bad-words=no"),
+        *(
+            "--allowed-token-ids=3,4",
+            "--ignore-eos",
+            "--logprobs=3",
+            "--no-skip-special-tokens",
+            "--include-stop-str-in-output",
+        ),
     )
     params = sampling_params(given)
     assert params == SamplingParams(
@@ -37,9 +45,18 @@ def test_every_sampling_parameter_can_be_given():
         logprobs=3,
         skip_special_tokens=False,
         include_stop_str_in_output=True,
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        logit_bias={3: 1.5, 4: -100},
+        allowed_token_ids=[3, 4],
+        bad_words=["no"],
     )
+    structured = sampling_params(parse('--structured-outputs={"choice": ["a", "b"]}'))
+    assert structured.structured_outputs == StructuredOutputsParams(choice=["a", "b"])
     default = SamplingParams()
-    assert all(getattr(params, field.name) != getattr(default, field.name) for field in fields(SamplingParams))
+    alone = {"structured_outputs"}  # they end with EOS, which the others ignore
+    names = {field.name for field in fields(SamplingParams)} - alone
+    assert all(getattr(params, name) != getattr(default, name) for name in names)
 
 
 def test_defaults_are_those_of_the_api_but_for_the_length():
@@ -70,3 +87,19 @@ def test_byte_counts(text, number):
 def test_byte_counts_that_are_none(text):
     with pytest.raises(argparse.ArgumentTypeError, match="is not a size"):
         byte_count(text)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--logit-bias=3", "'3' is not a comma-separated list of token ids with biases"),
+        ("--logit-bias=a:1", "'a:1' is not a comma-separated list of token ids with biases"),
+        ('--structured-outputs={"regex": 1}', "cannot be used: regex must be a text, got 1"),
+        ("--structured-outputs=[1]", r"cannot be used: an object is needed, got \[1\]"),
+        ('--structured-outputs={"pattern": "a"}', "cannot be used: .*unexpected keyword argument 'pattern'"),
+    ],
+)
+def test_values_that_cannot_be_read(argument, message, capsys):
+    with pytest.raises(SystemExit):
+        parse(argument)
+    assert re.search(message, capsys.readouterr().err)

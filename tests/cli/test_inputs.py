@@ -81,6 +81,8 @@ def test_chat_makes_messages_of_texts_only(monkeypatch):
         ('{"prompt": "a", "messages": []}', "needs one of"),
         ('{"prompt": "a", "temprature": 1}', r"unknown keys \['temprature'\]"),
         ('{"prompt": "a", "top_p": 2}', r"line 2: top_p must be in \(0, 1\], got 2"),
+        ('{"prompt": "a", "structured_outputs": {"regex": 3}}', "line 2: regex must be a text, got 3 of type int"),
+        ('{"prompt": "a", "structured_outputs": "a+"}', "line 2: structured_outputs must be StructuredOutputsParams"),
         ('{"prompt": "a", "n": "2"}', "line 2: n must be an integer, got '2'"),
     ],
 )

@@ -36,7 +36,7 @@ def shared_programs():
         return dataclasses.replace(
             built,
             # These depend on the model alone, or on its page size as well, but not on the attention.
-            **{name: getattr(of_model, name) for name in ("sample", "mark_prompt", "collect", "boundary")},
+            **{name: getattr(of_model, name) for name in ("sample", "mark_prompt", "spread", "collect", "boundary")},
             **{name: getattr(of_size, name) for name in ("embed", "gather", "scatter")},
         )
 

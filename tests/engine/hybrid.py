@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from apex_jax import SamplingParams
+from apex_jax.engine.grammars import Grammars
 from apex_jax.engine.input_processor import check_requests
 from apex_jax.engine.shared_engine import Call, SharedEngine
 from apex_jax.execution.own_contexts import own_contexts
@@ -92,11 +93,12 @@ def beginner(llm):
     """Return (groups, prompts, params) -> None that queues requests and notes them, but runs nothing."""
     limits = {"tokenizer": llm.tokenizer, "max_model_len": llm.max_model_len}
     shared = SharedEngine(llm.engine, llm.config, seed=0, **limits)
+    grammars = Grammars(llm.tokenizer, llm.config)
 
     def begin(groups, prompts, params):
         call = Call()
         call.groups = groups
-        shared.begin(call, check_requests(prompts, params, llm.config, **limits))
+        shared.begin(call, check_requests(prompts, params, llm.config, grammars=grammars, **limits))
 
     return begin
 

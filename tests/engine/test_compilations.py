@@ -45,6 +45,7 @@ def mixed(rng):
         logprobs=[None, None, 0, 3][rng.integers(4)],
         max_tokens=int(rng.integers(2, 9)),
         n=int(rng.choice([1, 1, 1, 2])),
+        presence_penalty=float(rng.choice([0, 0, 0, 0.5])),
     )
 
 

@@ -122,8 +122,9 @@ def test_the_scheduler_runs_without_jax_and_without_who_decides():
 
 def test_what_is_imported_is_declared():
     """By this package itself: what a dependency happens to bring may be gone with its next version."""
-    plotting = PROJECT["project"]["optional-dependencies"]["plot"]
-    declared = {distribution(text) for text in [*PROJECT["project"]["dependencies"], *plotting]}
+    extras = PROJECT["project"]["optional-dependencies"]
+    wanted = [*PROJECT["project"]["dependencies"], *extras["plot"], *extras["structured"]]
+    declared = {distribution(text) for text in wanted}
     owners = packages_distributions()
     used = set()
     for module, file in modules():

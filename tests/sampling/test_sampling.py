@@ -10,6 +10,15 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from apex_jax.execution.logit_edits import (
+    ENTRIES,
+    LogitEdits,
+    RowEdits,
+    pack_allowed,
+    pack_entries,
+    pack_tokens,
+    spread,
+)
 from apex_jax.execution.sampler import (
     INVALID_TOKEN,
     MAX_BANNED,
@@ -22,6 +31,7 @@ from apex_jax.execution.sampler import (
     token_weights,
 )
 from apex_jax.sampling_params import SamplingParams
+from apex_jax.structured_outputs import StructuredOutputsParams
 
 EVERYTHING = MODES[-1]
 EOS = (7,)
@@ -32,11 +42,21 @@ def compiled(function, mode):
     return jax.jit(functools.partial(function, mode=mode))
 
 
-def run(function, mode, logits, requests, seen=None):
+def edits_of(rows, shape):
+    """Return `LogitEdits` of a batch [B, V]; `rows` are the edits of its first rows."""
+    added = None
+    for places, values in pack_entries(rows, shape[0]):
+        added = spread(added, places, values, count=shape[0], vocab_size=shape[1])
+    return LogitEdits(allowed=pack_allowed(rows, *shape), added=added)
+
+
+def run(function, mode, logits, requests, seen=None, edits=()):
     """Call `function` on rows of (params, seed words, step), all arrays returned as numpy."""
     rows = pack_rows(requests, eos_token_ids=EOS)
     if mode.penalties:
         rows = dataclasses.replace(rows, seen=np.zeros(logits.shape, bool) if seen is None else seen)
+    if mode.edits:
+        rows = dataclasses.replace(rows, edits=edits_of(edits, logits.shape))
     return jax.tree.map(np.asarray, compiled(function, mode)(logits.astype(np.float32), rows))
 
 
@@ -211,13 +231,87 @@ def test_every_mode_that_covers_a_row_gives_it_the_same_token():
                 assert tokens[row] == expected[row]
 
 
+EDITS = [
+    {"presence_penalty": 0.1},
+    {"frequency_penalty": -0.1},
+    {"logit_bias": {3: 1}},
+    {"allowed_token_ids": [3]},
+    {"bad_words": ["a"]},
+    {"structured_outputs": StructuredOutputsParams(regex="a")},
+]
+
+
+@st.composite
+def edited_row(draw, vocabulary):
+    some = st.lists(st.integers(0, vocabulary - 1), max_size=vocabulary, unique=True)
+    ids = np.array(draw(some), np.int32)
+    numbers = st.lists(st.integers(-8, 8), min_size=len(ids), max_size=len(ids))
+    bias, penalty = (np.array(draw(numbers), np.float32) / 4 for _ in range(2))
+    allowed = draw(st.one_of(st.none(), some.filter(bool)))
+    return allowed, RowEdits(
+        allowed=None if allowed is None else pack_tokens(allowed, vocabulary), ids=ids, bias=bias, penalty=penalty
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(edited_row(37), min_size=1, max_size=3), st.integers(0, 2**32 - 1))
+def test_edits_are_numpys(rows, seed):
+    """Bias, repetition penalty, the other penalties, and only then what is allowed; vocabularies of no whole words."""
+    rng = np.random.default_rng(seed)
+    logits, seen = rng.integers(-24, 24, (4, 37)) / 8, rng.random((4, 37)) < 0.2
+    params = SamplingParams(repetition_penalty=2.0, temperature=0.5)
+    weight = run(
+        token_weights, EVERYTHING, logits, [(params, seed_words(0, 0), 0)] * 4, seen, [edits for _, edits in rows]
+    )
+    for row in range(4):
+        expected = logits[row].copy()
+        allowed, edits = rows[row] if row < len(rows) else (None, None)
+        if edits is not None:
+            expected[edits.ids] += edits.bias
+        expected = np.where(seen[row], np.where(expected > 0, expected / 2, expected * 2), expected)
+        if edits is not None:
+            expected[edits.ids] -= edits.penalty
+        if allowed is not None:
+            expected[np.setdiff1d(np.arange(37), allowed)] = -np.inf
+        np.testing.assert_allclose(weight[row], np.exp((expected - expected.max()) / 0.5), rtol=1e-5)
+
+
+def test_edits_leave_logprobs_and_say_when_no_token_is_left():
+    logits = np.random.default_rng(4).normal(0, 3, (3, 70))
+    nothing = np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, np.float32)
+    only = [pack_tokens(ids, 70) for ids in ([69], [])]
+    edits = [
+        RowEdits(**dict(zip(("allowed", "ids", "bias", "penalty"), (mask, *nothing), strict=True))) for mask in only
+    ]
+    requests = [(SamplingParams(), seed_words(row, 0), 0) for row in range(3)]
+    sampled = run(sample, EVERYTHING, logits, requests, edits=edits)
+    free = run(sample, EVERYTHING, logits, requests)
+    assert sampled.tokens.tolist() == [69, NO_TOKEN, free.tokens[2]]
+    exact = logits[0] - np.log(np.exp(logits[0]).sum())
+    np.testing.assert_allclose(sampled.logprob[0], exact[69], rtol=1e-5)
+    assert (sampled.top_ids == free.top_ids).all()
+
+
+def test_more_entries_than_are_sent_at_once():
+    vocabulary = 2 * ENTRIES + 3
+    logits = np.random.default_rng(5).normal(0, 1, (2, vocabulary))
+    bias = np.arange(vocabulary, dtype=np.float32) % 101
+    edits = RowEdits(allowed=None, ids=np.arange(vocabulary, dtype=np.int32), bias=bias, penalty=0 * bias)
+    requests = [(SamplingParams(temperature=0), seed_words(0, 0), 0)] * 2
+    tokens = run(sample, EVERYTHING, logits, requests, edits=[None, edits]).tokens
+    assert tokens.tolist() == [logits[0].argmax(), (logits[1].astype(np.float32) + bias).argmax()]
+
+
 def test_mode_is_the_cheapest_that_covers_the_batch():
     modes = [SamplingMode.covering([params]) for params in MIXED]
     assert [MODES.index(mode) for mode in modes] == [0, 2, 4, 4, 2, 6, 6, 2]
     assert SamplingMode.covering([SamplingParams(temperature=0, top_k=5, logprobs=0)]) == MODES[1]
     assert SamplingMode.covering([]) == MODES[0]
     assert SamplingMode.covering(MIXED) == MODES[6]
-    assert len({hash(mode) for mode in MODES}) == len(MODES) == 8
+    assert len({hash(mode) for mode in MODES}) == len(MODES) == 9
+    assert [SamplingMode.covering([SamplingParams(**edit)]) for edit in EDITS] == [EVERYTHING] * len(EDITS)
+    with pytest.raises(ValueError, match="edits needs penalties and logprobs"):
+        SamplingMode(sampled=True, filters=True, edits=True)
     with pytest.raises(ValueError, match="filters needs sampled"):
         SamplingMode(filters=True)
 
@@ -338,6 +432,8 @@ def test_only_a_greedy_mode_needs_no_rows():
 
 def test_penalties_need_seen():
     with pytest.raises(ValueError, match=r"needs rows\.seen"):
+        sample(jnp.eye(3), pack_rows([None] * 3, eos_token_ids=EOS), mode=MODES[7])
+    with pytest.raises(ValueError, match=r"needs rows\.edits"):
         sample(jnp.eye(3), pack_rows([None] * 3, eos_token_ids=EOS), mode=EVERYTHING)
 
 
