@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -13,7 +13,7 @@ from .engine.capacity import longest_context, plan_memory
 from .engine.engine import Engine
 from .engine.executor_factory import make_device, make_worker
 from .engine.grammars import Grammars
-from .engine.input_processor import CheckedRequest, Prompt, check_requests
+from .engine.input_processor import CheckedRequest, Message, Prompt, chat_prompts, check_requests
 from .engine.policy_factory import assumed_profile, fixed_policy, follower_of, planner_of
 from .engine.shared_engine import SharedEngine
 from .engine.stats import EngineStats
@@ -230,6 +230,47 @@ class LLM:
         checked = self._checked(prompts, sampling_params)
         with Bar(total=len(checked), desc="Requests", unit="request", disable=not use_tqdm) as bar:
             return self._requests.generate(checked, bar.update)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation or several, as `generate` does, with a say in how the chat template is used.
+
+        Args:
+            messages: {"role": ..., "content": ...} each; a list of them, or a list of such lists.
+            sampling_params, use_tqdm: as in `generate`.
+            chat_template: another template than the model's.
+            add_generation_prompt: the prompt ends with what begins an answer.
+            continue_final_message: it ends within the last message instead, and the model goes on with that.
+            tools: what the model may call, as JSON schemas.
+            chat_template_kwargs: further values for the template.
+
+        Raises:
+            TypeError, ValueError, RuntimeError, KeyboardInterrupt: as `generate`.
+        """
+        prompts = chat_prompts(
+            messages,
+            self.tokenizer,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def get_tokenizer(self) -> Any:
+        """Return the model's tokenizer as transformers has it; None if the model has none."""
+        return None if self.tokenizer is None else self.tokenizer.backend
 
     def stream(
         self,

@@ -173,7 +173,28 @@ def _encode_text(text: str, tokenizer: Tokenizer | None) -> list[int]:
     return encoded if text else []
 
 
-def _encode_chat(messages: Sequence[Any], tokenizer: Tokenizer | None) -> list[int]:
+def chat_prompts(conversations: Any, tokenizer: Tokenizer | None, **options: Any) -> list[dict[str, Any]]:
+    """Return one conversation or several as prompts of token ids.
+
+    Args:
+        conversations: messages, or lists of them.
+        tokenizer: of the model.
+        options: as in `Tokenizer.encode_chat`.
+
+    Raises:
+        TypeError, ValueError: they are no conversations, or the chat template refuses them.
+    """
+    for name in ("chat_template", "tools", "chat_template_kwargs"):
+        kind = {"chat_template": str, "tools": Sequence, "chat_template_kwargs": Mapping}[name]
+        if options[name] is not None and not isinstance(options[name], kind):
+            raise TypeError(f"{name} must be {kind.__name__} or None, got {options[name]!r}")
+    batch = as_batch(conversations)
+    if not all(isinstance(each, Sequence) and not isinstance(each, str) for each in batch):
+        raise TypeError(f"chat takes messages or lists of them, got {conversations!r}")
+    return [{"prompt_token_ids": _encode_chat(each, tokenizer, **options)} for each in batch]  # type: ignore[arg-type]
+
+
+def _encode_chat(messages: Sequence[Any], tokenizer: Tokenizer | None, **options: Any) -> list[int]:
     needed = _needed(tokenizer, "a chat prompt")
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
@@ -185,7 +206,7 @@ def _encode_chat(messages: Sequence[Any], tokenizer: Tokenizer | None) -> list[i
                 f"messages[{index}]['content'] must be a text, got {content!r} of type {type(content).__name__}; "
                 "join the texts of content given in parts"
             )
-    return needed.encode_chat(messages)
+    return needed.encode_chat(messages, **options)
 
 
 def _refuse_bytes(prompt: Any) -> None:

@@ -14,6 +14,7 @@ from .library_errors import as_checkpoint_errors
 from .tokenizer_file import check_folder
 
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 _AS_JSON = "{{ messages|tojson }}"
 
 
@@ -85,27 +86,65 @@ class Tokenizer:
         """
         return self._encode(text, add_special_tokens=add_special_tokens)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """Return the tokens of a conversation of {"role", "content"} messages, written by the chat template.
 
+        Args:
+            messages: the conversation.
+            add_generation_prompt: end with what begins an answer.
+            continue_final_message: end with the last message's content, for the model to go on with it.
+            chat_template: another template than the model's.
+            tools: what the model may call, as JSON schemas.
+            chat_template_kwargs: further values of the template's.
+
         Raises:
-            ValueError: the model has no chat template.
+            ValueError: the model has no chat template, or both ends are asked for.
             ChatTemplateError: the template refuses the messages, is none, or does more than its limits allow.
             CheckpointError: as in `encode`.
         """
-        if self.chat_template is None:
+        if self.chat_template is None and chat_template is None:
             raise ValueError("this model has no chat template: give the prompt as text or token ids")
+        if add_generation_prompt and continue_final_message:
+            raise ValueError("continue_final_message needs add_generation_prompt=False: a prompt has one end, got both")
         special = self.backend.special_tokens_map
-        text = self._chat_template().render(
+        plain = self._plain(messages)
+        if continue_final_message:
+            plain = self._marked(plain)
+        text = self._chat_template(chat_template).render(
             {
                 **{name: value if isinstance(value, list) else str(value) for name, value in special.items()},
-                "messages": self._plain(messages),
-                "tools": None,
+                **(chat_template_kwargs or {}),
+                "messages": plain,
+                "tools": None if tools is None else self._plain(tools),
                 "documents": None,
                 "add_generation_prompt": add_generation_prompt,
             }
         )
+        if continue_final_message:
+            text = self._cut(text)
         return self._encode(text, add_special_tokens=False)
+
+    def _marked(self, messages: list[Any]) -> list[Any]:
+        """Return messages whose last content ends with a mark that `_cut` finds, as transformers does it."""
+        content = messages[-1].get("content") if messages else None
+        if not isinstance(content, str):
+            raise ValueError(f"continue_final_message needs a last message with a text, got {shown(messages[-1:])}")
+        return [*messages[:-1], {**messages[-1], "content": content + _MARK}]
+
+    def _cut(self, text: str) -> str:
+        end = text.rfind(_MARK.strip())
+        if end < 0:
+            raise ChatTemplateError(f"the chat template of {self._name} leaves the end of the last message out")
+        return text[:end] if text.startswith(_MARK, end) else text[:end].rstrip()
 
     @property
     def _name(self) -> str:
@@ -115,17 +154,17 @@ class Tokenizer:
         with as_checkpoint_errors(f"the tokenizer of {self._name} cannot read this text"):
             return self.backend.encode(text, add_special_tokens=add_special_tokens)
 
-    def _chat_template(self) -> ChatTemplate:
+    def _chat_template(self, given: str | None = None) -> ChatTemplate:
         """Return the template in force, compiled once; programs may give the backend another one."""
         try:
-            source = self.backend.get_chat_template()
+            source = self.backend.get_chat_template() if given is None else given
         except ValueError as error:
             raise ChatTemplateError(f"the chat templates of {self._name}: {error}") from error
         if source != self._template.source:
             self._template = ChatTemplate(source, self._name)
         return self._template
 
-    def _plain(self, messages: Sequence[Mapping[str, str]]) -> list[Any]:
+    def _plain(self, messages: Sequence[Mapping[str, Any]]) -> list[Any]:
         """Return messages as transformers gives them to templates, which differs between its versions."""
         try:
             text = self.backend.apply_chat_template(list(messages), chat_template=_AS_JSON, tokenize=False)
