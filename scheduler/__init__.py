@@ -10,7 +10,7 @@ from .cost_model.cost_model import CostModel, Follower
 from .cost_model.critical_path import Clock
 from .cost_model.curve import AttentionTime, Curve
 from .cost_model.hardware import DeviceSpec, HostSpec, ModelShape
-from .cost_model.prediction import CohortLoad, Load, Prediction, Terms, prompt_pairs
+from .cost_model.prediction import CohortLoad, Load, Prediction, Terms, plan_pairs, prompt_pairs
 from .cost_model.profile import Padding, Profile, ProfileKey
 from .cost_model.profile_io import ProfileError, load_profile, save_profile
 from .cost_model.roofline import describe
@@ -64,6 +64,7 @@ __all__ = [
     "Terms",
     "describe",
     "load_profile",
+    "plan_pairs",
     "prompt_pairs",
     "save_profile",
 ]

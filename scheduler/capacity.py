@@ -57,6 +57,10 @@ class Capacity:
         """Tokens that the device can hold at once: every request is computed there from the start."""
         return self.device_pages * self.page_size
 
+    def at_once(self, tokens: int) -> int:
+        """Return how many tokens of a prompt of so many its pages hold at once."""
+        return min(tokens, self.prompt_pages(tokens) * self.page_size)
+
     def holds(self, tokens: int) -> bool:
         """Whether the device can hold what a context of so many tokens needs of its own at any time."""
         return self.prompt_pages(tokens) <= self.device_pages
@@ -70,6 +74,10 @@ class Capacity:
         if self.sliding_window is None:
             return 0
         return max(0, position + 1 - self.sliding_window) // self.page_size
+
+    def held_pages(self, computed: int) -> int:
+        """Return the pages of so many tokens without those that no later token reaches."""
+        return self.pages(computed) - self.given_back(computed)
 
     def live_pages(self, length: int) -> int:
         """Return the pages of a decoding request, whose next token is the last of `length`."""

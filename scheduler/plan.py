@@ -145,6 +145,7 @@ class Plan:
         number: counts the plans of a scheduler from 0.
         num_layers: L.
         strategy: name of what built the plan; for people, an executor needs only the rest.
+        sliding_window: tokens that each attends to at most; for predictions. None for all.
         prefill: chunks of prompts, first come first.
         decode: device requests that produce one token each.
         cohorts: host rows that ride in this iteration. The first one of a boundary shares the device rows' pass over
@@ -157,6 +158,7 @@ class Plan:
     number: int
     num_layers: int
     strategy: str
+    sliding_window: int | None = None
     prefill: tuple[PrefillChunk, ...] = ()
     decode: tuple[DecodeRow, ...] = ()
     cohorts: tuple[Cohort, ...] = ()
@@ -165,6 +167,10 @@ class Plan:
     evictions: tuple[Eviction, ...] = ()
     fetches: tuple[Fetch, ...] = ()
     landings: tuple[Landing, ...] = ()
+
+    def attended(self, length: int) -> int:
+        """Return the tokens of a context that its last one attends to."""
+        return length if self.sliding_window is None else min(length, self.sliding_window)
 
     @property
     def has_device_rows(self) -> bool:

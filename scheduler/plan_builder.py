@@ -13,6 +13,7 @@ from .request import Request
 class Draft:
     """The parts of a `Plan` as far as they have been decided."""
 
+    sliding_window: int | None = None
     prefill: list[PrefillChunk] = field(default_factory=list)
     decode: list[DecodeRow] = field(default_factory=list)
     cohorts: list[Cohort] = field(default_factory=list)
@@ -99,6 +100,7 @@ class Draft:
             number=number,
             num_layers=num_layers,
             strategy=strategy,
+            sliding_window=self.sliding_window,
             prefill=tuple(self.prefill),
             decode=tuple(self.decode),
             cohorts=tuple(self.cohorts),

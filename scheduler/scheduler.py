@@ -128,7 +128,7 @@ class Scheduler:
         """Make the next plan, or return None if there is nothing to do until tokens or fetched pages arrive."""
         if not self._requests:
             return None
-        draft, preemptions = Draft(), self.preemptions
+        draft, preemptions = Draft(sliding_window=self.capacity.sliding_window), self.preemptions
         if any(request.wants_token or request.is_prefilling for request in self._running) or self._waiting:
             self.decision = self.policy.decide(self.situation())
         verbs = in_order(
@@ -171,7 +171,7 @@ class Scheduler:
             self._waiting,
             num_layers=self.num_layers,
             plan=self._plans,
-            prefill_pages=self.capacity.max_prefill_pages,
+            capacity=self.capacity,
             pages=self.pages,
             host_pages=self.host_pages,
         )

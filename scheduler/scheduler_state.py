@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from .capacity import Capacity
 from .page_allocator import PageAllocator
 from .request import Request
 from .waiting_queue import WaitingQueue
@@ -41,13 +42,13 @@ class Situation:
 
     Attributes:
         num_layers: L.
-        device_rows, device_kv_tokens: decoding device requests and the tokens of their contexts together.
+        device_rows, device_kv_tokens: decoding device requests and the tokens that they attend to together.
         host_rows, host_kv_tokens: the same for host requests, those under way in cohorts included.
         prefill_tokens: prompt tokens that the next iteration will compute.
         prefill_context: tokens in front of those, which they attend to.
         waiting: requests without pages.
         waiting_tokens: their prompts together.
-        waiting_first: tokens of the one that waits first.
+        waiting_first: tokens of the one that waits first, or as many as its pages will hold at once.
         waiting_output: output tokens that they may still produce, at most.
         remaining_tokens: output tokens that the running requests may still produce, at most.
         host_remaining_tokens: the same for host requests alone.
@@ -85,7 +86,7 @@ def situation(
     *,
     num_layers: int,
     plan: int,
-    prefill_pages: int,
+    capacity: Capacity,
     pages: PageAllocator,
     host_pages: PageAllocator,
 ) -> Situation:
@@ -95,7 +96,7 @@ def situation(
         running, waiting: the requests, in order of arrival.
         num_layers: L.
         plan: number of the next plan.
-        prefill_pages: pages of prompts that an iteration computes.
+        capacity: prompt tokens of an iteration, and the window of attention.
         pages, host_pages: of either side.
     """
     device = [r for r in running if r.side == "device" and r.wants_token]
@@ -103,19 +104,19 @@ def situation(
     prefilling = [r for r in running if r.is_prefilling]
     owed = sum(r.prefill_target - r.computed for r in prefilling) + waiting.tokens
     first = waiting.first
-    host_tokens, host_remaining = _tokens(host)
-    others_remaining = _tokens(r for r in running if r.side == "device" or r.fetching)[1]
+    host_remaining = _remaining(host)
+    others_remaining = _remaining(r for r in running if r.side == "device" or r.fetching)
     return Situation(
         num_layers=num_layers,
         device_rows=len(device),
-        device_kv_tokens=sum(r.length for r in device),
+        device_kv_tokens=_attended(device, capacity.sliding_window),
         host_rows=len(host),
-        host_kv_tokens=host_tokens,
-        prefill_tokens=min(prefill_pages * pages.page_size, owed),
+        host_kv_tokens=_attended(host, capacity.sliding_window),
+        prefill_tokens=min(capacity.max_prefill_pages * pages.page_size, owed),
         prefill_context=prefilling[0].computed if prefilling else 0,
         waiting=len(waiting),
         waiting_tokens=waiting.tokens,
-        waiting_first=first.length if first else 0,
+        waiting_first=capacity.at_once(first.length) if first else 0,
         waiting_output=waiting.output,
         remaining_tokens=host_remaining + others_remaining,
         host_remaining_tokens=host_remaining,
@@ -140,12 +141,13 @@ def roster(running: Iterable[Request], waiting: Iterable[Request]) -> Roster:
     return Roster(device, host, coming, [*device_ids, *host_ids, *(r.id for r in waiting)])
 
 
-def _tokens(requests: Iterable[Request]) -> tuple[int, int]:
-    """Return the tokens of all contexts, and those that may still come."""
-    contexts = remaining = 0
+def _attended(requests: Iterable[Request], window: int | None) -> int:
+    """Return the tokens that all attend to."""
     # Hundreds of requests before every plan: their properties would take longer than all the rest.
-    for request in requests:
-        steps = len(request.output) + request.in_flight
-        contexts += len(request.prompt) + steps
-        remaining += request.max_tokens - steps
-    return contexts, remaining
+    lengths = (len(request.prompt) + len(request.output) + request.in_flight for request in requests)
+    return sum(lengths) if window is None else sum(min(length, window) for length in lengths)
+
+
+def _remaining(requests: Iterable[Request]) -> int:
+    """Return the tokens that may still come."""
+    return sum(request.max_tokens - len(request.output) - request.in_flight for request in requests)

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from ..sampling_params import SamplingParams
-from ..scheduler import Cohort, Load, ModelShape, Plan, Profile, prompt_pairs
+from ..scheduler import Cohort, Load, ModelShape, Plan, Profile, plan_pairs
 from ..scheduler.cost_model.component_times import Costs
 from ..tracing.recorder import ITERATION, Recorder
 from .batch import Buckets
@@ -47,13 +47,12 @@ class ParkedCount:
 
 def device_load(plan: Plan) -> Load:
     """Return what device rows and prompts of a plan take, in counts."""
-    pairs = sum(prompt_pairs(len(chunk.tokens), chunk.start) for chunk in plan.prefill)
-    return replace(decode_load(plan), prefill_tokens=plan.prefill_tokens, prefill_pairs=pairs)
+    return replace(decode_load(plan), prefill_tokens=plan.prefill_tokens, prefill_pairs=plan_pairs(plan))
 
 
 def decode_load(plan: Plan) -> Load:
     """Return the same without the prompts, for measuring how requests decode without waiting for these."""
-    return Load(device_rows=len(plan.decode), device_kv_tokens=sum(row.length for row in plan.decode))
+    return Load(device_rows=len(plan.decode), device_kv_tokens=sum(plan.attended(row.length) for row in plan.decode))
 
 
 class EmulatedDevice:

@@ -57,7 +57,10 @@ class ProfileSizes:
     @classmethod
     def of(cls, buckets: Buckets) -> ProfileSizes:
         """Return the sizes for an engine of such batches and pages."""
-        page, longest = buckets.page_size, buckets.table_width
+        page, longest, window = buckets.page_size, buckets.table_width, buckets.capacity.sliding_window
+        if window is not None:
+            # Times are told over the tokens that are attended to, which are all of them up to there.
+            longest = min(longest, max(1, window // page))
         num_pages, num_host_pages = buckets.capacity.device_pages, buckets.capacity.host_pages
         attention_rows = max((count for count in buckets.decode_rows if 4 * count <= num_pages), default=1)
         host_rows = _some(buckets.host_rows, 3)

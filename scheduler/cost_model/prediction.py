@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..plan import Cohort, Plan, PrefillChunk
+from ..plan import Cohort, Plan
 
 
 class Terms(NamedTuple):
@@ -31,7 +31,7 @@ class CohortLoad:
     Attributes:
         id: unique among the cohorts under way.
         rows: requests whose attention the host computes.
-        kv_tokens: tokens of their contexts together.
+        kv_tokens: tokens that they attend to together.
         first, last: boundaries that it rides from and to.
         width: rows that it takes in a pass, those of ended requests included; `rows` if 0.
     """
@@ -44,9 +44,9 @@ class CohortLoad:
     width: int = 0
 
     @classmethod
-    def of(cls, cohort: Cohort) -> CohortLoad:
+    def of(cls, cohort: Cohort, plan: Plan) -> CohortLoad:
         """Return a plan's cohort in counts."""
-        lengths = [row.length for row in cohort.rows if row is not None]
+        lengths = [plan.attended(row.length) for row in cohort.rows if row is not None]
         return cls(
             id=cohort.id,
             rows=len(lengths),
@@ -62,7 +62,7 @@ class Load:
     """An iteration in counts: all that its time depends on.
 
     Attributes:
-        device_rows, device_kv_tokens: decoding device requests and the tokens of their contexts together.
+        device_rows, device_kv_tokens: decoding device requests and the tokens that they attend to together.
         prefill_tokens: prompt tokens.
         prefill_pairs: pairs of one of them and a token that it attends to, see `prompt_pairs`.
         prompt_samples: prompts that end in this iteration and so give a token.
@@ -84,11 +84,11 @@ class Load:
         """Return a plan in counts."""
         return cls(
             device_rows=len(plan.decode),
-            device_kv_tokens=sum(row.length for row in plan.decode),
+            device_kv_tokens=sum(plan.attended(row.length) for row in plan.decode),
             prefill_tokens=plan.prefill_tokens,
-            prefill_pairs=sum(_pairs(chunk) for chunk in plan.prefill),
+            prefill_pairs=plan_pairs(plan),
             prompt_samples=sum(chunk.samples for chunk in plan.prefill),
-            cohorts=tuple(CohortLoad.of(cohort) for cohort in plan.cohorts),
+            cohorts=tuple(CohortLoad.of(cohort, plan) for cohort in plan.cohorts),
             evicted_tokens=page_size * sum(len(move.host_pages) for move in plan.evictions),
             fetched_tokens=page_size * sum(len(move.host_pages) for move in plan.fetches),
         )
@@ -175,10 +175,19 @@ class Timing(NamedTuple):
         return max(0.0, self.iteration_s - self.device_busy_s)
 
 
-def prompt_pairs(tokens: int, start: int) -> float:
-    """Return the pairs of one of `tokens` prompt tokens and a token up to itself, if `start` tokens precede them."""
-    return tokens * (start + (tokens + 1) / 2)
+def prompt_pairs(tokens: int, start: int, window: int | None = None) -> float:
+    """Return the pairs of one of `tokens` prompt tokens and a token that it attends to, if `start` tokens precede them.
+
+    Those are itself and all before it, `window` of them at most.
+    """
+    pairs = tokens * (start + (tokens + 1) / 2)
+    if window is None or (beyond := start + tokens - window) <= 0:
+        return pairs
+    # The last one leaves out so many, each before it one less.
+    leaving = min(tokens, beyond)
+    return pairs - leaving * (beyond - (leaving - 1) / 2)
 
 
-def _pairs(chunk: PrefillChunk) -> float:
-    return prompt_pairs(len(chunk.tokens), chunk.start)
+def plan_pairs(plan: Plan) -> float:
+    """Return the pairs of a plan's prompts."""
+    return sum(prompt_pairs(len(chunk.tokens), chunk.start, plan.sliding_window) for chunk in plan.prefill)

@@ -215,7 +215,8 @@ class Planner:
     def _capacity(self, situation: Situation, roster: Roster) -> Capacity:
         page = self.capacity.page_size
         device, host = (
-            page * sum(-(-(context - 1) // page) for context, _ in side) for side in (roster.device, roster.host)
+            page * sum(self.capacity.held_pages(context - 1) for context, _ in side)
+            for side in (roster.device, roster.host)
         )
         return replace(
             self.capacity,

@@ -58,7 +58,7 @@ class Start:
         # Every request fits alone, or it would not have been taken.
         everybody = (*roster.device, *roster.host, *roster.waiting)
         longest = max((context + left - 1 for context, left in everybody), default=1)
-        least, part = -(-longest // capacity.page_size) * capacity.page_size, int(capacity.device_kv_tokens / each)
+        least, part = capacity.prompt_pages(longest) * capacity.page_size, int(capacity.device_kv_tokens / each)
         return cls(
             costs=costs,
             capacity=replace(

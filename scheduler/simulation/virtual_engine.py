@@ -100,7 +100,7 @@ class VirtualEngine:
             prefill_context=scheduler.prefilling[0].computed if scheduler.prefilling else 0,
             waiting=len(scheduler.waiting),
             waiting_tokens=scheduler.waiting_tokens,
-            waiting_first=scheduler.waiting[0].length if scheduler.waiting else 0,
+            waiting_first=scheduler.capacity.at_once(scheduler.waiting[0].length) if scheduler.waiting else 0,
             waiting_output=scheduler.waiting_output,
             remaining_tokens=int(device.remaining + host.remaining) + between,
             host_remaining_tokens=int(host.remaining),

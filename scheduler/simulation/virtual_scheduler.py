@@ -279,7 +279,7 @@ class VirtualScheduler:
     def _chunk(self, request: SimRequest, budget: int) -> int:
         tokens = min(request.length - request.computed, budget * self.capacity.page_size)
         self.prefill_tokens += tokens
-        self.prefill_pairs += prompt_pairs(tokens, request.computed)
+        self.prefill_pairs += prompt_pairs(tokens, request.computed, self.capacity.sliding_window)
         before = self.capacity.prompt_pages(request.length, request.computed)
         request.computed += tokens
         self._recycled += before - self.capacity.prompt_pages(request.length, request.computed)
@@ -298,7 +298,7 @@ class VirtualScheduler:
             if not self._device_tier(self.device.growth).takes_over(need):
                 return
             self.host.leave(request)
-            held = self.capacity.pages(request.length - 1) - self.capacity.given_back(request.length - 1)
+            held = self.capacity.held_pages(request.length - 1)
             self._landing_pages += held
             self._unreserved -= held
             self.moved_tokens += held * self.capacity.page_size

@@ -1,6 +1,7 @@
 """Walks of plans and closed forms: against times worked out by hand, against each other, and against the published
 formulas."""
 
+import itertools
 import random
 from dataclasses import replace
 
@@ -168,6 +169,9 @@ class TestByHand:
     def test_pairs_of_a_prompt(self):
         assert prompt_pairs(3, 0) == 1 + 2 + 3
         assert prompt_pairs(3, 10) == 11 + 12 + 13
+        for window, tokens, start in itertools.product((1, 2, 5, 12), (1, 3, 9), (0, 1, 4, 10)):
+            attended = (min(position + 1, window) for position in range(start, start + tokens))
+            assert prompt_pairs(tokens, start, window) == sum(attended)
 
 
 class TestPlans:
@@ -199,6 +203,11 @@ class TestPlans:
             evicted_tokens=32,
             fetched_tokens=16,
         )
+
+    def test_in_counts_of_a_window(self):
+        load = Load.of(replace(self.PLAN, sliding_window=17), page_size=16)
+        assert (load.device_kv_tokens, load.prefill_pairs) == (17 + 17, 17 + 17)
+        assert [cohort.kv_tokens for cohort in load.cohorts] == [17 + 17, 10]
 
     def test_predicted(self):
         model = CostModel(machine(layers=4, host_token=0.01))
