@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from numbers import Integral, Real
 
 from .sampling_names import takes_names_of_vllm
@@ -124,7 +125,7 @@ class SamplingParams:
         """Whether the most probable token is always taken."""
         return self.temperature < GREEDY_BELOW
 
-    @property
+    @cached_property
     def edits_logits(self) -> bool:
         """Whether its logits are changed by what only the host knows, see `apex_jax.execution.logit_edits`."""
         penalised = self.presence_penalty != 0 or self.frequency_penalty != 0

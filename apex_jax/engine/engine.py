@@ -51,6 +51,7 @@ class Engine:
         capacity, layers = self.executor.buckets.capacity, self.executor.device.num_layers
         self.scheduler = Scheduler(capacity, num_layers=layers, policy=self.policy)
         self._generations: dict[int, Generation] = {}
+        self._restricted: set[int] = set()
         self._pending: deque[Submitted] = deque()
         self._host_seen_ns = self.executor.host.busy_ns
         if self.follower is not None:
@@ -100,6 +101,8 @@ class Engine:
                 self._pending.clear()
             self.scheduler.add(generation.request)
             self._generations[generation.request.id] = generation
+            if generation.restricted is not None:
+                self._restricted.add(generation.request.id)
 
     @property
     def has_unfinished(self) -> bool:
@@ -231,16 +234,14 @@ class Engine:
         self._counters.prompt_tokens += plan.prefill_tokens
 
     def _dispatch(self, plan: Plan) -> Submitted:
-        if not any(self._is_restricted(request_id) for request_id in plan.sampling_requests):
+        if self._restricted:
+            self._restricted &= self._generations.keys()
+        if not self._restricted or self._restricted.isdisjoint(plan.sampling_requests):
             return self.executor.submit(plan)
         dispatching = self.executor.dispatch_model(plan)
         while self._pending:
             self._receive(self._pending.popleft())
         return self.executor.dispatch_sampling(dispatching, [self._edits(each) for each in plan.sampling_requests])
-
-    def _is_restricted(self, request_id: int) -> bool:
-        generation = self._generations.get(request_id)
-        return generation is not None and generation.restricted is not None
 
     def _edits(self, request_id: int) -> RowEdits | None:
         generation = self._generations.get(request_id)

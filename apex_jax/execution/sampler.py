@@ -80,8 +80,8 @@ class SamplingMode:
     def covering(cls, batch: Iterable[SamplingParams]) -> "SamplingMode":
         """Return the cheapest mode for these requests."""
         batch = list(batch)
-        edits = any(p.edits_logits for p in batch)
-        penalties = edits or any(p.repetition_penalty != 1 or p.min_tokens > 0 for p in batch)
+        penalties = any(p.repetition_penalty != 1 or p.min_tokens > 0 or p.edits_logits for p in batch)
+        edits = penalties and any(p.edits_logits for p in batch)
         filters = penalties or any(not p.greedy and (p.top_k > 0 or p.top_p < 1) for p in batch)
         return cls(
             sampled=filters or any(not p.greedy for p in batch),

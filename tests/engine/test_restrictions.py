@@ -9,7 +9,7 @@ import pytest
 from apex_jax import SamplingParams
 
 PROMPT = [5, 17, 40]
-HYBRID = {"max_num_seqs": 2, "max_host_seqs": 4, "device_kv_tokens": 48, "host_kv_bytes": 1 << 20}
+HYBRID = {"max_num_seqs": 3, "max_host_seqs": 4, "device_kv_tokens": 48, "host_kv_bytes": 1 << 20}
 WORDS = ["e", "ab", "abc", " q"]
 """Of the tokenizer below: one token, two and three, and one that begins with a space."""
 

@@ -89,7 +89,7 @@ def test_bytes_and_a_model_with_more_ids_than_its_tokenizer(make, of_bytes, conf
 
     larger = config.replace(vocab_size=300)
     llm = make(tokenizer=of_bytes, config=larger, params=random_weights(larger, 5, "float32"))
-    outputs = run(llm, [structured(seed=seed, json=SCHEMA, max_tokens=200) for seed in range(10)])
+    outputs = run(llm, [structured(seed=seed, json=SCHEMA, max_tokens=200) for seed in range(5)])
     for output in outputs:
         check_schema(output)
     accents = run(llm, [structured(seed=seed, regex="[à-ü]{3}€") for seed in range(5)])
@@ -100,7 +100,7 @@ def test_a_vocabulary_with_single_bytes(stories):
     llm = LLM(stories, device_kv_tokens=1024, max_num_seqs=8)
     outputs = run(
         llm,
-        [structured(seed=seed, json=SCHEMA, disable_any_whitespace=True, max_tokens=200) for seed in range(6)],
+        [structured(seed=seed, json=SCHEMA, disable_any_whitespace=True, max_tokens=200) for seed in range(3)],
         prompt="Once upon",
     )
     for output in outputs:
@@ -157,7 +157,7 @@ def test_the_same_on_a_model_that_tells_stories(stories):
 
 @pytest.mark.parametrize("strategy", ["device_only", "layer_sync", "asymmetric_pipelining", "async_overlap"])
 def test_on_either_side_and_after_preemptions(strategy, make, characters, llm, whole):
-    params = [structured(seed=seed, json=SCHEMA) for seed in range(5)]
+    params = [structured(seed=seed, json=SCHEMA) for seed in range(4)]
     free = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
     expected = [output.token_ids for output in run(llm, [*params, free, free])]
     small = make(tokenizer=characters, strategy=strategy, **HYBRID)
